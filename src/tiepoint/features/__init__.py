@@ -1,0 +1,96 @@
+"""Extractors: `Image` -> `Features`. `load` finds them by name, ours and anyone's.
+
+Another package adds its own extractor by declaring, in its ``pyproject.toml``::
+
+    [project.entry-points."tiepoint.extractors"]
+    mine = "my_package.module:MyExtractor"
+
+where ``MyExtractor`` subclasses `Extractor`; see ``examples/own_extractor.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+
+from ..errors import ArgumentError
+from .base import Extractor, ExtractorOptions
+
+# name -> (module of this package, class, keyword arguments that make the variant)
+_BUILTIN: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "sift": ("sift", "SIFT", {}),
+    "orb": ("orb", "ORB", {}),
+    "brief": ("brief", "BRIEF", {}),
+    "surf": ("surf", "SURF", {}),
+    "hog": ("hog", "HOG", {}),
+    "superpoint": ("superpoint", "SuperPoint", {}),
+    "superpoint-open": ("superpoint", "SuperPoint", {"weights": "superpoint-open"}),
+    "aliked-t16": ("aliked", "ALIKED", {"variant": "aliked-t16"}),
+    "aliked-n16": ("aliked", "ALIKED", {"variant": "aliked-n16"}),
+    "aliked-n16rot": ("aliked", "ALIKED", {"variant": "aliked-n16rot"}),
+    "aliked-n32": ("aliked", "ALIKED", {"variant": "aliked-n32"}),
+    "disk": ("kornia_zoo", "DISK", {}),
+    "xfeat": ("kornia_zoo", "XFeat", {}),
+    "dedode": ("kornia_zoo", "DeDoDe", {}),
+    "keynet": ("kornia_zoo", "KeyNetAffNetHardNet", {}),
+}
+
+
+def names() -> list[str]:
+    """Return the names of all extractors, built in and registered by other packages."""
+    return sorted({*_BUILTIN, *(point.name for point in entry_points(group="tiepoint.extractors"))})
+
+
+def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extractor:
+    """Return the extractor of that name.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`.
+    device : torch.device or str
+        Where networks run; hand-made extractors stay on the CPU.
+    **options
+        The fields of `ExtractorOptions` (max_keypoints, detection_threshold, nms_radius, long_side, enlarge) and
+        the extractor's own.
+
+    Raises
+    ------
+    ArgumentError
+        Unknown name or option.
+    WeightsError
+        The extractor needs a weights file that is not on this machine; nothing is downloaded here.
+    MissingDependencyError
+        The extractor needs an optional package.
+
+    Examples
+    --------
+    >>> import numpy as np, tiepoint as tp
+    >>> sift = tp.features.load("sift", max_keypoints=100)
+    >>> sift(np.zeros((64, 64, 3), np.uint8)).keypoints.shape
+    torch.Size([0, 2])
+    """
+    if name in _BUILTIN:
+        module, attribute, variant = _BUILTIN[name]
+        factory = getattr(import_module(f".{module}", __name__), attribute)
+    else:
+        found = entry_points(group="tiepoint.extractors", name=name)
+        if not found:
+            raise ArgumentError(f"no extractor is called {name!r}; there are: {', '.join(names())}")
+        factory, variant = next(iter(found)).load(), {}
+    common = {f.name for f in fields(ExtractorOptions)}
+    shared = ExtractorOptions(**{k: v for k, v in options.items() if k in common})
+    own = {k: v for k, v in options.items() if k not in common}
+    try:
+        return factory(options=shared, device=device, **variant, **own)
+    except TypeError as error:
+        if own and "unexpected keyword" in str(error):
+            raise ArgumentError(f"extractor {name!r} does not take {', '.join(map(repr, own))}") from error
+        raise
+
+
+__all__ = ["Extractor", "ExtractorOptions", "load", "names"]

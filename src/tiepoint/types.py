@@ -1,0 +1,186 @@
+"""The nouns of tiepoint: `Image`, `Features`, `Matches`.
+
+Conventions, stated once and used everywhere:
+
+- Pixel coordinates are (x, y) float32 and (0, 0) is the **centre** of the top-left pixel (as in OpenCV; COLMAP
+  counts from the corner and is 0.5 larger). Resizing by a factor s maps x to ``s * (x + 0.5) - 0.5``.
+- Keypoints are in the coordinates of the image as stored after EXIF orientation, whatever was resized inside.
+- Angles are radians, counter-clockwise on the y-down picture's axes as OpenCV measures them
+  (from +x towards +y); scales are diameters in pixels.
+- Scores lie in [0, 1].
+
+`Features` hold tensors, because they feed networks and may stay on a GPU. `Matches` are results and hold NumPy
+arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .errors import ArgumentError
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A decoded photograph.
+
+    Attributes
+    ----------
+    pixels : uint8 array (H, W, 3)
+        RGB, EXIF orientation applied.
+    mask : uint8 array (H, W) or None
+        0 means "no keypoints here".
+    name : str
+        Where it came from, for error messages and reports: a path, or ``"<array>"``.
+    """
+
+    pixels: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | None = None
+    name: str = "<array>"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Keypoints of one image and what describes them, sorted by falling score.
+
+    Attributes
+    ----------
+    keypoints : float32 tensor (N, 2)
+        (x, y) in pixels of the original image.
+    scores : float32 tensor (N,)
+        Detection confidence in [0, 1].
+    descriptors : float32 tensor (N, D) with rows of unit length, or uint8 tensor (N, bytes)
+        uint8 descriptors are strings of bits, to be compared by Hamming distance.
+    image_size : (int, int)
+        (width, height) of the original image.
+    extractor : str
+        Name of the extractor that made them; matchers check it against what they were trained on.
+    scales, orientations : float32 tensor (N,) or None
+        Diameter in pixels and angle in radians, where the detector measures them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> f = Features(torch.tensor([[3.0, 4.0]]), torch.ones(1), torch.eye(128)[:1], (640, 480), "sift")
+    >>> len(f), f.is_binary
+    (1, False)
+    """
+
+    keypoints: torch.Tensor
+    scores: torch.Tensor
+    descriptors: torch.Tensor
+    image_size: tuple[int, int]
+    extractor: str
+    scales: torch.Tensor | None = None
+    orientations: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.keypoints)
+        if self.keypoints.shape != (n, 2) or self.keypoints.dtype != torch.float32:
+            raise ArgumentError(
+                f"keypoints must be float32 of shape (N, 2), not {self.keypoints.dtype} "
+                f"of shape {tuple(self.keypoints.shape)}"
+            )
+        if self.descriptors.ndim != 2 or self.descriptors.dtype not in (torch.float32, torch.uint8):
+            raise ArgumentError(
+                f"descriptors must be float32 or uint8 of shape (N, D), not {self.descriptors.dtype} "
+                f"of shape {tuple(self.descriptors.shape)}"
+            )
+        for name in ("scores", "descriptors", "scales", "orientations"):
+            value = getattr(self, name)
+            if value is not None and len(value) != n:
+                raise ArgumentError(f"{name} has {len(value)} rows for {n} keypoints")
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether descriptors are bit strings (Hamming distance) rather than unit vectors."""
+        return self.descriptors.dtype == torch.uint8
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live."""
+        return self.keypoints.device
+
+    def select(self, index: torch.Tensor) -> Features:
+        """Return the rows chosen by ``index``: a bool mask (N,) or an int64 tensor of row numbers."""
+        index = index.to(self.device)
+        return replace(
+            self,
+            keypoints=self.keypoints[index],
+            scores=self.scores[index],
+            descriptors=self.descriptors[index],
+            scales=None if self.scales is None else self.scales[index],
+            orientations=None if self.orientations is None else self.orientations[index],
+        )
+
+    def to(self, device: torch.device | str) -> Features:
+        """Return the same features on another device."""
+        return replace(
+            self,
+            keypoints=self.keypoints.to(device),
+            scores=self.scores.to(device),
+            descriptors=self.descriptors.to(device),
+            scales=None if self.scales is None else self.scales.to(device),
+            orientations=None if self.orientations is None else self.orientations.to(device),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Correspondences between two sets of features.
+
+    Attributes
+    ----------
+    matches : int64 array (K, 2)
+        Each row is (index in image 0, index in image 1), sorted by the first; no index appears twice on one side.
+    scores : float32 array (K,)
+        How sure the matcher is of each match, in [0, 1].
+    points0, points1 : float32 array (K, 2)
+        The matched keypoints, pixels of the original images.
+    stop_layer : int or None
+        The layer after which an adaptive matcher stopped, counted from 1. None for matchers without layers.
+    prune_layer0, prune_layer1 : int64 array (N,), (M,) or None
+        The number of layers each keypoint took part in: less than ``stop_layer`` if it was pruned on the way.
+    matchability0, matchability1 : float32 array (N,), (M,) or None
+        How likely each keypoint is to have a partner at all, in [0, 1], as the last layer it reached saw it.
+    """
+
+    matches: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    points0: NDArray[np.float32]
+    points1: NDArray[np.float32]
+    stop_layer: int | None = None
+    prune_layer0: NDArray[np.int64] | None = field(default=None, repr=False)
+    prune_layer1: NDArray[np.int64] | None = field(default=None, repr=False)
+    matchability0: NDArray[np.float32] | None = field(default=None, repr=False)
+    matchability1: NDArray[np.float32] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.matches)
+
+    def swapped(self) -> Matches:
+        """Return the same correspondences with the two images exchanged."""
+        order = np.argsort(self.matches[:, 1], kind="stable")
+        return Matches(
+            matches=np.ascontiguousarray(self.matches[order, ::-1]),
+            scores=self.scores[order],
+            points0=self.points1[order],
+            points1=self.points0[order],
+            stop_layer=self.stop_layer,
+            prune_layer0=self.prune_layer1,
+            prune_layer1=self.prune_layer0,
+            matchability0=self.matchability1,
+            matchability1=self.matchability0,
+        )

@@ -1,0 +1,48 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real photographs with ground truth, which lies beside the repository on our machines."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the evaluation photographs are not on this machine (looked in {folder})")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Same thread count everywhere: floating-point sums then come out the same in every run."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded random numbers."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def texture() -> NDArray[np.uint8]:
+    """A made-up RGB picture (240, 320, 3) with corners and blobs at many scales, the same in every run."""
+    rng = np.random.default_rng(7)
+    picture = np.full((240, 320, 3), 110.0)
+    y, x = np.mgrid[:240, :320]
+    for _ in range(160):
+        cx, cy, size = rng.uniform(0, 320), rng.uniform(0, 240), rng.uniform(3, 26)
+        shape = (
+            np.hypot(x - cx, y - cy) < size
+            if rng.random() < 0.5
+            else (abs(x - cx) < size) & (abs(y - cy) < size * rng.uniform(0.4, 1))
+        )
+        picture[shape] = picture[shape] * 0.4 + rng.uniform(0, 255, 3) * 0.6
+    return np.clip(picture + rng.normal(0, 2, picture.shape), 0, 255).astype(np.uint8)
