@@ -42,3 +42,12 @@ def resize(pixels: NDArray[np.uint8], long_side: int, enlarge: bool = False) -> 
         return pixels
     size = max(1, round(width * factor)), max(1, round(height * factor))
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+
+
+def resize_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize a mask (H, W) to ``size`` (width, height): each pixel takes the value under its centre."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+        for old, new in zip(mask.shape, size[::-1], strict=True)
+    )
+    return mask[rows[:, None], columns]

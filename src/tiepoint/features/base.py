@@ -1,7 +1,8 @@
 """The one interface of all extractors: `Image` and mask -> `Features`.
 
-`Extractor` does what is common (resizing, tiling of large photographs, masks, the cut to the best K, and the way
-back to original coordinates); a subclass supplies `Extractor._extract`, which sees one array at working size.
+`Extractor` does what is common: reading, resizing, tiling of large photographs, masks, non-maximum suppression,
+the cut to the best K, and the way back to original coordinates. A subclass supplies `Extractor._extract`, which
+sees one array at working size.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError
-from ..images import ImageSource, read_image, resize
+from ..errors import ArgumentError, InputError, TiepointError
+from ..images import ImageSource, read_image, resize, resize_mask
 from ..types import Features, Image
+from .tiling import concatenate, tiles
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class ExtractorOptions:
     detection_threshold : float or None
         In the unit of the detector's own score; None is the extractor's published default.
     nms_radius : int or None
-        No two keypoints within this many working-size pixels in x and y; 0 switches it off; None is the
-        extractor's default.
+        Of two keypoints at most this many working-size pixels apart in x and in y only the better one stays;
+        0 switches it off; None is the extractor's default.
     long_side : int or None
         Resize so that the longer side has this many pixels. None works at full size.
     enlarge : bool
@@ -59,11 +61,31 @@ class Extractor(ABC):
 
     A subclass sets the class attributes and implements `_extract`. It takes the common options as one
     `ExtractorOptions` and its own as keyword arguments.
+
+    Attributes
+    ----------
+    name : str
+        What users call it; stored in `Features.extractor`.
+    default_threshold, default_nms_radius
+        Used where the options say None.
+    min_side : int
+        The smallest working width and height, in pixels, that `_extract` can handle.
+    max_untiled_pixels : int
+        Working images with more pixels are extracted in tiles, so that memory stays bounded.
+    tile_side, tile_overlap : int
+        Sides of a tile, overlap included, and how much context a keypoint at a seam sees beyond it, in pixels.
     """
 
     name: ClassVar[str]
     default_threshold: ClassVar[float]
     default_nms_radius: ClassVar[int] = 0
+    min_side: ClassVar[int] = 1
+    max_untiled_pixels: ClassVar[int] = 20_000_000
+    tile_side: ClassVar[int] = 2560
+    tile_overlap: ClassVar[int] = 128
+
+    options: ExtractorOptions
+    """As given, with None replaced by this extractor's defaults (for max_keypoints and long_side None stays)."""
 
     def __init__(self, options: ExtractorOptions | None = None, device: torch.device | str = "cpu") -> None:
         options = options or ExtractorOptions()
@@ -80,7 +102,12 @@ class Extractor(ABC):
     def _extract(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
         """Extract from RGB ``pixels`` (H, W, 3) at working size; coordinates are those of ``pixels``.
 
-        Must honour ``self.options`` (threshold, NMS, max_keypoints) and ``mask`` (H, W), 0 = no keypoints.
+        Must honour ``self.options.detection_threshold``. The base class applies `finish` to what comes back, so
+        the mask (H, W; 0 = no keypoints), NMS, sorting and the cut to the best K need no code here. Where
+        descriptors are costly, use `best` to choose the keypoints before describing them.
+
+        A keypoint's score must not depend on the other keypoints of the image, because in a large photograph the
+        tiles are extracted one by one and compared by score. Both arrays are read-only.
         """
 
     def __call__(self, image: ImageSource, mask: ImageSource | None = None) -> Features:
@@ -91,18 +118,181 @@ class Extractor(ABC):
         image : Image, path, array or file object
             See `tiepoint.read_image`.
         mask : same kinds, or None
-            0 means "no keypoints here"; replaces the image's own mask.
+            0 means "no keypoints here"; replaces the image's own mask. It holds exactly, in original pixels:
+            where rounding a keypoint's position could end on a pixel that is 0, the keypoint is dropped.
+
+        Returns
+        -------
+        Features
+            In pixels of the original image, sorted by falling score.
+
+        Raises
+        ------
+        InputError
+            The image or the mask cannot be used.
         """
         picture = read_image(image, mask)
-        pixels = picture.pixels
+        pixels, working_mask = picture.pixels, picture.mask
         if self.options.long_side is not None:
             pixels = resize(pixels, self.options.long_side, self.options.enlarge)
-        features = self._extract(pixels, picture.mask)
-        return to_original(features, pixels.shape[1::-1], picture.size)
+        height, width = pixels.shape[:2]
+        if min(width, height) < self.min_side:
+            raise InputError(
+                f"{picture.name}: too small: {width}x{height} pixels at working size, {self.name} needs at least "
+                f"{self.min_side} on each side"
+            )
+        if working_mask is not None:
+            working_mask = resize_mask(working_mask, (width, height))
+        if width * height > self.max_untiled_pixels:
+            features = self._extract_tiled(pixels, working_mask)
+        else:
+            features = finish(self._extract(pixels, working_mask), working_mask, self.options)
+        for part in ("keypoints", "scores", "descriptors", "scales", "orientations"):
+            value = getattr(features, part)
+            if value is not None and value.is_floating_point() and not torch.isfinite(value).all():
+                raise TiepointError(
+                    f"{picture.name}: extractor {self.name} made {part} that are not finite numbers; this is a "
+                    "fault of the extractor or of its weights: please report it"
+                )
+        features = to_original(features, (width, height), picture.size)
+        return (
+            features if picture.mask is None else features.select(allowed(features.keypoints, picture.mask))
+        )
+
+    def _extract_tiled(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
+        """Extract tile by tile; each keypoint comes from the one tile whose core it lies in.
+
+        Cutting every tile to its best K loses none of the best K of the whole: whatever beats a keypoint in its
+        own tile beats it in the whole image too.
+        """
+        found = []
+        for tile in tiles(pixels.shape[1::-1], self.tile_side, self.tile_overlap):
+            part = None if mask is None else mask[tile.window]
+            if part is not None and not part.any():
+                if found:
+                    continue  # nothing allowed here; one empty result is kept for the descriptor's type
+            features = finish(
+                self._extract(np.ascontiguousarray(pixels[tile.window]), part), part, self.options
+            )
+            moved = replace(
+                features, keypoints=features.keypoints + torch.tensor(tile.origin).to(features.keypoints)
+            )
+            found.append(moved.select(tile.owns(moved.keypoints)))
+        return finish(concatenate(found), mask, self.options)
 
     def extract_many(self, images: Sequence[ImageSource]) -> list[Features]:
-        """Extract the features of many images; the result equals calling one by one."""
+        """Extract the features of many images; the result equals calling one by one.
+
+        The first image that cannot be read raises `InputError`. To go on without it, call one by one::
+
+            for path in paths:
+                try:
+                    features[path] = extractor(path)
+                except tiepoint.InputError as error:
+                    print(f"skipped: {error}")
+        """
         return [self(image) for image in images]
+
+
+def nms(keypoints: torch.Tensor, scores: torch.Tensor, radius: float) -> torch.Tensor:
+    """Choose keypoints greedily by falling score so that no two are closer than ``radius``.
+
+    Parameters
+    ----------
+    keypoints : tensor (N, 2)
+        (x, y) in pixels.
+    scores : tensor (N,)
+        Of equal scores the lower index goes first.
+    radius : float
+        A keypoint goes when a chosen one lies at most this far away in x *and* in y (Chebyshev distance, the
+        square window of SuperPoint's suppression). 0 keeps all.
+
+    Returns
+    -------
+    int64 tensor (K,)
+        Indices of the survivors, sorted by falling score, on the device of ``keypoints``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> nms(torch.tensor([[0.0, 0.0], [3.0, 3.0], [9.0, 0.0]]), torch.tensor([0.5, 0.9, 0.1]), radius=3)
+    tensor([1, 2])
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    if radius <= 0 or len(order) == 0:
+        return order
+    # In a cell as wide as the radius at most one keypoint survives, and whatever suppresses a keypoint lies in
+    # its own cell or one of the eight around: nine look-ups decide each keypoint.
+    xy = keypoints[order].double().cpu().numpy()
+    cell = np.floor((xy - xy.min(axis=0)) / radius).astype(np.int64)
+    row = int(cell[:, 0].max()) + 3
+    keys = (cell[:, 1] * row + cell[:, 0]).tolist()
+    around = [0, -1, 1, -row, row, -row - 1, -row + 1, row - 1, row + 1]
+    chosen: dict[int, tuple[float, float]] = {}
+    keep = []
+    for i, (key, (x, y)) in enumerate(zip(keys, xy.tolist(), strict=True)):
+        for step in around:
+            other = chosen.get(key + step)
+            if other is not None and abs(x - other[0]) <= radius and abs(y - other[1]) <= radius:
+                break
+        else:
+            chosen[key] = (x, y)
+            keep.append(i)
+    return order[torch.tensor(keep, device=order.device)]
+
+
+def allowed(keypoints: torch.Tensor, mask: NDArray[np.uint8]) -> torch.Tensor:
+    """Return which keypoints (N, 2) the mask (H, W) allows, as a bool tensor (N,).
+
+    A keypoint half-way between pixels needs all of those it touches, so that no rule of rounding finds it on a 0.
+    """
+    xy = keypoints.double().cpu().numpy()
+    limit = np.array(mask.shape[::-1]) - 1
+    x0, y0 = np.clip(np.ceil(xy - 0.5), 0, limit).astype(np.int64).T
+    x1, y1 = np.clip(np.floor(xy + 0.5), 0, limit).astype(np.int64).T
+    inside = (mask[y0, x0] != 0) & (mask[y0, x1] != 0) & (mask[y1, x0] != 0) & (mask[y1, x1] != 0)
+    return torch.from_numpy(inside).to(keypoints.device)
+
+
+def best(
+    keypoints: torch.Tensor, scores: torch.Tensor, mask: NDArray[np.uint8] | None, options: ExtractorOptions
+) -> torch.Tensor:
+    """Choose the keypoints to keep: those the mask allows, after NMS, sorted by falling score, the best K of them.
+
+    Parameters
+    ----------
+    keypoints : tensor (N, 2)
+        (x, y) in pixels of the mask.
+    scores : tensor (N,)
+        Of equal scores the lower index goes first.
+    mask : uint8 array (H, W) or None
+        0 means "no keypoints here".
+    options : ExtractorOptions
+        Gives nms_radius (None is 0) and max_keypoints.
+
+    Returns
+    -------
+    int64 tensor (K,)
+        Row numbers of what is kept.
+
+    Examples
+    --------
+    >>> import torch
+    >>> xy = torch.tensor([[0.0, 0.0], [1.0, 0.0], [9.0, 0.0]])
+    >>> best(xy, torch.tensor([0.2, 0.9, 0.5]), None, ExtractorOptions(max_keypoints=5, nms_radius=2))
+    tensor([1, 2])
+    """
+    if mask is None:
+        index = nms(keypoints, scores, options.nms_radius or 0)
+    else:
+        rows = torch.nonzero(allowed(keypoints, mask)).flatten()
+        index = rows[nms(keypoints[rows], scores[rows], options.nms_radius or 0)]
+    return index[: options.max_keypoints]
+
+
+def finish(features: Features, mask: NDArray[np.uint8] | None, options: ExtractorOptions) -> Features:
+    """Return the rows of ``features`` that `best` chooses."""
+    return features.select(best(features.keypoints, features.scores, mask, options))
 
 
 def to_original(features: Features, working: tuple[int, int], original: tuple[int, int]) -> Features:
@@ -116,4 +306,4 @@ def to_original(features: Features, working: tuple[int, int], original: tuple[in
     )
 
 
-__all__ = ["Extractor", "ExtractorOptions", "Image", "to_original"]
+__all__ = ["Extractor", "ExtractorOptions", "Image", "allowed", "best", "finish", "nms", "to_original"]
