@@ -2,15 +2,15 @@
 
 Conventions, stated once and used everywhere:
 
-- Pixel coordinates are (x, y) float32 and (0, 0) is the **centre** of the top-left pixel (as in OpenCV; COLMAP
-  counts from the corner and is 0.5 larger). Resizing by a factor s maps x to ``s * (x + 0.5) - 0.5``.
-- Keypoints are in the coordinates of the image as stored after EXIF orientation, whatever was resized inside.
+- Pixel coordinates are (x, y) float32 and (0, 0) is the **centre** of the top-left pixel (as in OpenCV;
+  COLMAP counts from the corner and is 0.5 larger). Resizing by a factor s maps x to ``s * (x + 0.5) - 0.5``.
+- Keypoints are in the coordinates of the image after EXIF orientation, whatever was resized inside.
 - Angles are radians, counter-clockwise on the y-down picture's axes as OpenCV measures them
   (from +x towards +y); scales are diameters in pixels.
 - Scores lie in [0, 1].
 
-`Features` hold tensors, because they feed networks and may stay on a GPU. `Matches` are results and hold NumPy
-arrays.
+`Features` hold tensors, because they feed networks and may stay on a GPU. `Matches` are results and hold
+NumPy arrays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .errors import ArgumentError
+from .errors import ArgumentError, InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,18 @@ class Image:
     pixels: NDArray[np.uint8]
     mask: NDArray[np.uint8] | None = None
     name: str = "<array>"
+
+    def __post_init__(self) -> None:
+        pixels, mask = self.pixels, self.mask
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+            raise InputError(
+                f"{self.name}: pixels must be uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}; "
+                "tiepoint.read_image converts other arrays"
+            )
+        if mask is not None and (mask.dtype != np.uint8 or mask.shape != pixels.shape[:2]):
+            raise InputError(
+                f"{self.name}: the mask must be uint8 {pixels.shape[:2]}, not {mask.dtype} {mask.shape}"
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -144,7 +156,8 @@ class Matches:
     Attributes
     ----------
     matches : int64 array (K, 2)
-        Each row is (index in image 0, index in image 1), sorted by the first; no index appears twice on one side.
+        Each row is (index in image 0, index in image 1), sorted by the first; no index appears twice on one
+        side.
     scores : float32 array (K,)
         How sure the matcher is of each match, in [0, 1].
     points0, points1 : float32 array (K, 2)

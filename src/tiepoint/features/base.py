@@ -1,8 +1,8 @@
 """The one interface of all extractors: `Image` and mask -> `Features`.
 
-`Extractor` does what is common: reading, resizing, tiling of large photographs, masks, non-maximum suppression,
-the cut to the best K, and the way back to original coordinates. A subclass supplies `Extractor._extract`, which
-sees one array at working size.
+`Extractor` does what is common: reading, resizing, tiling of large photographs, masks, non-maximum
+suppression, the cut to the best K, and the way back to original coordinates. A subclass supplies
+`Extractor._extract`, which sees one array at working size.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Extractor(ABC):
     max_untiled_pixels : int
         Working images with more pixels are extracted in tiles, so that memory stays bounded.
     tile_side, tile_overlap : int
-        Sides of a tile, overlap included, and how much context a keypoint at a seam sees beyond it, in pixels.
+        Side of a tile, overlap included, and how far beyond its seam a tile sees, in pixels.
     """
 
     name: ClassVar[str]
@@ -85,7 +85,7 @@ class Extractor(ABC):
     tile_overlap: ClassVar[int] = 128
 
     options: ExtractorOptions
-    """As given, with None replaced by this extractor's defaults (for max_keypoints and long_side None stays)."""
+    """As given, with the extractor's own defaults in place of None for threshold and NMS radius."""
 
     def __init__(self, options: ExtractorOptions | None = None, device: torch.device | str = "cpu") -> None:
         options = options or ExtractorOptions()
@@ -102,12 +102,12 @@ class Extractor(ABC):
     def _extract(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
         """Extract from RGB ``pixels`` (H, W, 3) at working size; coordinates are those of ``pixels``.
 
-        Must honour ``self.options.detection_threshold``. The base class applies `finish` to what comes back, so
-        the mask (H, W; 0 = no keypoints), NMS, sorting and the cut to the best K need no code here. Where
+        Must honour ``self.options.detection_threshold``. The base class applies `finish` to what comes back,
+        so the mask (H, W; 0 = no keypoints), NMS, sorting and the cut to the best K need no code here. Where
         descriptors are costly, use `best` to choose the keypoints before describing them.
 
-        A keypoint's score must not depend on the other keypoints of the image, because in a large photograph the
-        tiles are extracted one by one and compared by score. Both arrays are read-only.
+        A keypoint's score must not depend on the other keypoints of the image: the tiles of a large
+        photograph are extracted one by one, and their keypoints compared by score. Both arrays are read-only.
         """
 
     def __call__(self, image: ImageSource, mask: ImageSource | None = None) -> Features:
@@ -138,8 +138,8 @@ class Extractor(ABC):
         height, width = pixels.shape[:2]
         if min(width, height) < self.min_side:
             raise InputError(
-                f"{picture.name}: too small: {width}x{height} pixels at working size, {self.name} needs at least "
-                f"{self.min_side} on each side"
+                f"{picture.name}: too small: {width}x{height} pixels at working size, {self.name} needs at "
+                f"least {self.min_side} on each side"
             )
         if working_mask is not None:
             working_mask = resize_mask(working_mask, (width, height))
@@ -151,8 +151,8 @@ class Extractor(ABC):
             value = getattr(features, part)
             if value is not None and value.is_floating_point() and not torch.isfinite(value).all():
                 raise TiepointError(
-                    f"{picture.name}: extractor {self.name} made {part} that are not finite numbers; this is a "
-                    "fault of the extractor or of its weights: please report it"
+                    f"{picture.name}: extractor {self.name} made {part} that are not finite numbers; this is "
+                    "a fault of the extractor or of its weights: please report it"
                 )
         features = to_original(features, (width, height), picture.size)
         return (
@@ -162,22 +162,19 @@ class Extractor(ABC):
     def _extract_tiled(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
         """Extract tile by tile; each keypoint comes from the one tile whose core it lies in.
 
-        Cutting every tile to its best K loses none of the best K of the whole: whatever beats a keypoint in its
-        own tile beats it in the whole image too.
+        Cutting every tile to its best K loses none of the best K of the whole: whatever beats a keypoint in
+        its own tile beats it in the whole image too.
         """
-        found = []
+        found: list[Features] = []
         for tile in tiles(pixels.shape[1::-1], self.tile_side, self.tile_overlap):
-            part = None if mask is None else mask[tile.window]
-            if part is not None and not part.any():
-                if found:
-                    continue  # nothing allowed here; one empty result is kept for the descriptor's type
-            features = finish(
-                self._extract(np.ascontiguousarray(pixels[tile.window]), part), part, self.options
-            )
-            moved = replace(
-                features, keypoints=features.keypoints + torch.tensor(tile.origin).to(features.keypoints)
-            )
-            found.append(moved.select(tile.owns(moved.keypoints)))
+            window_mask = None if mask is None else mask[tile.window]
+            if found and window_mask is not None and not window_mask.any():
+                continue
+            window = np.ascontiguousarray(pixels[tile.window])
+            part = finish(self._extract(window, window_mask), window_mask, self.options)
+            origin = torch.tensor(tile.origin, dtype=torch.float32, device=part.device)
+            part = replace(part, keypoints=part.keypoints + origin)
+            found.append(part.select(tile.owns(part.keypoints)))
         return finish(concatenate(found), mask, self.options)
 
     def extract_many(self, images: Sequence[ImageSource]) -> list[Features]:
@@ -221,9 +218,9 @@ def nms(keypoints: torch.Tensor, scores: torch.Tensor, radius: float) -> torch.T
     order = torch.argsort(scores, descending=True, stable=True)
     if radius <= 0 or len(order) == 0:
         return order
-    # In a cell as wide as the radius at most one keypoint survives, and whatever suppresses a keypoint lies in
-    # its own cell or one of the eight around: nine look-ups decide each keypoint.
-    xy = keypoints[order].double().cpu().numpy()
+    # In a cell as wide as the radius at most one keypoint survives, and whatever suppresses a keypoint lies
+    # in its own cell or one of the eight around: nine look-ups decide each keypoint.
+    xy = keypoints[order].cpu().double().numpy()
     cell = np.floor((xy - xy.min(axis=0)) / radius).astype(np.int64)
     row = int(cell[:, 0].max()) + 3
     keys = (cell[:, 1] * row + cell[:, 0]).tolist()
@@ -244,9 +241,9 @@ def nms(keypoints: torch.Tensor, scores: torch.Tensor, radius: float) -> torch.T
 def allowed(keypoints: torch.Tensor, mask: NDArray[np.uint8]) -> torch.Tensor:
     """Return which keypoints (N, 2) the mask (H, W) allows, as a bool tensor (N,).
 
-    A keypoint half-way between pixels needs all of those it touches, so that no rule of rounding finds it on a 0.
+    A keypoint half-way between pixels needs all those it touches: no rule of rounding then finds it on a 0.
     """
-    xy = keypoints.double().cpu().numpy()
+    xy = keypoints.cpu().double().numpy()
     limit = np.array(mask.shape[::-1]) - 1
     x0, y0 = np.clip(np.ceil(xy - 0.5), 0, limit).astype(np.int64).T
     x1, y1 = np.clip(np.floor(xy + 0.5), 0, limit).astype(np.int64).T
@@ -257,7 +254,7 @@ def allowed(keypoints: torch.Tensor, mask: NDArray[np.uint8]) -> torch.Tensor:
 def best(
     keypoints: torch.Tensor, scores: torch.Tensor, mask: NDArray[np.uint8] | None, options: ExtractorOptions
 ) -> torch.Tensor:
-    """Choose the keypoints to keep: those the mask allows, after NMS, sorted by falling score, the best K of them.
+    """Choose the keypoints to keep: allowed by the mask, after NMS, by falling score, the best K of them.
 
     Parameters
     ----------

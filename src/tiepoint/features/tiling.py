@@ -10,8 +10,8 @@ import torch
 
 from ..types import Features
 
-# Networks see the image on a grid of 8, 16 or 32 pixels. Tiles that begin on multiples of 32 put that grid where it
-# lies in the whole image.
+# Networks see the image on a grid of 8, 16 or 32 pixels. Windows that begin on multiples of 32 put that grid
+# where it lies in the whole image.
 _GRID = 32
 
 
