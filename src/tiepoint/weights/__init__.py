@@ -1,0 +1,37 @@
+"""Weights: a name -> a verified file -> tensors and configuration.
+
+`resolve` looks, in this order, into what tiepoint ships, the local cache, and installed packages that carry the
+official file; only `pull` downloads. `load` also takes the path of a file of one's own. Every official file is
+described in `registry`, with its licence.
+"""
+
+from .registry import Carrier, Entry
+from .store import (
+    NonCommercialWeightsWarning,
+    UnverifiedWeightsWarning,
+    available,
+    cache_dir,
+    entries,
+    entry,
+    load,
+    pull,
+    resolve,
+    save,
+    verify,
+)
+
+__all__ = [
+    "Carrier",
+    "Entry",
+    "NonCommercialWeightsWarning",
+    "UnverifiedWeightsWarning",
+    "available",
+    "cache_dir",
+    "entries",
+    "entry",
+    "load",
+    "pull",
+    "resolve",
+    "save",
+    "verify",
+]

