@@ -1,8 +1,8 @@
 """Weights: a name -> a verified file -> tensors and configuration.
 
-`resolve` looks, in this order, into what tiepoint ships, the local cache, and installed packages that carry the
-official file; only `pull` downloads. `load` also takes the path of a file of one's own. Every official file is
-described in `registry`, with its licence.
+`resolve` looks, in this order, into what tiepoint ships, the local cache, and installed packages that carry
+the official file; only `pull` downloads. `load` also takes the path of a file of one's own. Every official
+file is described in `registry`, with its licence.
 """
 
 from .registry import Carrier, Entry

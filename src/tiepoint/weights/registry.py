@@ -1,8 +1,8 @@
 """What is known about every weights file: data, no code.
 
-Sizes and SHA-256 were computed from the official bytes in the carrier packages, or, where no package carries a
-file, taken from several public projects that pin it and agree. Where no such record exists, ``sha256`` is None,
-and `tiepoint.weights.resolve` says what that means for the user.
+Sizes and SHA-256 were computed from the official bytes in the carrier packages or, where no package carries
+a file, taken from public projects that pin it. Where no record was found ``sha256`` is None, and
+`tiepoint.weights.resolve` says what that means for the user.
 """
 
 from __future__ import annotations
@@ -205,7 +205,8 @@ _ALL = [
         url="https://github.com/axelBarroso/Key.Net-Pytorch/raw/main/model/weights/keynet_pytorch.pth",
         size=None,
         sha256=None,
-        licence="see the upstream repository",
+        licence="none stated upstream",
+        commercial=False,
         trained_on="homographies of ImageNet",
     ),
     Entry(

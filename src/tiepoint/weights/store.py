@@ -41,7 +41,7 @@ class NonCommercialWeightsWarning(UserWarning):
 
 
 class UnverifiedWeightsWarning(UserWarning):
-    """No SHA-256 is on record for the weights just resolved; they are whatever the user put into the cache."""
+    """No SHA-256 of the weights just resolved is on record; they are what the user put into the cache."""
 
 
 def entries() -> dict[str, Entry]:
@@ -83,9 +83,9 @@ def cache_dir() -> Path:
 def resolve(name: str) -> Path:
     """Return the verified local file of these weights; never uses the network.
 
-    Looks into the folder bundled with tiepoint, the cache, and the installed package that carries the file, and
-    takes the first whose size and SHA-256 are right. Where no SHA-256 is on record, only the cache counts: a
-    file that the user put there is used, with an `UnverifiedWeightsWarning`.
+    Looks into the folder bundled with tiepoint, the cache, and the installed package that carries the file,
+    and takes the first whose size and SHA-256 are right. Where no SHA-256 is on record, only the cache counts:
+    a file that the user put there is used, with an `UnverifiedWeightsWarning`.
 
     Raises
     ------
@@ -204,8 +204,8 @@ def save(
 def pull(name: str, progress: Callable[[int, int | None], None] | None = None) -> Path:
     """Download weights from upstream into the cache, unless a good file is on this machine already.
 
-    An interrupted download leaves a ``.part`` file, which the next call continues. The file gets its name only
-    after its SHA-256 was found right.
+    An interrupted download leaves a ``.part`` file, which the next call continues. The file gets its name
+    only after its SHA-256 was found right.
 
     Parameters
     ----------
@@ -239,7 +239,7 @@ def pull(name: str, progress: Callable[[int, int | None], None] | None = None) -
         _download(wanted, wanted.url, part, progress)
     except (OSError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
         raise WeightsError(
-            "\n".join([f"could not download {wanted.url}: {error}", *_ways(wanted, "or, ")])
+            "\n".join([f"could not download {wanted.url}: {error}", *_ways(wanted)])
         ) from error
     fault = _fault(wanted, part)
     if fault is not None:
@@ -252,6 +252,7 @@ def pull(name: str, progress: Callable[[int, int | None], None] | None = None) -
 def _download(
     wanted: Entry, url: str, part: Path, progress: Callable[[int, int | None], None] | None
 ) -> None:
+    """Fetch ``url`` into ``part``, continuing what is there if the server can."""
     done = part.stat().st_size if part.exists() else 0
     if done and done == wanted.size:
         return
@@ -323,7 +324,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _ways(wanted: Entry, prefix: str = "") -> list[str]:
+def _ways(wanted: Entry) -> list[str]:
     """Return one line for each way to get the file."""
     ways = []
     if wanted.carrier is not None:
@@ -335,7 +336,7 @@ def _ways(wanted: Entry, prefix: str = "") -> list[str]:
     if wanted.url is not None and wanted.sha256 is None:
         ways.append("no SHA-256 of this file is on record: check yourself that it is the one you mean")
     lines = [f"licence: {wanted.licence}", *ways]
-    return [f"  {prefix}{line}" for line in lines]
+    return [f"  {line}" for line in lines]
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
