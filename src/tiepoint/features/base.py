@@ -185,7 +185,7 @@ class Extractor(ABC):
             for path in paths:
                 try:
                     features[path] = extractor(path)
-                except tiepoint.InputError as error:
+                except tiepoint.errors.InputError as error:
                     print(f"skipped: {error}")
         """
         return [self(image) for image in images]
