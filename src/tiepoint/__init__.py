@@ -7,10 +7,63 @@ True
 
 from __future__ import annotations
 
-from . import features, matchers
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import TiepointError
-from .images import read_image
-from .types import Features, Image, Matches
+
+if TYPE_CHECKING:
+    from . import evaluation, export, features, geometry, matchers, viz, weights
+    from .devices import best_device
+    from .geometry import Camera
+    from .images import read_image
+    from .two_view import TwoView, match
+    from .types import Features, Image, Matches
 
 __version__ = "0.1.0"
-__all__ = ["Features", "Image", "Matches", "TiepointError", "features", "matchers", "read_image"]
+__all__ = [
+    "Camera",
+    "Features",
+    "Image",
+    "Matches",
+    "TiepointError",
+    "TwoView",
+    "best_device",
+    "evaluation",
+    "export",
+    "features",
+    "geometry",
+    "match",
+    "matchers",
+    "read_image",
+    "viz",
+    "weights",
+]
+
+# Where each name lives. They are imported on first use, because torch alone takes more than a second, which
+# `tiepoint --help` and shell completion should not pay.
+_HOMES = {
+    "Camera": "geometry",
+    "Features": "types",
+    "Image": "types",
+    "Matches": "types",
+    "TwoView": "two_view",
+    "best_device": "devices",
+    "match": "two_view",
+    "read_image": "images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    elif name in __all__:
+        value = import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

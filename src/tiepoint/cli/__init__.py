@@ -1,0 +1,96 @@
+"""The command ``tiepoint``: one verb per module here.
+
+Rules that all verbs keep: results go to stdout, everything else to stderr; ``--json`` prints one JSON value
+and nothing else; progress is shown on a terminal only; errors are one message, and the exit code says which
+kind (0 fine, 2 usage, 3 input, 4 weights, 5 missing package, 130 interrupted, 1 anything else). Modules of
+tiepoint that import torch are imported inside the verbs, so that ``--help`` and completion are quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import TiepointError
+from . import evaluate, extract, info, match, weights
+from .console import say, show_warning
+
+INTERRUPTED = 130  # as shells number SIGINT
+
+app = typer.Typer(
+    name="tiepoint",
+    help="Find the points that photographs share.",
+    epilog="'tiepoint VERB --help' tells more. Exit codes: 2 usage, 3 input, 4 weights, 5 missing package.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("match")(match.match)
+app.command("extract")(extract.extract)
+app.command("eval")(evaluate.evaluate)
+app.command("bench")(evaluate.bench)
+app.command("info")(info.info)
+app.add_typer(weights.app, name="weights")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tiepoint {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find the points that photographs share."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        The arguments after the program's name; by default those of this process.
+
+    Examples
+    --------
+    >>> main(["--version"])
+    tiepoint ...
+    0
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            app(args=None if argv is None else list(argv), prog_name="tiepoint")
+    except SystemExit as stop:  # how typer ends, also when all went well
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if code == INTERRUPTED:
+            say("tiepoint: interrupted")
+        return code
+    except KeyboardInterrupt:
+        say("tiepoint: interrupted")
+        return INTERRUPTED
+    except TiepointError as error:
+        say(f"tiepoint: {error}")
+        return error.exit_code
+    except Exception as error:
+        if os.environ.get("TIEPOINT_DEBUG"):
+            raise
+        say(f"tiepoint: this is a bug in tiepoint: {type(error).__name__}: {error}")
+        say("Please report it with the traceback that you see if you set TIEPOINT_DEBUG=1 and run it again.")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What the verbs share: where words go, options with one meaning everywhere, tables, progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TextIO, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+T = TypeVar("T")
+
+FeaturesOption = Annotated[
+    str,
+    typer.Option(
+        "--features", "-f", help="Extractor: auto, sift, orb, aliked-n16 …; 'tiepoint info' lists all."
+    ),
+]
+MatcherOption = Annotated[
+    str, typer.Option("--matcher", "-m", help="Matcher: auto, lightglue, superglue or nearest.")
+]
+MaxKeypointsOption = Annotated[
+    int,
+    typer.Option("--max-keypoints", "-k", min=0, help="Keep the best this many of each image; 0 keeps all."),
+]
+LongSideOption = Annotated[
+    int,
+    typer.Option(
+        "--long-side", min=0, help="Shrink larger images to this many pixels; 0 works at full size."
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …", show_default=True)
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON for machines, and nothing else, on stdout.")
+]
+
+
+def say(text: str) -> None:
+    """Print one message to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def is_terminal() -> bool:
+    """Whether a person watches stderr."""
+    return sys.stderr.isatty()
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value to stdout."""
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: drawn on a terminal, tab-separated with no header lines lost or cut when piped."""
+    if not sys.stdout.isatty():
+        for row in (header, *rows):
+            print("\t".join(row))
+        return
+    table = Table(*header, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table, highlight=False, markup=False)
+
+
+def progress(items: Sequence[T], description: str) -> Iterable[T]:
+    """Iterate with a progress bar on stderr, if a person watches."""
+    return track(items, description, console=Console(stderr=True), transient=True, disable=not is_terminal())
+
+
+def device_of(name: str) -> str | None:
+    """Return what the library wants for ``--device``; None is its own choice.
+
+    Raises
+    ------
+    ArgumentError
+        torch knows no such device, or this machine has none.
+    """
+    if name == "auto":
+        return None
+    import torch
+
+    from ..errors import ArgumentError
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def none_if_zero(value: int) -> int | None:
+    """Return None, the library's word for "no limit", for 0, the command line's."""
+    return value or None
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as one line; those of other people's code do not concern the user."""
+    if Path(__file__).parents[1] in Path(filename).parents:
+        say(f"warning: {message}")

@@ -1,0 +1,120 @@
+"""``tiepoint extract``: many photographs -> keypoints and descriptors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import (
+    DeviceOption,
+    FeaturesOption,
+    JsonOption,
+    LongSideOption,
+    MaxKeypointsOption,
+    device_of,
+    none_if_zero,
+    print_json,
+    progress,
+    say,
+)
+
+# What a folder is searched for; a file that is named outright is read whatever its suffix.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".bmp", ".gif")
+
+
+def extract(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Photographs, or folders of them.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder for one .npz per image, or one .npz or .h5 file (hloc) for all."
+        ),
+    ],
+    features: FeaturesOption = "auto",
+    max_keypoints: MaxKeypointsOption = 2048,
+    long_side: LongSideOption = 1024,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Find keypoints and descriptors in many photographs.
+
+    Images are called by their paths below the folder that they have in common. One that cannot be read is
+    reported and left out; the exit code is then 3.
+    """
+    from .. import features as extractors
+    from .. import two_view
+    from ..devices import best_device
+    from ..errors import InputError
+    from ..export import FeatureWriter
+
+    paths = find_images(images)
+    writer = FeatureWriter(output)
+    name, _, _ = two_view.choose(features) if features == "auto" else (features, "", "")
+    extractor = extractors.load(
+        name,
+        device=device_of(device) or best_device(),
+        max_keypoints=none_if_zero(max_keypoints),
+        long_side=none_if_zero(long_side),
+    )
+
+    counts: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    with writer:
+        for key, path in progress(list(paths.items()), f"extracting {name}"):
+            try:
+                found = extractor(path)
+            except InputError as error:
+                failed[key] = str(error)
+                say(f"tiepoint: {error}")
+                continue
+            writer.write(key, found)
+            counts[key] = len(found)
+
+    if json:
+        print_json({"features": name, "output": str(output), "keypoints": counts, "failed": failed})
+    else:
+        print(f"{name}: {sum(counts.values())} keypoints in {len(counts)} images, wrote {output}")
+    if failed:
+        say(f"tiepoint: {len(failed)} of {len(paths)} images could not be used")
+        raise typer.Exit(InputError.exit_code)
+
+
+def find_images(given: list[Path]) -> dict[str, Path]:
+    """Return all images by name: the path below the folder that everything given has in common.
+
+    Parameters
+    ----------
+    given : list of Path
+        Images, and folders to search with all their subfolders.
+
+    Returns
+    -------
+    dict of str to Path
+        In sorted order; names have forward slashes on every system.
+
+    Raises
+    ------
+    InputError
+        A folder without images.
+    """
+    from ..errors import InputError
+
+    paths: set[Path] = set()
+    roots = []
+    for entry in (Path(os.path.abspath(path)) for path in given):  # noqa: PTH100  resolve() would follow links
+        if entry.is_dir():
+            inside = [path for path in entry.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+            if not inside:
+                raise InputError(f"{entry}: there are no images in this folder")
+            paths.update(inside)
+            roots.append(entry)
+        else:
+            paths.add(entry)
+            roots.append(entry.parent)
+    root = Path(os.path.commonpath(roots))
+    return {path.relative_to(root).as_posix(): path for path in sorted(paths)}

@@ -1,0 +1,120 @@
+"""``tiepoint match``: two photographs -> matches."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .console import (
+    DeviceOption,
+    FeaturesOption,
+    JsonOption,
+    LongSideOption,
+    MatcherOption,
+    MaxKeypointsOption,
+    device_of,
+    none_if_zero,
+    print_json,
+)
+
+
+class Geometry(str, Enum):
+    """What ``--geometry`` accepts."""
+
+    homography = "homography"
+    fundamental = "fundamental"
+    essential = "essential"
+
+
+class Picture(str, Enum):
+    """What ``--picture`` accepts."""
+
+    matches = "matches"
+    pruning = "pruning"
+    scores = "scores"
+
+
+def match(
+    image0: Annotated[Path, typer.Argument(metavar="A", help="First photograph.")],
+    image1: Annotated[Path, typer.Argument(metavar="B", help="Second photograph.")],
+    output: Annotated[
+        list[Path],
+        typer.Option(
+            "--output",
+            "-o",
+            help=".npz, .h5, .csv, .json, .html (interactive), .png, .jpg, .pdf or .svg file; repeatable.",
+        ),
+    ] = [],  # noqa: B006  typer reads the default and never changes it
+    features: FeaturesOption = "auto",
+    matcher: MatcherOption = "auto",
+    max_keypoints: MaxKeypointsOption = 2048,
+    long_side: LongSideOption = 1024,
+    mask0: Annotated[Optional[Path], typer.Option(help="Black where A must have no keypoints.")] = None,  # noqa: UP045
+    mask1: Annotated[Optional[Path], typer.Option(help="Black where B must have no keypoints.")] = None,  # noqa: UP045
+    geometry: Annotated[
+        Optional[Geometry],  # noqa: UP045
+        typer.Option(help="Estimate this model as well, and tell inliers from outliers."),
+    ] = None,
+    focal: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            min=1.0,
+            help="Focal length in pixels for --geometry essential; by default 1.2 times the long side.",
+        ),
+    ] = None,
+    picture: Annotated[
+        Picture, typer.Option(help="What .png, .jpg, .pdf and .svg files show.")
+    ] = Picture.matches,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Find the points that two photographs share.
+
+    Points are (x, y) pixels of the photographs as stored after EXIF rotation; (0, 0) is the centre of the
+    top-left pixel.
+    """
+    from .. import export, two_view
+    from ..errors import ArgumentError
+    from ..geometry import Camera
+    from ..images import read_image
+
+    for path in output:
+        export.check_output(path, two_view.FILES)
+    if focal is not None and geometry is not Geometry.essential:
+        raise ArgumentError("--focal is for --geometry essential only")
+    views = read_image(image0, mask0), read_image(image1, mask1)
+    cameras = [None if focal is None else Camera.from_focal(focal, view.size) for view in views]
+    result = two_view.match(
+        *views,
+        features=features,
+        matcher=matcher,
+        max_keypoints=none_if_zero(max_keypoints),
+        long_side=none_if_zero(long_side),
+        geometry=None if geometry is None else geometry.value,
+        camera0=cameras[0],
+        camera1=cameras[1],
+        device=device_of(device),
+    )
+    for path in output:
+        if path.suffix.lower() in (".png", ".jpg", ".pdf", ".svg"):
+            result.plot(path, picture.value)
+        else:
+            result.save(path)
+
+    if json:
+        print_json({**result.summary(), "outputs": [str(path) for path in output]})
+        return
+    print(result.choice)
+    line = f"{len(result.features0)} and {len(result.features1)} keypoints, {len(result)} matches"
+    if result.inliers is not None:
+        line += f", {int(result.inliers.sum())} inliers ({result.kind})"
+    print(f"{line}, {sum(result.seconds.values()):.1f} s")
+    if geometry is Geometry.essential and focal is None:
+        print("Assumed a focal length of 1.2 times the long side; --focal says it better.")
+    if result.note:
+        print(result.note)
+    for path in output:
+        print(f"wrote {path}")

@@ -1,0 +1,88 @@
+"""Which device to compute on, and what this machine is."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# What `tiepoint info` reports: the core packages, then the optional ones.
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "safetensors", "poselib", "typer", "rich")
+OPTIONAL_PACKAGES = ("kornia", "scikit-image", "mahotas", "matplotlib", "h5py")
+
+
+def best_device() -> torch.device:
+    """Return the fastest device that works here: a CUDA GPU, else Apple's, else the CPU.
+
+    Examples
+    --------
+    >>> best_device().type in ("cuda", "mps", "cpu")
+    True
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def describe() -> dict[str, Any]:
+    """Return what a bug report needs about this machine, as plain values.
+
+    Returns
+    -------
+    dict
+        ``python``, ``platform``, ``packages`` and ``optional_packages`` (name -> version or None),
+        ``device`` (its name), ``cpu`` (``model``, ``cores`` this process may use, torch's ``threads``, and
+        the vector instructions torch uses).
+
+    Examples
+    --------
+    >>> sorted(describe())
+    ['cpu', 'device', 'optional_packages', 'packages', 'platform', 'python']
+    """
+    device = best_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {package: _version(package) for package in PACKAGES},
+        "optional_packages": {package: _version(package) for package in OPTIONAL_PACKAGES},
+        "device": f"cuda ({name})" if device.type == "cuda" else name,
+        "cpu": {
+            "model": _cpu_model(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "features": [torch.backends.cpu.get_cpu_capability().lower(), *_matrix_features()],
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpuinfo(key: str) -> str:
+    """Return the first value of ``key`` in Linux's /proc/cpuinfo, or nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+def _cpu_model() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _matrix_features() -> list[str]:
+    """Return the instructions that make reduced precision fast; known on Linux only."""
+    flags = _cpuinfo("flags").split()
+    return [flag for flag in ("avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8") if flag in flags]

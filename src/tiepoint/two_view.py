@@ -1,0 +1,452 @@
+"""Two photographs in, trustworthy correspondences out: `match`."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import export, geometry, matchers, weights
+from . import features as extractors
+from .devices import best_device
+from .errors import ArgumentError
+from .features import Extractor
+from .geometry import Camera, Estimate
+from .images import ImageSource, read_image
+from .matchers import Matcher
+from .matchers.lightglue import WEIGHTS_FOR
+from .types import Features, Image, Matches
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An extractor and a matcher that belong together, and what has to be on the machine for them."""
+
+    features: str
+    matcher: str
+    weights: tuple[str, ...] = ()
+    package: str | None = None
+
+    def is_usable(self) -> bool:
+        """Whether everything is here and its licences allow any use, commercial use included."""
+        if self.package is not None and find_spec(self.package) is None:
+            return False
+        known = weights.entries()
+        return all(w in known and known[w].commercial and weights.available(w) for w in self.weights)
+
+
+# What "auto" means: the first usable one of these, best first.
+PREFERENCES = (
+    Choice("sift", "lightglue", ("sift-lightglue",)),
+    Choice("aliked-n16", "lightglue", ("aliked-n16", "aliked-lightglue")),
+    Choice("disk", "lightglue", ("disk", "disk-lightglue"), "kornia"),
+    Choice("xfeat", "lightglue", ("xfeat", "xfeat-lighterglue"), "kornia"),
+    Choice("sift", "nearest"),
+)
+
+FEW = 15  # fewer matches than this happen by chance between photographs of different things
+FOCAL_FACTOR = 1.2  # focal length / long side, where nobody knows better: a field of view of 45 degrees
+
+Geometry = Literal["homography", "fundamental", "essential"]
+GEOMETRIES: tuple[Geometry, ...] = ("homography", "fundamental", "essential")
+Picture = Literal["matches", "pruning", "scores"]
+PICTURES: tuple[Picture, ...] = ("matches", "pruning", "scores")
+FILES = (".npz", ".h5", ".csv", ".json", ".html", ".png", ".jpg", ".pdf", ".svg")
+
+
+@dataclass(frozen=True, eq=False)
+class TwoView:
+    """What `match` found out about two photographs.
+
+    Attributes
+    ----------
+    image0, image1 : Image
+        The photographs as read.
+    features0, features1 : Features
+        All keypoints, matched or not.
+    matches : Matches
+        Indices, scores, points, and what the matcher tells about its layers.
+    choice : str
+        One line: which extractor and matcher made this, and why these.
+    kind : {"homography", "fundamental", "essential"} or None
+        The geometry that was asked for.
+    geometry : Estimate or None
+        The estimated model and its inliers; None if no geometry was asked for.
+    seconds : dict
+        Time spent on ``read``, ``load``, ``extract``, ``match`` and ``geometry``.
+    """
+
+    image0: Image
+    image1: Image
+    features0: Features
+    features1: Features
+    matches: Matches
+    choice: str = ""
+    kind: Geometry | None = None
+    geometry: Estimate | None = None
+    seconds: dict[str, float] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.matches)
+
+    @property
+    def points0(self) -> NDArray[np.float32]:
+        """Matched points in image 0, float32 (K, 2), pixels of the original photograph."""
+        return self.matches.points0
+
+    @property
+    def points1(self) -> NDArray[np.float32]:
+        """Matched points in image 1, float32 (K, 2), pixels of the original photograph."""
+        return self.matches.points1
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """How sure the matcher is of each match, float32 (K,), in [0, 1]."""
+        return self.matches.scores
+
+    @property
+    def inliers(self) -> NDArray[np.bool_] | None:
+        """Which matches agree with the geometry, bool (K,); None if no geometry was asked for."""
+        return None if self.geometry is None else self.geometry.inliers
+
+    @property
+    def note(self) -> str:
+        """A warning in words if the result is thin, else an empty string."""
+        if len(self) == 0:
+            return "No matches found: the photographs probably do not show the same thing."
+        if len(self) < FEW:
+            return f"Fewer than {FEW} matches: the photographs probably do not overlap, or only a little."
+        if self.geometry is not None and self.geometry.model is None:
+            return f"No {self.kind} matrix agrees with the matches."
+        if self.inliers is not None and self.inliers.sum() < FEW:
+            return f"Fewer than {FEW} inliers: the photographs probably do not overlap, or only a little."
+        return ""
+
+    def summary(self) -> dict[str, Any]:
+        """Return the result without its points, as plain values that JSON can hold."""
+        pose = self.geometry
+        model = None if pose is None else pose.model
+        return {
+            "image0": self.image0.name,
+            "image1": self.image1.name,
+            "size0": list(self.image0.size),
+            "size1": list(self.image1.size),
+            "choice": self.choice,
+            "keypoints0": len(self.features0),
+            "keypoints1": len(self.features1),
+            "matches": len(self),
+            "stop_layer": self.matches.stop_layer,
+            "geometry": self.kind,
+            "model": None if model is None else model.tolist(),
+            "R": None if pose is None or pose.R is None else pose.R.tolist(),
+            "t": None if pose is None or pose.t is None else pose.t.tolist(),
+            "inliers": None if self.inliers is None else int(self.inliers.sum()),
+            "note": self.note,
+            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+        }
+
+    def plot(
+        self, path: str | os.PathLike[str], picture: Picture = "matches", color: str | None = None
+    ) -> None:
+        """Draw the result to a .png, .jpg, .pdf or .svg file, or the matches to an interactive .html page.
+
+        Parameters
+        ----------
+        path : path
+            Where to; written atomically.
+        picture : {"matches", "pruning", "scores"}
+            Matches side by side, keypoints by the layer at which they were pruned, or the histogram of the
+            scores.
+        color : {"score", "inlier"}, optional
+            What the colour of a match says; by default inliers where a geometry was asked for, else the
+            score.
+
+        Raises
+        ------
+        ArgumentError
+            Unknown suffix, picture or colour, or one that this result has no data for.
+        MissingDependencyError
+            matplotlib is not installed; the page does not need it.
+        """
+        from . import viz
+
+        views = self.image0, self.image1
+        if picture not in PICTURES:
+            raise ArgumentError(f"no picture is called {picture!r}; there are: {', '.join(PICTURES)}")
+        if Path(path).suffix.lower() == ".html":
+            viz.write_page(*views, self.matches, path, inliers=self.inliers, description=self.choice)
+        elif picture == "pruning":
+            viz.plot_pruning(*views, self.features0, self.features1, self.matches, path)
+        elif picture == "scores":
+            viz.plot_scores(self.matches, path)
+        else:
+            color = color or ("score" if self.inliers is None else "inlier")
+            viz.plot_matches(*views, self.matches, path, inliers=self.inliers, color=color)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result; the suffix says how. The file appears whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            ``.npz``: ``points0``, ``points1`` (K, 2), ``scores`` (K,), ``matches`` (K, 2) and, with a
+            geometry, ``inliers`` (K,) and ``model``. ``.csv``: one match a line. ``.json``: `summary` and
+            the matches. ``.h5``: keypoints and matches in hloc's layout. ``.html``, ``.png``, ``.jpg``,
+            ``.pdf``, ``.svg``: see `plot`.
+
+        Raises
+        ------
+        ArgumentError
+            Unknown suffix, or the folder does not exist.
+        InputError
+            The file cannot be written.
+        MissingDependencyError
+            h5py or matplotlib is needed and not installed.
+        """
+        target = export.check_output(path, FILES)
+        suffix = target.suffix.lower()
+        if suffix == ".npz":
+            arrays = {"matches": self.matches.matches, **self._columns()}
+            if self.geometry is not None and self.geometry.model is not None:
+                arrays["model"] = self.geometry.model
+            export.write_npz(target, arrays)
+        elif suffix == ".csv":
+            columns = {
+                f"{axis}{side}": points[:, i]
+                for side, points in enumerate((self.points0, self.points1))
+                for i, axis in enumerate("xy")
+            }
+            columns.update({k: v for k, v in self._columns().items() if v.ndim == 1})
+            export.write_csv(target, {name.removesuffix("s"): column for name, column in columns.items()})
+        elif suffix == ".json":
+            arrays = {"indices": self.matches.matches, **self._columns()}
+            lists = {name: array.tolist() for name, array in arrays.items()}
+            export.write_json(target, {**self.summary(), "correspondences": lists})
+        elif suffix == ".h5":
+            names = _distinct_names(self.image0.name, self.image1.name)
+            both = (self.features0, self.features1)
+            export.write_hloc_pair(target, names, both, self.matches.matches, self.scores)
+        else:
+            self.plot(target)
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        """Return what every file holds of each match."""
+        columns: dict[str, NDArray[Any]] = {
+            "points0": self.points0,
+            "points1": self.points1,
+            "scores": self.scores,
+        }
+        if self.inliers is not None:
+            columns["inliers"] = self.inliers
+        return columns
+
+
+def match(
+    image0: ImageSource,
+    image1: ImageSource,
+    features: str | Extractor = "auto",
+    matcher: str | Matcher = "auto",
+    *,
+    max_keypoints: int | None = 2048,
+    long_side: int | None = 1024,
+    mask0: ImageSource | None = None,
+    mask1: ImageSource | None = None,
+    geometry: Geometry | None = None,
+    camera0: Camera | None = None,
+    camera1: Camera | None = None,
+    device: torch.device | str | None = None,
+) -> TwoView:
+    """Find the points that two photographs share.
+
+    Parameters
+    ----------
+    image0, image1 : path, array, file object or Image
+        The photographs, see `tiepoint.read_image`.
+    features : str or Extractor
+        One of `tiepoint.features.names`, an extractor that is already loaded, or ``"auto"``: the best whose
+        weights are on this machine and may be used commercially. Nothing is downloaded.
+    matcher : str or Matcher
+        One of `tiepoint.matchers.names`, a loaded matcher, or ``"auto"``: the best for these features.
+    max_keypoints : int or None
+        Keep the best this many of each image; None keeps all. A loaded extractor has its own number.
+    long_side : int or None
+        Shrink larger photographs to this long side, in pixels, to find keypoints; None works at full size.
+        Points come back in original pixels either way. A loaded extractor has its own number.
+    mask0, mask1 : same kinds as the images, or None
+        0 means "no keypoints here".
+    geometry : {"homography", "fundamental", "essential"}, optional
+        Also estimate this model robustly and tell which matches agree with it.
+    camera0, camera1 : Camera, optional
+        For ``"essential"``; without, a focal length of 1.2 times the long side is assumed.
+    device : torch.device or str, optional
+        Where networks run; by default `tiepoint.devices.best_device`.
+
+    Returns
+    -------
+    TwoView
+        ``points0`` (K, 2), ``points1`` (K, 2), ``scores`` (K,), and everything they came from.
+
+    Raises
+    ------
+    ArgumentError
+        An unknown name, or an option out of range.
+    InputError
+        A photograph or mask cannot be read.
+    WeightsError
+        The extractor or matcher that was asked for needs weights that are not on this machine.
+    MissingDependencyError
+        It needs an optional package.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> noise = np.random.default_rng(0).integers(0, 255, (60, 80), dtype=np.uint8)
+    >>> photo = np.kron(noise, np.ones((4, 4), np.uint8))
+    >>> result = match(photo, photo[8:, 12:], features="sift", matcher="nearest")
+    >>> result.choice
+    'sift + nearest, as asked'
+    >>> bool(np.median(result.points0 - result.points1, axis=0).round().tolist() == [12.0, 8.0])
+    True
+    """
+    if geometry is not None and geometry not in GEOMETRIES:
+        raise ArgumentError(f"no geometry is called {geometry!r}; there are: {', '.join(GEOMETRIES)}")
+    clock = _Clock()
+    view0, view1 = read_image(image0, mask0), read_image(image1, mask1)
+    clock.lap("read")
+
+    device = best_device() if device is None else device
+    extractor, pairer, choice = _load(features, matcher, device, max_keypoints, long_side)
+    clock.lap("load")
+    features0, features1 = extractor(view0), extractor(view1)
+    clock.lap("extract")
+    matches = pairer(features0, features1)
+    clock.lap("match")
+    estimate = None
+    if geometry is not None:
+        estimate = _estimate(geometry, matches, view0, view1, camera0, camera1)
+        clock.lap("geometry")
+    return TwoView(view0, view1, features0, features1, matches, choice, geometry, estimate, clock.seconds)
+
+
+def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str]:
+    """Decide what ``"auto"`` means on this machine.
+
+    Parameters
+    ----------
+    features, matcher : str
+        A name, which is kept, or ``"auto"``.
+
+    Returns
+    -------
+    features, matcher, why : str
+        The two names and one line that says what was picked and why.
+
+    Raises
+    ------
+    ArgumentError
+        Only weights that forbid commercial use would do; those have to be asked for by name.
+
+    Examples
+    --------
+    >>> choose("orb", "auto")
+    ('orb', 'nearest', 'orb + nearest: no trained matcher exists for orb features')
+    """
+    if features != "auto" and matcher != "auto":
+        return features, matcher, f"{features} + {matcher}, as asked"
+    if features != "auto":
+        name = WEIGHTS_FOR.get(features)
+        if name is None:
+            return (
+                features,
+                "nearest",
+                f"{features} + nearest: no trained matcher exists for {features} features",
+            )
+        if Choice(features, "lightglue", (name,)).is_usable():
+            return features, "lightglue", f"{features} + lightglue: the best matcher for these features"
+        return (
+            features,
+            "nearest",
+            f"{features} + nearest: no {name} weights that may be used freely are here",
+        )
+    offers = [choice for choice in PREFERENCES if matcher in ("auto", choice.matcher)]
+    if not offers:
+        raise ArgumentError(
+            f"'auto' has no freely usable features for the matcher {matcher!r}; name some, "
+            "e.g. features='superpoint'"
+        )
+    # If nothing is usable, loading the first offer says what is missing and how to get it.
+    pick = next((offer for offer in offers if offer.is_usable()), offers[0])
+    if pick.weights:
+        why = "the best on this machine whose weights may be used freely"
+    elif matcher == "auto":
+        why = "no trained weights on this machine; see 'tiepoint weights list' for better ones"
+    else:
+        why = f"the best features for the matcher {matcher}"
+    return pick.features, pick.matcher, f"{pick.features} + {pick.matcher}: {why}"
+
+
+def _load(
+    features: str | Extractor,
+    matcher: str | Matcher,
+    device: torch.device | str,
+    max_keypoints: int | None,
+    long_side: int | None,
+) -> tuple[Extractor, Matcher, str]:
+    feature_name, matcher_name, why = choose(
+        features if isinstance(features, str) else features.name,
+        matcher if isinstance(matcher, str) else matcher.name,
+    )
+    if isinstance(features, str):
+        features = extractors.load(
+            feature_name, device=device, max_keypoints=max_keypoints, long_side=long_side
+        )
+    if isinstance(matcher, str):
+        matcher = matchers.load(matcher_name, features=feature_name, device=device)
+    return features, matcher, why
+
+
+def _estimate(
+    kind: Geometry,
+    matches: Matches,
+    view0: Image,
+    view1: Image,
+    camera0: Camera | None,
+    camera1: Camera | None,
+) -> Estimate:
+    if kind == "homography":
+        return geometry.estimate_homography(matches.points0, matches.points1)
+    if kind == "fundamental":
+        return geometry.estimate_fundamental(matches.points0, matches.points1)
+    camera0 = camera0 or Camera.from_focal(FOCAL_FACTOR * max(view0.size), view0.size)
+    camera1 = camera1 or Camera.from_focal(FOCAL_FACTOR * max(view1.size), view1.size)
+    return geometry.estimate_relative_pose(matches.points0, matches.points1, camera0, camera1)
+
+
+def _distinct_names(name0: str, name1: str) -> tuple[str, str]:
+    """Return file names, with their folders only where they are needed to tell the two apart."""
+    short = Path(name0).name, Path(name1).name
+    if short[0] != short[1]:
+        return short
+    if name0 != name1:
+        return Path(name0).as_posix().lstrip("/"), Path(name1).as_posix().lstrip("/")
+    return f"{short[0]}#0", f"{short[1]}#1"
+
+
+class _Clock:
+    """Seconds between calls of `lap`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now

@@ -1,0 +1,332 @@
+"""Still pictures, for a phone screen and for a paper: one file per call, no window, no global state.
+
+Everything is drawn through matplotlib's objects on an off-screen canvas; `matplotlib.pyplot`, which keeps
+figures alive and switches back ends for the whole process, is never imported.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArgumentError, MissingDependencyError
+from ..export import atomic
+from ..images import resize
+from ..types import Features, Image, Matches
+
+# One look for all pictures: 8 inches wide (two paper columns) at 200 dots per inch, 1600 pixels.
+WIDTH, DPI = 8.0, 200
+MAX_LINES = 200  # more lines than this hide the photographs; the points are always all drawn
+GAP = 0.012  # between the photographs, as a share of the picture's width
+STACK_ABOVE = 3.2  # photographs that would be wider than this side by side are stacked instead
+SCORE_COLOURS = "viridis"  # even steps in brightness, and readable by colour-blind people
+INLIER, OUTLIER = "#a8ef2e", "#ff2f92"  # told apart by colour-blind people, and from sky and grass
+SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
+
+
+def plot_matches(
+    image0: Image,
+    image1: Image,
+    matches: Matches,
+    path: str | os.PathLike[str],
+    *,
+    inliers: NDArray[np.bool_] | None = None,
+    color: str = "score",
+) -> None:
+    """Draw two photographs side by side and a line for every match.
+
+    Wide photographs are stacked. At most 200 lines are drawn, chosen evenly over the scores; every matched
+    point gets its dot, and the title gives the true count.
+
+    Parameters
+    ----------
+    image0, image1 : Image
+        The photographs.
+    matches : Matches
+        What to draw.
+    path : path
+        Ending in .png, .jpg, .pdf or .svg; written atomically.
+    inliers : bool array (K,) or None
+        Which matches agree with the estimated geometry.
+    color : {"score", "inlier"}
+        What the colour of a line says.
+
+    Raises
+    ------
+    ArgumentError
+        Unknown suffix or colour, or ``color="inlier"`` without ``inliers``.
+    MissingDependencyError
+        matplotlib is not installed.
+    """
+    if color not in ("score", "inlier"):
+        raise ArgumentError(f"color must be 'score' or 'inlier', not {color!r}")
+    if color == "inlier" and inliers is None:
+        raise ArgumentError("color='inlier' needs inliers: estimate a geometry first")
+    target = _check(path)
+
+    title = _count(len(matches), "match", "matches")
+    if inliers is not None:
+        title += f", {int(inliers.sum())} inliers"
+    layout = Layout.of(image0, image1)
+    figure, axes = layout.draw(image0, image1)
+
+    start, end = layout.place(matches.points0, 0), layout.place(matches.points1, 1)
+    lines = _spread(matches.scores, MAX_LINES)
+    if len(lines) < len(matches):
+        title += f" ({len(lines)} lines drawn)"
+    if color == "inlier" and inliers is not None:
+        colours: Any = np.where(inliers, INLIER, OUTLIER)
+        order = np.argsort(inliers, kind="stable")[::-1]  # the few outliers on top, where they can be seen
+        _legend(axes, {INLIER: f"inlier {int(inliers.sum())}", OUTLIER: f"outlier {int((~inliers).sum())}"})
+    else:
+        colours = _score_colours(matches.scores)
+        order = np.argsort(matches.scores, kind="stable")  # the sure ones on top
+        _colour_bar(figure, axes, "score of the match")
+    order = order[np.isin(order, lines)]
+
+    from matplotlib.collections import LineCollection
+
+    # More lines have to be thinner and more transparent to leave something of the photographs.
+    crowd = len(lines) / MAX_LINES
+    width, alpha = 1.5 - 0.7 * crowd, 0.95 - 0.3 * crowd
+    segments = list(np.stack([start[order], end[order]], axis=1))
+    axes.add_collection(LineCollection(segments, colors=colours[order], linewidths=width, alpha=alpha))
+    for points in (start, end):
+        axes.scatter(
+            *points.T,
+            s=7 if len(matches) < 500 else 4,
+            c=colours,
+            edgecolors="black",
+            linewidths=0.25,
+            zorder=3,
+        )
+    _title(axes, title)
+    _save(figure, target)
+
+
+def plot_pruning(
+    image0: Image,
+    image1: Image,
+    features0: Features,
+    features1: Features,
+    matches: Matches,
+    path: str | os.PathLike[str],
+) -> None:
+    """Draw all keypoints, coloured by the number of layers they took part in before they were pruned.
+
+    Parameters
+    ----------
+    image0, image1, features0, features1
+        The photographs and their keypoints.
+    matches : Matches
+        From a matcher that prunes.
+    path : path
+        Ending in .png, .jpg, .pdf or .svg; written atomically.
+
+    Raises
+    ------
+    ArgumentError
+        Unknown suffix, or the matcher does not tell where it pruned.
+    MissingDependencyError
+        matplotlib is not installed.
+    """
+    if matches.stop_layer is None or matches.prune_layer0 is None or matches.prune_layer1 is None:
+        raise ArgumentError("this matcher has no layers at which points are pruned; try matcher 'lightglue'")
+    target = _check(path)
+    layout = Layout.of(image0, image1)
+    figure, axes = layout.draw(image0, image1, dim=0.45)
+    last = matches.stop_layer
+    kept = 0
+    for side, features, layers in (
+        (0, features0, matches.prune_layer0),
+        (1, features1, matches.prune_layer1),
+    ):
+        points = layout.place(features.keypoints.cpu().numpy(), side)
+        kept += int((layers >= last).sum())
+        order = np.argsort(layers, kind="stable")
+        axes.scatter(
+            *points[order].T,
+            s=9,
+            c=layers[order],
+            cmap="plasma",
+            vmin=0.5,
+            vmax=last + 0.5,
+            edgecolors="black",
+            linewidths=0.2,
+        )
+    total = len(features0) + len(features1)
+    _colour_bar(figure, axes, "layers a keypoint took part in", steps=last)
+    share = f"{100 * (total - kept) / total:.0f} % of {total}" if total else "no"
+    _title(axes, f"{share} keypoints pruned, stopped after layer {last}")
+    _save(figure, target)
+
+
+def plot_scores(matches: Matches, path: str | os.PathLike[str]) -> None:
+    """Draw the histogram of the matches' scores (the confidence of the assignment).
+
+    Parameters
+    ----------
+    matches : Matches
+        Whose ``scores`` to count.
+    path : path
+        Ending in .png, .jpg, .pdf or .svg; written atomically.
+
+    Raises
+    ------
+    ArgumentError
+        Unknown suffix.
+    MissingDependencyError
+        matplotlib is not installed.
+    """
+    target = _check(path)
+    figure = _figure(WIDTH * 0.62, WIDTH * 0.4)
+    axes = figure.add_axes((0.11, 0.15, 0.86, 0.74))
+    counts, edges = np.histogram(matches.scores, bins=25, range=(0.0, 1.0))
+    axes.bar(
+        edges[:-1],
+        counts,
+        width=np.diff(edges),
+        align="edge",
+        color=_score_colours(edges[:-1] + 0.02),
+        ec="white",
+    )
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("score of the match")
+    axes.set_ylabel("matches")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    title = _count(len(matches), "match", "matches")
+    if len(matches):
+        median = float(np.median(matches.scores))
+        axes.axvline(median, color="black", linewidth=1, linestyle="--")
+        title += f", median score {median:.2f}"
+    _title(axes, title)
+    _save(figure, target)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each photograph lies in the picture; lengths are in inches, from the top left."""
+
+    corners: tuple[tuple[float, float], tuple[float, float]]
+    scales: tuple[float, float]  # inches per pixel
+    width: float
+    height: float
+
+    @classmethod
+    def of(cls, image0: Image, image1: Image) -> Layout:
+        """Fit both photographs to one height side by side, or to one width when stacked."""
+        (w0, h0), (w1, h1) = image0.size, image1.size
+        gap = WIDTH * GAP
+        if w0 / h0 + w1 / h1 <= STACK_ABOVE:
+            height = (WIDTH - gap) / (w0 / h0 + w1 / h1)
+            scales = height / h0, height / h1
+            return cls(((0, 0), (w0 * scales[0] + gap, 0)), scales, WIDTH, height)
+        scales = WIDTH / w0, WIDTH / w1
+        return cls(((0, 0), (0, h0 * scales[0] + gap)), scales, WIDTH, h0 * scales[0] + gap + h1 * scales[1])
+
+    def place(self, points: NDArray[np.float32], side: int) -> NDArray[np.float64]:
+        """Map pixels of one photograph, whose first pixel's centre is (0, 0), to inches of the picture."""
+        return (np.asarray(points, np.float64) + 0.5) * self.scales[side] + self.corners[side]
+
+    def draw(self, image0: Image, image1: Image, dim: float = 0.0) -> tuple[Any, Any]:
+        """Return a figure and its axes (in inches) holding both photographs; ``dim`` darkens them."""
+        above, below = 0.32, 0.5  # room for the title and for the legend or colour bar
+        figure = _figure(self.width, self.height + above + below)
+        total = self.height + above + below
+        axes = figure.add_axes((0, below / total, 1, self.height / total))
+        for side, image in enumerate((image0, image1)):
+            (x, y), scale, (w, h) = self.corners[side], self.scales[side], image.size
+            # Twice the resolution that can be seen keeps vector formats small.
+            shown = resize(image.pixels, max(1, round(2 * DPI * scale * max(w, h))))
+            shown = (shown * (1 - dim)).astype(np.uint8) if dim else shown
+            axes.imshow(
+                shown, extent=(x, x + w * scale, y + h * scale, y), aspect="auto", interpolation="antialiased"
+            )
+        axes.set(xlim=(0, self.width), ylim=(self.height, 0))
+        axes.axis("off")
+        return figure, axes
+
+
+def _check(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` if a picture can be written there."""
+    target = Path(path)
+    if target.suffix.lower() not in SUFFIXES:
+        raise ArgumentError(f"{target}: a picture's name must end in {', '.join(SUFFIXES)}")
+    return target
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("matplotlib", "viz", "drawing pictures") from error
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=DPI)
+
+
+def _title(axes: Any, text: str) -> None:
+    axes.set_title(text, fontsize=11, pad=5)
+
+
+def _score_colours(scores: NDArray[Any]) -> NDArray[np.float64]:
+    """Return RGBA (K, 4); scores 0 to 1 always span the whole scale, so that pictures can be compared."""
+    from matplotlib import colormaps
+
+    return colormaps[SCORE_COLOURS](np.asarray(scores, np.float64))
+
+
+def _colour_bar(figure: Any, axes: Any, label: str, steps: int | None = None) -> None:
+    """Draw a flat bar under the photographs, from 0 to 1 or with one colour for each of ``steps``."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    below = axes.get_position().y0
+    place = figure.add_axes((0.3, below * 0.62, 0.4, below * 0.2))
+    if steps is None:
+        mappable, ticks = ScalarMappable(Normalize(0, 1), SCORE_COLOURS), [0, 0.25, 0.5, 0.75, 1]
+    else:
+        ticks = list(range(1, steps + 1))
+        mappable = ScalarMappable(Normalize(0.5, steps + 0.5), colormaps["plasma"].resampled(steps))
+    bar = figure.colorbar(mappable, cax=place, orientation="horizontal", ticks=ticks)
+    bar.outline.set_visible(False)
+    place.tick_params(labelsize=8, length=2, pad=1)
+    figure.text(0.29, below * 0.72, label, fontsize=9, ha="right", va="center")
+
+
+def _legend(axes: Any, names: dict[str, str]) -> None:
+    from matplotlib.lines import Line2D
+
+    axes.legend(
+        handles=[Line2D([], [], color=colour, linewidth=3, label=name) for colour, name in names.items()],
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncols=len(names),
+        frameon=False,
+        fontsize=10,
+    )
+
+
+def _spread(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Return at most ``count`` indices, evenly spaced in the ranking by score."""
+    ranking = np.argsort(scores, kind="stable")
+    if len(ranking) <= count:
+        return ranking
+    return ranking[np.linspace(0, len(ranking) - 1, count).round().astype(np.int64)]
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{n if n else 'no'} {one if n == 1 else many}"
