@@ -111,7 +111,7 @@ def from_homography(
     valid0, valid1 = _check(keypoints0, keypoints1, valid0, valid1, positive, negative)
     _check_shape("H", H, (len(keypoints0), 3, 3))
     points0, points1, H = keypoints0.float(), keypoints1.float(), H.float()
-    # H is known up to a factor. Since it does not mirror, w > 0 means "in front of the camera" where det H > 0.
+    # H is known up to a factor. As it does not mirror, w > 0 means "in front of the camera" once det H > 0.
     H = H / H.abs().amax((1, 2), keepdim=True)
     H = H * torch.linalg.det(H).sign()[:, None, None]
     # The adjugate is the inverse up to a positive factor, without the condition number of a general inverse.
