@@ -1,0 +1,430 @@
+"""Running an extractor and a matcher over evaluation sets: pairs -> rows.
+
+The protocol, the same for every combination:
+
+- Each picture's features are extracted once and used for all its pairs.
+- Homographies: weighted DLT on all matches (weights are the matcher's scores, as in LightGlue's HPatches
+  table) and LO-RANSAC (PoseLib) at `RANSAC_PX`; the error is the mean displacement of the four corners of
+  image 0.
+- Relative poses: LO-RANSAC (PoseLib) at `RANSAC_PX`; the error is the larger of the angle of the rotation and
+  the angle of the translation's direction. One threshold for every method: published tables often show the
+  best of several, chosen on the test data.
+- A pair without a model has no error in its row and counts as an infinite one. So does a pair that raised: it
+  becomes a row with the message, and the run goes on.
+
+Rows are appended to a file as they come, so that an interrupted run continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import features as extractors
+from .. import matchers
+from ..errors import ArgumentError, InputError
+from ..geometry.camera import Camera
+from ..geometry.epipolar import pose_error
+from ..geometry.homography import corner_error, estimate_dlt
+from ..geometry.robust import estimate_homography, estimate_relative_pose
+from ..two_view import choose
+from ..types import Features, Image, Matches
+from . import metrics
+from .datasets import EvalPair, HomographyTruth, Picture, load_pairs
+from .environment import environment
+
+RANSAC_PX = 1.5
+MATCH_PX = 3.0
+CACHED_PICTURES = 128
+
+Extract = Callable[[Image], Features]
+Match = Callable[[Features, Features], Matches]
+Progress = Callable[["Row", int, int], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured on one pair.
+
+    Attributes
+    ----------
+    set, pair : str
+        Which pair.
+    kind : "homography" or "pose"
+        Which kind of ground truth it has.
+    failure : str or None
+        The message of what went wrong; every measurement is then None.
+    keypoints0, keypoints1, matches, inliers : int or None
+        Numbers; ``inliers`` of LO-RANSAC.
+    precision, recall : float or None
+        See `tiepoint.evaluation.metrics`; recall is None where the ground truth cannot tell (a pose without
+        depth).
+    dlt_error, ransac_error : float or None
+        Corner errors of the homography in pixels of image 1; None without a model.
+    pose_error : float or None
+        Degrees; None without a model.
+    stop_layer : int or None
+        The layer at which an adaptive matcher stopped.
+    pruned : float or None
+        The share of all keypoints that it dropped before that layer.
+    extract_seconds, match_seconds, geometry_seconds : float or None
+        Both images together, without reading the files; RANSAC alone.
+    """
+
+    set: str
+    pair: str
+    kind: str
+    failure: str | None = None
+    keypoints0: int | None = None
+    keypoints1: int | None = None
+    matches: int | None = None
+    inliers: int | None = None
+    precision: float | None = None
+    recall: float | None = None
+    dlt_error: float | None = None
+    ransac_error: float | None = None
+    pose_error: float | None = None
+    stop_layer: int | None = None
+    pruned: float | None = None
+    extract_seconds: float | None = None
+    match_seconds: float | None = None
+    geometry_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """All rows of one combination of extractor and matcher.
+
+    Attributes
+    ----------
+    label : str
+        Short name for tables, e.g. ``"sift+nearest"``.
+    rows : list of Row
+        In the order of the pairs.
+    configuration : dict
+        Everything that changes the results.
+    environment : dict
+        Machine, versions and date of the (first) run.
+    """
+
+    label: str
+    rows: list[Row]
+    configuration: dict[str, Any]
+    environment: dict[str, str] = field(default_factory=environment)
+
+
+def run(
+    data: str | Path,
+    features: str = "sift",
+    matcher: str = "nearest",
+    *,
+    sets: Sequence[str] | None = None,
+    limit: int | None = None,
+    max_keypoints: int | None = 2048,
+    long_side: int | None = None,
+    device: str = "cpu",
+    output: str | Path | None = None,
+    resume: bool = True,
+    progress: Progress | None = None,
+) -> Run:
+    """Evaluate an extractor and a matcher, both by name.
+
+    Parameters
+    ----------
+    data : path
+        Evaluation sets, see `tiepoint.evaluation.datasets.load_pairs`.
+    features, matcher : str
+        Names known to `tiepoint.features.load` and `tiepoint.matchers.load`.
+    sets, limit
+        Which sets, and how many pairs of each; None takes all.
+    max_keypoints, long_side : int or None
+        Options of the extractor. Errors are always measured in pixels of the pictures of the set.
+    device : str
+        Where networks run.
+    output : path or None
+        Folder for ``<features>+<matcher>.jsonl``; None keeps the rows in memory only.
+    resume : bool
+        Continue a file of the same configuration; False starts it again.
+    progress : callable or None
+        Called with (row, number done, number of all) after every pair.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    InputError, ArgumentError
+        See `load_pairs`; also if ``output`` holds rows of another configuration.
+    WeightsError, MissingDependencyError
+        The extractor or the matcher cannot be loaded.
+    """
+    pairs = load_pairs(data, sets, limit)
+    extract = extractors.load(features, device=device, max_keypoints=max_keypoints, long_side=long_side)
+    match = matchers.load(matcher, features=features, device=device)
+    label = f"{features}+{matcher}"
+    configuration = {
+        "features": features,
+        "matcher": matcher,
+        "max_keypoints": max_keypoints,
+        "long_side": long_side,
+        "device": device,
+    }
+    path = None if output is None else Path(output) / f"{label}.jsonl"
+    return evaluate(pairs, extract, match, label, configuration, path, resume, progress)
+
+
+def compare(
+    data: str | Path,
+    combinations: Sequence[str] = ("sift+nearest",),
+    *,
+    sets: Sequence[str] | None = None,
+    limit: int | None = None,
+    max_keypoints: int | None = 2048,
+    long_side: int | None = None,
+    device: str = "cpu",
+    output: str | Path | None = None,
+    resume: bool = True,
+    progress: Callable[[str, Row, int, int], None] | None = None,
+) -> list[Run]:
+    """Evaluate several combinations of extractor and matcher on the same pairs: ``tiepoint eval``.
+
+    Parameters
+    ----------
+    data, sets, limit, max_keypoints, long_side, device, output, resume
+        As in `run`.
+    combinations : sequence of str
+        See `parse_combination`.
+    progress : callable or None
+        Called with (label, row, number done, number of all) after every pair.
+
+    Returns
+    -------
+    list of Run
+        For `tiepoint.evaluation.rich_tables` and `tiepoint.evaluation.save`.
+    """
+    runs = []
+    for features, matcher in dict.fromkeys(map(parse_combination, combinations)):
+        label = f"{features}+{matcher}"
+        runs.append(
+            run(
+                data,
+                features,
+                matcher,
+                sets=sets,
+                limit=limit,
+                max_keypoints=max_keypoints,
+                long_side=long_side,
+                device=device,
+                output=output,
+                resume=resume,
+                progress=None if progress is None else partial(progress, label),
+            )
+        )
+    return runs
+
+
+def parse_combination(text: str) -> tuple[str, str]:
+    """Return the names of extractor and matcher in ``"features+matcher"``.
+
+    ``"features"`` alone takes the best matcher for them, as `tiepoint.match` does, and so does the name
+    ``auto``.
+
+    Raises
+    ------
+    ArgumentError
+        Not of that form, or a name that does not exist.
+
+    Examples
+    --------
+    >>> parse_combination("sift+nearest"), parse_combination("orb")
+    (('sift', 'nearest'), ('orb', 'nearest'))
+    """
+    features, _, matcher = text.partition("+")
+    matcher = matcher or "auto"
+    for kind, name, names in (
+        ("extractor", features, extractors.names()),
+        ("matcher", matcher, matchers.names()),
+    ):
+        if name not in ("auto", *names):
+            raise ArgumentError(f"{text!r}: no {kind} is called {name!r}; there are: {', '.join(names)}")
+    return choose(features, matcher)[:2]
+
+
+def evaluate(
+    pairs: Sequence[EvalPair],
+    extract: Extract,
+    match: Match,
+    label: str,
+    configuration: dict[str, Any] | None = None,
+    path: Path | None = None,
+    resume: bool = True,
+    progress: Progress | None = None,
+) -> Run:
+    """Evaluate any two callables: ``Image -> Features`` and ``(Features, Features) -> Matches``.
+
+    The parameters are those of `run`; ``path`` is the file of rows itself. `run` calls this with tiepoint's
+    own extractors and matchers, ``benchmarks/`` with those of other packages.
+
+    Examples
+    --------
+    >>> from tiepoint.evaluation import evaluate
+    >>> evaluate([], extract=None, match=None, label="nothing").rows
+    []
+    """
+    configuration = {
+        **(configuration or {}),
+        "ransac_px": RANSAC_PX,
+        "match_px": MATCH_PX,
+        "threads": torch.get_num_threads(),
+    }
+    known: dict[tuple[str, str], Row] = {}
+    surroundings = environment()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.read_text("utf-8") if resume and path.exists() else ""
+        if "\n" in before:
+            surroundings, known = _continue(path, before, configuration)
+        else:
+            header = {"label": label, "configuration": configuration, "environment": surroundings}
+            path.write_text(json.dumps(header) + "\n", "utf-8")
+
+    @lru_cache(maxsize=CACHED_PICTURES)
+    def extracted(picture: Picture) -> tuple[Features, float]:
+        image = picture.read()
+        return timed(lambda: extract(image))
+
+    rows = []
+    for done, pair in enumerate(pairs, start=1):
+        row = known.get((pair.set, pair.name))
+        if row is None:
+            row = _measure(pair, extracted, match)
+            if path is not None:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(row)) + "\n")
+        rows.append(row)
+        if progress is not None:
+            progress(row, done, len(pairs))
+    return Run(label, rows, configuration, surroundings)
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """Call ``function`` and return its result and the seconds it took, waiting for a GPU to finish."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
+
+
+def _continue(
+    path: Path, text: str, configuration: dict[str, Any]
+) -> tuple[dict[str, str], dict[tuple[str, str], Row]]:
+    """Return the environment and the rows of an earlier run, and cut a line it did not finish off its file.
+
+    Rows of failures are not kept: what went wrong may have been mended.
+    """
+    complete = text[: text.rfind("\n") + 1]
+    try:
+        header, *lines = (json.loads(line) for line in complete.splitlines())
+        rows = [Row(**line) for line in lines]
+        before, first_environment = header["configuration"], header["environment"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: not a file of evaluation rows ({error}); remove it or start again"
+        ) from error
+    if before != configuration:
+        keys = sorted(before.keys() | configuration.keys())
+        changed = [key for key in keys if before.get(key) != configuration.get(key)]
+        raise ArgumentError(
+            f"{path} holds results of another configuration ("
+            + ", ".join(f"{k}: {before.get(k)} there, {configuration.get(k)} now" for k in changed)
+            + "); choose another output folder, or start again without resuming"
+        )
+    if complete != text:
+        path.write_text(complete, "utf-8")
+    return first_environment, {(row.set, row.pair): row for row in rows if row.failure is None}
+
+
+def _measure(pair: EvalPair, extracted: Callable[[Picture], tuple[Features, float]], match: Match) -> Row:
+    """Extract, match, and compare with the ground truth; whatever goes wrong becomes a row."""
+    kind = "homography" if isinstance(pair.truth, HomographyTruth) else "pose"
+    try:
+        features0, seconds0 = extracted(pair.image0)
+        features1, seconds1 = extracted(pair.image1)
+        matches, match_seconds = timed(lambda: match(features0, features1))
+        return Row(
+            pair.set,
+            pair.name,
+            kind,
+            keypoints0=len(features0),
+            keypoints1=len(features1),
+            matches=len(matches),
+            extract_seconds=seconds0 + seconds1,
+            match_seconds=match_seconds,
+            stop_layer=matches.stop_layer,
+            pruned=_pruned(matches),
+            precision=metrics.precision(pair.truth, matches.points0, matches.points1, MATCH_PX),
+            recall=_recall(pair, features0, features1, matches),
+            **_model_errors(pair, features0.image_size, features1.image_size, matches),
+        )
+    except Exception as error:
+        return Row(pair.set, pair.name, kind, failure=f"{type(error).__name__}: {error}")
+
+
+def _pruned(matches: Matches) -> float | None:
+    """Return the share of keypoints that did not reach the layer at which the matcher stopped."""
+    if matches.stop_layer is None or matches.prune_layer0 is None or matches.prune_layer1 is None:
+        return None
+    layers = np.concatenate([matches.prune_layer0, matches.prune_layer1])
+    return float((layers < matches.stop_layer).mean()) if len(layers) else 0.0
+
+
+def _recall(pair: EvalPair, features0: Features, features1: Features, matches: Matches) -> float | None:
+    keypoints0 = features0.keypoints.cpu().numpy().astype(float)
+    keypoints1 = features1.keypoints.cpu().numpy().astype(float)
+    projected = metrics.project(pair.truth, keypoints0, keypoints1)
+    if projected is None:
+        return None
+    return metrics.recall(matches.matches, keypoints0, keypoints1, *projected, MATCH_PX)
+
+
+def _model_errors(
+    pair: EvalPair, size0: tuple[int, int], size1: tuple[int, int], matches: Matches
+) -> dict[str, Any]:
+    """Estimate the pair's geometry and compare: the fields of `Row` from ``inliers`` to ``pose_error``."""
+    truth, points0, points1 = pair.truth, matches.points0, matches.points1
+    if isinstance(truth, HomographyTruth):
+        estimate, seconds = timed(lambda: estimate_homography(points0, points1, threshold=RANSAC_PX))
+        H_dlt = estimate_dlt(points0, points1, matches.scores)
+        errors = {
+            "dlt_error": None if H_dlt is None else _finite(corner_error(H_dlt, truth.H, size0)),
+            "ransac_error": None
+            if estimate.model is None
+            else _finite(corner_error(estimate.model, truth.H, size0)),
+        }
+    else:
+        camera0, camera1 = Camera.from_K(truth.K0, size0), Camera.from_K(truth.K1, size1)
+        estimate, seconds = timed(
+            lambda: estimate_relative_pose(points0, points1, camera0, camera1, threshold=RANSAC_PX)
+        )
+        errors = {"pose_error": None}
+        if estimate.R is not None and estimate.t is not None:
+            radians = max(pose_error(estimate.R, estimate.t, truth.R, truth.t))
+            errors["pose_error"] = float(np.rad2deg(radians))
+    return {**errors, "inliers": int(estimate.inliers.sum()), "geometry_seconds": seconds}
+
+
+def _finite(error: float) -> float | None:
+    """Return the error, or None if it is infinite: JSON has no infinity."""
+    return error if np.isfinite(error) else None

@@ -1,0 +1,197 @@
+"""From rows to tables: one line per set and combination, on screen and as JSON, CSV and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.box
+from rich.table import Table
+
+from .evaluate import MATCH_PX, RANSAC_PX, Row, Run
+from .metrics import auc
+
+HOMOGRAPHY_PX = (1, 3, 5)
+POSE_DEGREES = (5, 10, 20)
+MEAN = "mean"
+
+Value = float | int | str | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one measure is shown."""
+
+    key: str
+    heading: str
+    digits: int
+    factor: float = 1.0
+
+    def text(self, value: Value) -> str:
+        """Return the value as shown in a table, a dash if there is none."""
+        if value is None or isinstance(value, str):
+            return value or "–"
+        return f"{value * self.factor:.{self.digits}f}"
+
+
+COLUMNS = (
+    Column("pairs", "pairs", 0),
+    Column("failed", "failed", 0),
+    *(Column(f"dlt_auc_{t}px", f"DLT @{t}px", 1, 100) for t in HOMOGRAPHY_PX),
+    *(Column(f"ransac_auc_{t}px", f"RANSAC @{t}px", 1, 100) for t in HOMOGRAPHY_PX),
+    *(Column(f"pose_auc_{t}deg", f"pose @{t}°", 1, 100) for t in POSE_DEGREES),
+    Column("precision", "P @3px", 1, 100),
+    Column("recall", "R @3px", 1, 100),
+    Column("matches", "matches", 0),
+    Column("stop_layer", "stop layer", 1),
+    Column("pruned", "pruned %", 1, 100),
+    Column("extract_seconds", "extract ms", 0, 1000),
+    Column("match_seconds", "match ms", 1, 1000),
+    Column("geometry_seconds", "geometry ms", 1, 1000),
+)
+
+LEGEND = f"""\
+AUC in percent: homographies by the mean corner error (DLT: all matches, weighted by score; RANSAC: PoseLib's
+LO-RANSAC at {RANSAC_PX} px), relative poses by the larger of the angles of rotation and translation (the
+same RANSAC). A pair that failed counts as an infinite error. P: matches within {MATCH_PX:.0f} px of the true
+homography, or of their epipolar lines, in percent. R: keypoint pairs that agree to {MATCH_PX:.0f} px under
+the ground truth and were found, in percent (7scenes: its depth maps are some pixels off; compare R there, but
+do not read it alone). Precision, recall, matches, layers: means over pairs. Times: medians over pairs,
+extraction of both images together. `{MEAN}`: over the sets."""
+
+
+def summarise(run: Run) -> list[dict[str, Value]]:
+    """Return one dictionary per set, and one of the means over sets if there are several.
+
+    The keys are ``label``, ``set`` and those of `COLUMNS`; shares are in [0, 1], times in seconds, and what
+    a set cannot tell is None.
+    """
+    names = list(dict.fromkeys(row.set for row in run.rows))
+    table = [
+        {"label": run.label, "set": name, **_summary([row for row in run.rows if row.set == name])}
+        for name in names
+    ]
+    if len(table) > 1:
+        mean: dict[str, Value] = {"label": run.label, "set": MEAN}
+        for column in COLUMNS:
+            combine = np.sum if column.key in ("pairs", "failed") else np.mean
+            mean[column.key] = _over([line[column.key] for line in table], combine)
+        table.append(mean)
+    return table
+
+
+def _summary(rows: list[Row]) -> dict[str, Value]:
+    """Summarise the rows of one set."""
+    good = [row for row in rows if row.failure is None]
+    homographies = [row for row in rows if row.kind == "homography"]
+    poses = [row for row in rows if row.kind == "pose"]
+    line: dict[str, Value] = {"pairs": len(rows), "failed": len(rows) - len(good)}
+    for name, errors, thresholds, unit in (
+        ("dlt", [row.dlt_error for row in homographies], HOMOGRAPHY_PX, "px"),
+        ("ransac", [row.ransac_error for row in homographies], HOMOGRAPHY_PX, "px"),
+        ("pose", [row.pose_error for row in poses], POSE_DEGREES, "deg"),
+    ):
+        infinite = [np.inf if error is None else error for error in errors]
+        areas = auc(infinite, thresholds) if infinite else [None] * len(thresholds)
+        line |= {f"{name}_auc_{t}{unit}": area for t, area in zip(thresholds, areas, strict=True)}
+    for key in ("precision", "recall", "matches", "stop_layer", "pruned"):
+        line[key] = _over([getattr(row, key) for row in good], np.mean)
+    for key in ("extract_seconds", "match_seconds", "geometry_seconds"):
+        line[key] = _over([getattr(row, key) for row in good], np.median)
+    return line
+
+
+def _over(values: Sequence[Any], combine: Any) -> float | int | None:
+    """Combine the values that are known into one; None if none is."""
+    known = [value for value in values if value is not None]
+    return combine(known).item() if known else None
+
+
+def by_set(runs: Sequence[Run]) -> dict[str, list[dict[str, Value]]]:
+    """Return set -> one line per run, with the means over sets last."""
+    grouped: dict[str, list[dict[str, Value]]] = {}
+    for line in (line for run in runs for line in summarise(run)):
+        grouped.setdefault(str(line["set"]), []).append(line)
+    if MEAN in grouped:
+        grouped[MEAN] = grouped.pop(MEAN)
+    return grouped
+
+
+def rich_tables(runs: Sequence[Run]) -> list[Table]:
+    """Return one table per set, for `rich.print`; columns without any value are left out."""
+    tables = []
+    for name, lines in by_set(runs).items():
+        columns = _columns(lines)
+        table = Table(title=name, title_justify="left", box=rich.box.SIMPLE_HEAD)
+        table.add_column("", no_wrap=True)
+        for column in columns:
+            table.add_column(column.heading, justify="right")
+        for line in lines:
+            table.add_row(str(line["label"]), *(column.text(line[column.key]) for column in columns))
+        tables.append(table)
+    return tables
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """Return all tables as Markdown, with what the columns mean and where it was measured."""
+    parts = []
+    for name, lines in by_set(runs).items():
+        columns = _columns(lines)
+        parts.append(f"## {name}\n")
+        parts.append("| | " + " | ".join(column.heading for column in columns) + " |")
+        parts.append("|---|" + "---:|" * len(columns))
+        for line in lines:
+            cells = " | ".join(column.text(line[column.key]) for column in columns)
+            parts.append(f"| {line['label']} | {cells} |")
+        parts.append("")
+    parts += [LEGEND, "", *_provenance(runs)]
+    return "\n".join(parts) + "\n"
+
+
+def _provenance(runs: Sequence[Run]) -> list[str]:
+    """Return one line per combination: its configuration and where it ran."""
+    return [
+        f"- {run.label}: "
+        + ", ".join(f"{k} {v}" for k, v in run.configuration.items() if k not in ("features", "matcher"))
+        + "; "
+        + ", ".join(f"{k} {v}" for k, v in run.environment.items())
+        for run in runs
+    ]
+
+
+def _columns(lines: list[dict[str, Value]]) -> list[Column]:
+    """Return the columns that at least one line has a value for."""
+    return [
+        column
+        for column in COLUMNS
+        if any(line[column.key] is not None for line in lines)
+        and not (column.key == "failed" and all(line["failed"] == 0 for line in lines))
+    ]
+
+
+def save(runs: Sequence[Run], folder: str | Path) -> list[Path]:
+    """Write ``summary.json``, ``summary.csv`` and ``summary.md`` into a folder and return their paths."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"summary.{kind}" for kind in ("json", "csv", "md")]
+    document = [
+        {
+            "label": run.label,
+            "configuration": run.configuration,
+            "environment": run.environment,
+            "sets": summarise(run),
+        }
+        for run in runs
+    ]
+    paths[0].write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    with paths[1].open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["label", "set", *(column.key for column in COLUMNS)])
+        writer.writeheader()
+        writer.writerows(line for run in runs for line in summarise(run))
+    paths[2].write_text(markdown(runs), "utf-8")
+    return paths
