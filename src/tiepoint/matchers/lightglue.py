@@ -1,0 +1,613 @@
+"""LightGlue: local feature matching at light speed (Lindenberger, Sarlin, Pollefeys, ICCV 2023, arXiv 2306.13643).
+
+The file reads like the paper, top to bottom: positions become rotary encodings, a layer is one self- and one
+cross-attention unit, a head turns states into an assignment, and the matcher stops early and drops points.
+
+Two things differ from the paper's own code, neither of them in what is computed:
+
+- *Layout.* The points of all images of all pairs are the rows of one matrix. Every linear layer is then one
+  large product, pairs of different sizes need no padding, and both kinds of adaptivity become the same cheap
+  step: keeping some rows. `Layout` knows which rows belong to which image.
+- *Parameters.* Query, key and value weights are stored de-interleaved, rotary pairs are split into halves, and
+  the attention's output projection is folded into the next linear layer, which sees it first:
+  ``W [x; Wo c + bo] + b = [Wx, Wm Wo] [x; c] + (b + Wm bo)``. `from_upstream` converts checkpoints of the
+  original layout, exactly in real numbers; `to_upstream` goes back, with an identity as output projection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import weights as weights_module
+from ..errors import ArgumentError, WeightsError
+from ..types import Features, Matches
+from .base import Matcher, Pair, make_matches
+
+
+@dataclass(frozen=True)
+class LightGlueConfig:
+    """Architecture and thresholds of one LightGlue; stored in the metadata of its weights.
+
+    Attributes
+    ----------
+    features : tuple of str
+        Extractors whose features it was trained on; empty means unknown, and then only shapes are checked.
+    input_dim, dim, heads, layers : int
+        Descriptor size, state size, attention heads per unit, layers. 128 or 256, 256, 4, 9 in the paper.
+    scale_orientation : bool
+        Whether scale and orientation of a keypoint enter its positional encoding (SIFT-like features).
+    match_threshold : float
+        τ: matches with assignment P below it are dropped.
+    exit_confidence : tuple of layers - 1 floats, or None
+        λ_l: a point is confident after layer l if its confidence exceeds this. None: no early exit.
+    exit_share : float
+        α: a pair stops as soon as more than this share of its points is confident.
+    prune_matchability : tuple of layers - 1 floats, or None
+        β_l: after layer l a confident point with at most this matchability is dropped. None: no pruning.
+    """
+
+    features: tuple[str, ...] = ()
+    input_dim: int = 256
+    dim: int = 256
+    heads: int = 4
+    layers: int = 9
+    scale_orientation: bool = False
+    match_threshold: float = 0.1
+    exit_confidence: tuple[float, ...] | None = None
+    exit_share: float = 0.95
+    prune_matchability: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.dim % (2 * self.heads):
+            raise ArgumentError(f"dim ({self.dim}) must be a multiple of 2 * heads ({2 * self.heads})")
+        for name in ("exit_confidence", "prune_matchability"):
+            schedule = getattr(self, name)
+            if schedule is not None and len(schedule) != self.layers - 1:
+                raise ArgumentError(f"{name} needs {self.layers - 1} values, not {len(schedule)}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LightGlueConfig:
+        """Read the configuration from a weights file's metadata (JSON has lists where we have tuples)."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+
+
+class Layout:
+    """Which rows of the token matrix belong to which image; images 2p and 2p + 1 are pair p."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all images have the same number of points, so that a plain view batches them."""
+        return min(self.lengths) == max(self.lengths)
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Cut a matrix of all tokens (T, ...) into one matrix per image."""
+        return rows.split(self.lengths)
+
+    def owners(self, device: torch.device) -> Tensor:
+        """Return the number of the image that each token belongs to, int64 (T,)."""
+        lengths = torch.tensor(self.lengths, device=device)
+        return torch.repeat_interleave(
+            torch.arange(len(lengths), device=device), lengths, output_size=sum(self.lengths)
+        )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, cross: bool) -> Tensor:
+    """Multi-head attention (T, heads, D) of every image to itself or, if ``cross``, to its partner."""
+    images = len(layout.lengths)
+    if layout.is_uniform:
+        q, k, v = (t.unflatten(0, (images, -1)).transpose(1, 2) for t in (q, k, v))
+        if cross:
+            k, v = (t.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1)
+    partner = [i ^ cross for i in range(images)]
+    if q.device.type == "cpu":
+        qs, ks, vs = (layout.split(t.transpose(0, 1).contiguous().transpose(0, 1)) for t in (q, k, v))
+        parts = [
+            F.scaled_dot_product_attention(
+                qs[i].transpose(0, 1)[None], ks[j].transpose(0, 1)[None], vs[j].transpose(0, 1)[None]
+            )[0].transpose(0, 1)
+            for i, j in enumerate(partner)
+        ]
+        return torch.cat(parts).flatten(1)
+    # On a GPU one masked call beats many small ones.
+    lengths = torch.tensor(layout.lengths, device=q.device)
+    present = torch.arange(max(layout.lengths), device=q.device) < lengths[:, None]
+    padded = [q.new_zeros(*present.shape, *q.shape[1:]) for _ in range(3)]
+    for target, rows in zip(padded, (q, k, v), strict=True):
+        target[present] = rows
+    q, k, v = (t.transpose(1, 2) for t in padded)
+    mask = present[partner][:, None, None]
+    context = F.scaled_dot_product_attention(q, k[partner], v[partner], attn_mask=mask)
+    return context.transpose(1, 2)[present].flatten(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary encoding, Eq. (7) and (8): turn the pair (x_i, x_{i + D/2}) by the i-th angle."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], dim=-1)
+
+
+class Update(nn.Module):
+    """State update x + MLP([x | message]), Eq. (1)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(2 * dim, 2 * dim)
+        self.norm = nn.LayerNorm(2 * dim)
+        self.reduce = nn.Linear(2 * dim, dim)
+
+    def forward(self, x: Tensor, message: Tensor) -> Tensor:
+        return x + self.reduce(F.gelu(self.norm(self.expand(torch.cat([x, message], dim=-1)))))
+
+
+class SelfAttention(nn.Module):
+    """Every point looks at the points of its own image, relative positions rotated into q and k, Eq. (3)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.update = Update(dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        q, k = rotate(qkv[:, :2], cos, sin).unbind(1)
+        return self.update(x, attend(q, k, qkv[:, 2], layout, cross=False))
+
+
+class CrossAttention(nn.Module):
+    """Every point looks at the points of the other image; queries serve as keys, no positions, Eq. (4)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.update = Update(dim)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).unbind(1)
+        return self.update(x, attend(k, k, v, layout, cross=True))
+
+
+class Layer(nn.Module):
+    """One self-attention and one cross-attention unit, on both images of all pairs at once."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(dim, heads)
+        self.cross_attention = CrossAttention(dim, heads)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        return self.cross_attention(self.self_attention(x, cos, sin, layout), layout)
+
+
+class AssignmentHead(nn.Module):
+    """What a layer's states say: similarity of points and matchability of each, kept apart."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, dim)
+        self.matchability = nn.Linear(dim, 1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Matchability logits (...,) of states (..., dim); Eq. (6) is their sigmoid."""
+        return self.matchability(x).squeeze(-1)
+
+    def forward(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log assignment and matchability logits.
+
+        Parameters
+        ----------
+        x0, x1 : float tensors (..., N, dim), (..., M, dim)
+            States of the two images.
+
+        Returns
+        -------
+        log_p : (..., N, M)
+            log P_ij = log σ(z_i) + log σ(z_j) + log softmax_rows(S)_ij + log softmax_columns(S)_ij, Eq. (8).
+        z0, z1 : (..., N), (..., M)
+            Matchability logits.
+        """
+        m0, m1 = self.project(x0), self.project(x1)
+        s = m0 @ m1.transpose(-1, -2) / math.sqrt(m0.shape[-1])  # Eq. (5)
+        z0, z1 = self.logits(x0), self.logits(x1)
+        row = F.logsigmoid(z0) - s.logsumexp(-1)
+        column = F.logsigmoid(z1) - s.logsumexp(-2)
+        return 2 * s + row.unsqueeze(-1) + column.unsqueeze(-2), z0, z1
+
+
+class LightGlueNet(nn.Module):
+    """The network alone: tensors in, states and assignments out. `LightGlue` matches with it.
+
+    Parameters
+    ----------
+    config : LightGlueConfig
+        Sizes; its thresholds are not used here.
+    """
+
+    def __init__(self, config: LightGlueConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.dim
+        self.input = nn.Identity() if config.input_dim == d else nn.Linear(config.input_dim, d)
+        self.frequencies = nn.Linear(4 if config.scale_orientation else 2, d // config.heads // 2, bias=False)
+        nn.init.normal_(self.frequencies.weight)
+        self.layers = nn.ModuleList(Layer(d, config.heads) for _ in range(config.layers))
+        self.heads = nn.ModuleList(AssignmentHead(d) for _ in range(config.layers))
+        self.confidence = nn.ModuleList(nn.Linear(d, 1) for _ in range(config.layers - 1))
+
+    def encode(self, descriptors: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project descriptors and compute the rotary encoding, once for all layers.
+
+        Parameters
+        ----------
+        descriptors : (T, input_dim)
+        positions : (T, 2) or (T, 4)
+            From `normalise_positions`.
+
+        Returns
+        -------
+        x : (T, dim)
+            First states.
+        cos, sin : (T, 1, 1, D / 2)
+            Of the learned Fourier frequencies times the positions, Eq. (7); broadcast over (q, k) and heads.
+        """
+        angles = self.frequencies(positions)[:, None, None]
+        return self.input(descriptors), angles.cos(), angles.sin()
+
+    def forward(self, descriptors: Tensor, positions: Tensor, layout: Layout) -> list[Tensor]:
+        """Return the states (T, dim) after every layer, without adaptivity (for training)."""
+        x, cos, sin = self.encode(descriptors, positions)
+        states = []
+        for layer in self.layers:
+            x = layer(x, cos, sin, layout)
+            states.append(x)
+        return states
+
+
+def normalise_positions(
+    keypoints: Tensor,
+    image_size: tuple[int, int],
+    scales: Tensor | None = None,
+    orientations: Tensor | None = None,
+) -> Tensor:
+    """Centre pixel coordinates (N, 2) and divide by half the longer side; append scale and orientation.
+
+    Examples
+    --------
+    >>> normalise_positions(torch.tensor([[320.0, 240.0], [640.0, 480.0]]), (640, 480))
+    tensor([[0.0000, 0.0000],
+            [1.0000, 0.7500]])
+    """
+    size = keypoints.new_tensor(image_size)
+    positions = (keypoints - size / 2) / (size.max() / 2)
+    if scales is None or orientations is None:
+        return positions
+    return torch.cat([positions, scales[:, None], orientations[:, None]], dim=-1)
+
+
+# The registry names of the weights that match each extractor's features.
+WEIGHTS_FOR = {
+    "sift": "sift-lightglue",
+    "superpoint": "superpoint-lightglue",
+    "superpoint-open": "superpoint-lightglue",
+    "aliked-t16": "aliked-lightglue",
+    "aliked-n16": "aliked-lightglue",
+    "aliked-n16rot": "aliked-lightglue",
+    "aliked-n32": "aliked-lightglue",
+    "disk": "disk-lightglue",
+    "doghardnet": "doghardnet-lightglue",
+    "xfeat": "xfeat-lighterglue",
+}
+
+
+class LightGlue(Matcher):
+    """Match with LightGlue, adapting depth and width to each pair.
+
+    Parameters
+    ----------
+    features : str
+        Extractor of the features to match; chooses the weights (see `WEIGHTS_FOR`).
+    device : torch.device or str
+        Where it runs.
+    weights : str or path, optional
+        Another name from the registry, or a file: safetensors of ours or a ``.pth`` of the original authors.
+    adaptive : bool
+        False runs all layers on all points, whatever the weights' thresholds say.
+    match_threshold : float, optional
+        Least assignment P of a match; the weights know a default.
+    precision : "float32" or "bfloat16"
+        Of the layers; states and read-out stay in float32. bfloat16 is faster on GPUs and on CPUs that have it
+        (AVX-512-BF16, AMX) and moves matches near the threshold.
+
+    Raises
+    ------
+    ArgumentError
+        No weights are known for these features, or an unknown precision.
+    WeightsError
+        The file is not on this machine, is damaged, or holds another architecture.
+
+    Examples
+    --------
+    >>> import tiepoint as tp
+    >>> matcher = tp.matchers.load("lightglue", features="aliked-n16")  # doctest: +SKIP
+    >>> matches = matcher(features0, features1)  # doctest: +SKIP
+    """
+
+    name = "lightglue"
+    # Tokens processed together: enough to fill the machine, few enough to stay in its caches or memory.
+    tokens_at_once = {"cpu": 4096, "cuda": 1 << 17}
+
+    def __init__(
+        self,
+        features: str = "sift",
+        device: torch.device | str = "cpu",
+        weights: str | None = None,
+        adaptive: bool = True,
+        match_threshold: float | None = None,
+        precision: str = "float32",
+    ) -> None:
+        super().__init__(device)
+        if precision not in ("float32", "bfloat16"):
+            raise ArgumentError(f"precision must be float32 or bfloat16, not {precision!r}")
+        if weights is None:
+            if features not in WEIGHTS_FOR:
+                raise ArgumentError(
+                    f"there are no LightGlue weights for {features!r} features, only for "
+                    f"{', '.join(WEIGHTS_FOR)}; train some, give weights=FILE, or use the matcher 'nearest'"
+                )
+            weights = WEIGHTS_FOR[features]
+        state, config = weights_module.load(weights)
+        self.config = LightGlueConfig.from_dict(config)
+        self.features = self.config.features or tuple(f for f, name in WEIGHTS_FOR.items() if name == weights)
+        self.adaptive = adaptive
+        self.precision = precision
+        self.match_threshold = self.config.match_threshold if match_threshold is None else match_threshold
+        if any(name.endswith("Wqkv.weight") for name in state):
+            state = from_upstream(state, self.config.heads)
+        self.net = LightGlueNet(self.config)
+        try:
+            self.net.load_state_dict(state)
+        except RuntimeError as error:
+            raise WeightsError(f"{weights}: these are not weights of a {self.config}: {error}") from error
+        self.net.to(self.device).eval().requires_grad_(False)
+
+    def _check(self, features: Features) -> None:
+        if self.features and features.extractor not in self.features:
+            raise ArgumentError(
+                f"these LightGlue weights match features of {', '.join(self.features)}, "
+                f"not of {features.extractor!r}"
+            )
+        if features.descriptors.shape[1] != self.config.input_dim or features.is_binary:
+            raise ArgumentError(
+                f"these LightGlue weights need float descriptors of {self.config.input_dim} numbers, not "
+                f"{features.descriptors.shape[1]} ({features.descriptors.dtype}) of {features.extractor!r}"
+            )
+        if self.config.scale_orientation and (features.scales is None or features.orientations is None):
+            raise ArgumentError("these LightGlue weights need the scale and orientation of each keypoint")
+
+    def _positions(self, features: Features) -> Tensor:
+        extra = (features.scales, features.orientations) if self.config.scale_orientation else ()
+        return normalise_positions(features.keypoints, features.image_size, *extra)
+
+    def _match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
+        # Pairs of similar size share a call; the order of the results is the caller's.
+        order = sorted(range(len(pairs)), key=lambda p: len(pairs[p][0]) + len(pairs[p][1]))
+        limit = self.tokens_at_once.get(self.device.type, 1 << 14)
+        results: dict[int, Matches] = {}
+        chunk: list[int] = []
+        tokens = 0
+        for p in order:
+            size = len(pairs[p][0]) + len(pairs[p][1])
+            if chunk and tokens + size > limit:
+                results.update(zip(chunk, self._match_together([pairs[q] for q in chunk]), strict=True))
+                chunk, tokens = [], 0
+            chunk.append(p)
+            tokens += size
+        results.update(zip(chunk, self._match_together([pairs[q] for q in chunk]), strict=True))
+        return [results[p] for p in range(len(pairs))]
+
+    @torch.inference_mode()
+    def _match_together(self, pairs: Sequence[Pair]) -> list[Matches]:
+        """Run pairs through the layers side by side; each leaves when it is confident, as if it were alone."""
+        config = self.config
+        images = [image for pair in pairs for image in pair]
+        layout = Layout([len(image) for image in images])
+        x, cos, sin = self.net.encode(
+            torch.cat([image.descriptors for image in images]),
+            torch.cat([self._positions(image) for image in images]),
+        )
+        # Of every keypoint, by image: how many layers it took part in, and its last matchability.
+        depth = [torch.zeros(n, dtype=torch.int64, device=self.device) for n in layout.lengths]
+        matchability = [torch.zeros(n, device=self.device) for n in layout.lengths]
+        # Of every token still in play: its row number among the keypoints of its image.
+        rows = torch.cat([torch.arange(n, device=self.device) for n in layout.lengths])
+        playing = list(range(len(pairs)))
+        results: dict[int, Matches] = {}
+
+        for i, (layer, head) in enumerate(zip(self.net.layers, self.net.heads, strict=True)):
+            with torch.autocast(
+                self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
+            ):
+                x = layer(x, cos, sin, layout)
+            last = i == config.layers - 1
+            adapt = self.adaptive and not last
+            if not (adapt or last):
+                continue
+            owner = layout.owners(self.device)
+            confident = None
+            done = torch.full((len(playing),), last, device=self.device)
+
+            if adapt and config.exit_confidence is not None:
+                confidence = self.net.confidence[i](x).squeeze(-1).sigmoid()
+                # Pruned points count as confident: they were, or they would not have been pruned.
+                unsure = torch.bincount(
+                    owner, weights=(confidence < config.exit_confidence[i]).float(), minlength=2 * len(playing)
+                )
+                points = torch.tensor([len(a) + len(b) for a, b in (pairs[p] for p in playing)], device=self.device)
+                done = 1 - unsure.view(-1, 2).sum(1) / points > config.exit_share
+                confident = confidence > config.exit_confidence[i]
+
+            keep = torch.ones_like(rows, dtype=torch.bool)
+            if adapt and config.prune_matchability is not None:
+                seen = head.logits(x).sigmoid()
+                prune = seen <= config.prune_matchability[i]
+                keep = ~(prune if confident is None else prune & confident)
+                keep |= done[owner // 2]  # a pair that is done is read out as it stands
+                left = torch.bincount(owner[keep], minlength=2 * len(playing)).view(-1, 2)
+                emptied = (left == 0).any(1)
+                done = done | emptied
+                keep_lengths = left.flatten().tolist()
+            else:
+                keep_lengths = layout.lengths
+                emptied = torch.zeros_like(done)
+            done_list, emptied_list = done.tolist(), emptied.tolist()
+
+            if not any(done_list) and keep_lengths == layout.lengths:
+                continue
+            parts = zip(layout.split(x), layout.split(rows), layout.split(keep), strict=True)
+            tokens = list(parts)
+            for k, p in enumerate(playing):
+                for side in (0, 1):
+                    state, row, kept = tokens[2 * k + side]
+                    gone = torch.ones_like(kept) if done_list[k] else ~kept
+                    depth[2 * p + side][row[gone]] = i + 1
+                    matchability[2 * p + side][row[gone]] = head.logits(state[gone]).sigmoid()
+                if done_list[k]:
+                    index, score = (
+                        (rows.new_zeros(0, 2), x.new_zeros(0))
+                        if emptied_list[k]
+                        else self._read_out(head, *(tokens[2 * k + side][:2] for side in (0, 1)))
+                    )
+                    results[p] = _with_history(
+                        make_matches(*pairs[p], index.cpu().numpy(), score.cpu().numpy()),
+                        i + 1,
+                        depth[2 * p : 2 * p + 2],
+                        matchability[2 * p : 2 * p + 2],
+                    )
+            keep &= ~done[owner // 2]
+            x, cos, sin, rows = x[keep], cos[keep], sin[keep], rows[keep]
+            layout = Layout(
+                [n for n, is_done in zip(keep_lengths, [d for d in done_list for _ in (0, 1)], strict=True) if not is_done]
+            )
+            playing = [p for p, is_done in zip(playing, done_list, strict=True) if not is_done]
+            if not playing:
+                break
+        return [results[p] for p in range(len(pairs))]
+
+    def _read_out(
+        self, head: nn.Module, side0: tuple[Tensor, Tensor], side1: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Mutual arg-max of the assignment above the threshold -> keypoint numbers (K, 2), scores (K,)."""
+        (x0, rows0), (x1, rows1) = side0, side1
+        log_p, _, _ = head(x0, x1)
+        best, j = log_p.max(1)
+        mutual = log_p.argmax(0)[j] == torch.arange(len(j), device=j.device)
+        score = best.exp()
+        chosen = mutual & (score > self.match_threshold)
+        return torch.stack([rows0[chosen], rows1[j[chosen]]], dim=1), score[chosen]
+
+
+def _with_history(
+    matches: Matches, stop_layer: int, depth: Sequence[Tensor], matchability: Sequence[Tensor]
+) -> Matches:
+    return Matches(
+        matches.matches,
+        matches.scores,
+        matches.points0,
+        matches.points1,
+        stop_layer,
+        *(d.cpu().numpy() for d in depth),
+        *(m.cpu().numpy() for m in matchability),
+    )
+
+
+def from_upstream(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
+    """Convert a checkpoint of the original authors, or of LighterGlue, to `LightGlueNet`'s parameters.
+
+    Understands the current key names, the older ones (``self_attn.0.`` for ``transformers.0.self_attn.``) and
+    the prefix ``matcher.`` of XFeat's file. Products of weights are formed in float64.
+    """
+    old = {name.removeprefix("matcher."): tensor.double() for name, tensor in state.items()}
+    for kind in ("self_attn", "cross_attn"):
+        old = {
+            f"transformers.{name.split('.')[1]}.{kind}.{name.split('.', 2)[2]}" if name.startswith(kind) else name: t
+            for name, t in old.items()
+        }
+    new = {"frequencies.weight": old["posenc.Wr.weight"]}
+    for part in ("weight", "bias"):
+        if f"input_proj.{part}" in old:
+            new[f"input.{part}"] = old[f"input_proj.{part}"]
+
+    def fold_update(source: str, output: str, target: str) -> None:
+        """Fold the output projection of an attention unit into the first linear layer of its update."""
+        w, b = old[f"{source}.ffn.0.weight"], old[f"{source}.ffn.0.bias"]
+        w_x, w_message = w.chunk(2, dim=1)
+        new[f"{target}.expand.weight"] = torch.cat([w_x, w_message @ old[f"{source}.{output}.weight"]], dim=1)
+        new[f"{target}.expand.bias"] = b + w_message @ old[f"{source}.{output}.bias"]
+        for part in ("weight", "bias"):
+            new[f"{target}.norm.{part}"] = old[f"{source}.ffn.1.{part}"]
+            new[f"{target}.reduce.{part}"] = old[f"{source}.ffn.3.{part}"]
+
+    layers = 1 + max(int(name.split(".")[1]) for name in old if name.startswith("transformers."))
+    for i in range(layers):
+        source, target = f"transformers.{i}", f"layers.{i}"
+        for part in ("weight", "bias"):
+            # Rows of Wqkv are ordered (head, D, qkv); rotary pairs are neighbours in D.
+            qkv = old[f"{source}.self_attn.Wqkv.{part}"].unflatten(0, (heads, -1, 3))
+            q, k, v = qkv.unbind(2)
+            q, k = (t.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2) for t in (q, k))
+            new[f"{target}.self_attention.qkv.{part}"] = torch.stack([q, k, v]).flatten(0, 2)
+            new[f"{target}.cross_attention.kv.{part}"] = torch.cat(
+                [old[f"{source}.cross_attn.to_{name}.{part}"] for name in ("qk", "v")]
+            )
+            new[f"heads.{i}.project.{part}"] = old[f"log_assignment.{i}.final_proj.{part}"]
+            new[f"heads.{i}.matchability.{part}"] = old[f"log_assignment.{i}.matchability.{part}"]
+            if i < layers - 1:
+                new[f"confidence.{i}.{part}"] = old[f"token_confidence.{i}.token.0.{part}"]
+        fold_update(f"{source}.self_attn", "out_proj", f"{target}.self_attention.update")
+        fold_update(f"{source}.cross_attn", "to_out", f"{target}.cross_attention.update")
+    return {name: tensor.float() for name, tensor in new.items()}
+
+
+def to_upstream(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
+    """Convert `LightGlueNet`'s parameters to the original layout, for the original authors' code and hloc.
+
+    The folded output projection becomes an identity; what the network computes is the same.
+    """
+    new = {"posenc.Wr.weight": state["frequencies.weight"]}
+    layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("layers."))
+    for i in range(layers):
+        source, target = f"layers.{i}", f"transformers.{i}"
+        for part in ("weight", "bias"):
+            if f"input.{part}" in state:
+                new[f"input_proj.{part}"] = state[f"input.{part}"]
+            q, k, v = state[f"{source}.self_attention.qkv.{part}"].unflatten(0, (3, heads, -1)).unbind(0)
+            q, k = (t.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2) for t in (q, k))
+            new[f"{target}.self_attn.Wqkv.{part}"] = torch.stack([q, k, v], dim=2).flatten(0, 2)
+            kv = state[f"{source}.cross_attention.kv.{part}"].chunk(2)
+            new[f"{target}.cross_attn.to_qk.{part}"], new[f"{target}.cross_attn.to_v.{part}"] = kv
+            new[f"log_assignment.{i}.final_proj.{part}"] = state[f"heads.{i}.project.{part}"]
+            new[f"log_assignment.{i}.matchability.{part}"] = state[f"heads.{i}.matchability.{part}"]
+            if i < layers - 1:
+                new[f"token_confidence.{i}.token.0.{part}"] = state[f"confidence.{i}.{part}"]
+            for unit, output in (("self", "out_proj"), ("cross", "to_out")):
+                update = f"{source}.{unit}_attention.update"
+                new[f"{target}.{unit}_attn.ffn.0.{part}"] = state[f"{update}.expand.{part}"]
+                new[f"{target}.{unit}_attn.ffn.1.{part}"] = state[f"{update}.norm.{part}"]
+                new[f"{target}.{unit}_attn.ffn.3.{part}"] = state[f"{update}.reduce.{part}"]
+                dim = len(state[f"{update}.reduce.bias"])
+                identity = torch.eye(dim) if part == "weight" else torch.zeros(dim)
+                new[f"{target}.{unit}_attn.{output}.{part}"] = identity
+    return new
