@@ -58,7 +58,7 @@ def closest(keypoints: torch.Tensor) -> float:
     return float(distance.fill_diagonal_(torch.inf).min())
 
 
-# -------------------------------------------------------------------------------------------------------- NMS
+# --------------------------------------------------------------------------------------- NMS
 
 
 def nms_by_definition(xy: np.ndarray, scores: np.ndarray, radius: float) -> list[int]:
@@ -116,7 +116,7 @@ def test_best_and_its_options():
     assert best(xy, scores, np.zeros_like(mask), ExtractorOptions(nms_radius=3)).tolist() == []
 
 
-# ------------------------------------------------------------------------------------------------------ masks
+# ------------------------------------------------------------------------------------- masks
 
 
 def test_a_keypoint_half_way_needs_both_pixels():
@@ -143,7 +143,7 @@ def test_mask_of_zeros_gives_no_keypoints(texture):
         assert len(features) == 0 and features.descriptors.shape == (0, 9)
 
 
-# ---------------------------------------------------------------------------------------------- common controls
+# --------------------------------------------------------------------------- common controls
 
 
 def test_sorted_cut_and_repeatable(texture):
@@ -204,7 +204,7 @@ def test_extract_many_equals_one_by_one(texture):
         extractor.extract_many([texture, "missing.jpg"])
 
 
-# ------------------------------------------------------------------------------------------------------ tiles
+# ------------------------------------------------------------------------------------- tiles
 
 
 @settings(max_examples=60, deadline=None)
@@ -223,7 +223,10 @@ def test_every_pixel_has_one_owner_with_context(width, height, side, overlap):
         assert rows_.stop - rows_.start <= side and columns.stop - columns.start <= side
         assert 0 <= rows_.start < rows_.stop <= height and 0 <= columns.start < columns.stop <= width
         assert rows_.start % 32 == 0 and columns.start % 32 == 0
-        middle_x, middle_y = (columns.start + columns.stop) // 2, (rows_.start + rows_.stop) // 2
+        middle_x, middle_y = (
+            (max(low, -0.5) + min(high, length - 0.5)) / 2
+            for (low, high), length in ((tile.x, width), (tile.y, height))
+        )
         inside_x = tile.owns(torch.stack([x, torch.full_like(x, middle_y)], 1)).numpy()
         inside_y = tile.owns(torch.stack([torch.full_like(y, middle_x), y], 1)).numpy()
         owners += inside_y[:, None] & inside_x[None]

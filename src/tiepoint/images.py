@@ -192,7 +192,7 @@ def _buffer(stream: IO[bytes], name: str) -> IO[bytes]:
         if not isinstance(start, bytes):
             raise InputError(f"{name}: the stream gives {type(start).__name__}; open it in binary mode")
         if not start:
-            raise InputError(f"{name}: the stream is at its end; seek(0) goes back to the start")
+            raise InputError(f"{name}: the stream is empty or at its end; seek(0) goes back to the start")
         _format_of(start, name)
         return BytesIO(start + stream.read())
     except InputError:
