@@ -180,9 +180,9 @@ _ALL = [
     ),
     Entry(
         name="dedode-detector",
-        file="dedode_detector_L.pth",
+        file="dedode_detector_L_v2.pth",
         kind="extractor",
-        url="https://github.com/Parskatt/DeDoDe/releases/download/dedode_pretrained_models/dedode_detector_L.pth",
+        url="https://github.com/Parskatt/DeDoDe/releases/download/v2/dedode_detector_L_v2.pth",
         size=None,
         sha256=None,
         licence="MIT",

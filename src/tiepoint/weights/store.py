@@ -84,8 +84,8 @@ def resolve(name: str) -> Path:
     """Return the verified local file of these weights; never uses the network.
 
     Looks into the folder bundled with tiepoint, the cache, and the installed package that carries the file,
-    and takes the first whose size and SHA-256 are right. Where no SHA-256 is on record, only the cache counts:
-    a file that the user put there is used, with an `UnverifiedWeightsWarning`.
+    and takes the first whose size and SHA-256 are right. Where no SHA-256 is on record, only the cache
+    counts: a file that the user put there is used, with an `UnverifiedWeightsWarning`.
 
     Raises
     ------
