@@ -1,0 +1,351 @@
+"""The same view under another light, through another lens, by another camera.
+
+Changes come in the order in which they happen to a photograph: light falls (colour, shadows), passes air and lens (fog,
+glow, vignette, blur), meets the sensor (exposure, noise), and is developed and stored (contrast, saturation, JPEG). Every
+image of a batch gets its own. Nothing moves: a keypoint stays where it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import ArgumentError
+from ._random import Draw
+
+# Quantisation tables of ITU-T T.81, annex K.
+_LUMA = """
+16 11 10 16 24 40 51 61  12 12 14 19 26 58 60 55  14 13 16 24 40 57 69 56  14 17 22 29 51 87 80 62
+18 22 37 56 68 109 103 77  24 35 55 64 81 104 113 92  49 64 78 87 103 121 120 101  72 92 95 98 112 100 103 99
+"""
+_CHROMA = """
+17 18 24 47 99 99 99 99  18 21 26 66 99 99 99 99  24 26 56 99 99 99 99 99  47 66 99 99 99 99 99 99
+99 99 99 99 99 99 99 99  99 99 99 99 99 99 99 99  99 99 99 99 99 99 99 99  99 99 99 99 99 99 99 99
+"""
+
+
+@dataclass(frozen=True)
+class PhotometricConfig:
+    """How often, and how strongly.
+
+    Attributes
+    ----------
+    strength : float in [0, 1]
+        Scales every range. At 0 nothing changes.
+    colour, shadow, fog, glow, vignette, blur, motion_blur, exposure, noise, tone, jpeg : float in [0, 1]
+        Probability that an image gets this change.
+    """
+
+    strength: float = 1.0
+    colour: float = 0.7
+    shadow: float = 0.35
+    fog: float = 0.12
+    glow: float = 0.15
+    vignette: float = 0.25
+    blur: float = 0.3
+    motion_blur: float = 0.15
+    exposure: float = 0.5
+    noise: float = 0.6
+    tone: float = 0.8
+    jpeg: float = 0.4
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise ArgumentError(f"{name} is {value}; it must lie between 0 and 1")
+
+    @staticmethod
+    def preset(name: str) -> PhotometricConfig:
+        """Return ``"none"``, ``"mild"`` (a few minutes later) or ``"strong"`` (another season, another camera)."""
+        presets = {
+            "none": PhotometricConfig(strength=0.0),
+            "mild": PhotometricConfig(strength=0.35, shadow=0.1, fog=0.05, glow=0.05, blur=0.15, motion_blur=0.05),
+            "strong": PhotometricConfig(),
+        }
+        if name not in presets:
+            raise ArgumentError(f"there is no photometric preset {name!r}; choose one of {', '.join(presets)}")
+        return presets[name]
+
+
+@torch.no_grad()
+def augment(images: torch.Tensor, config: PhotometricConfig, generator: torch.Generator) -> torch.Tensor:
+    """Change light, lens and camera of every image at random.
+
+    Parameters
+    ----------
+    images : float32 tensor (B, 3, H, W) in [0, 1]
+        On any device. Not modified.
+    config : PhotometricConfig
+        Probabilities and strength.
+    generator : torch.Generator
+        On the CPU. Chooses the same changes on every device; sensor noise alone is drawn on the device.
+
+    Returns
+    -------
+    float32 tensor (B, 3, H, W) in [0, 1]
+
+    Examples
+    --------
+    >>> images = torch.rand(4, 3, 40, 56)
+    >>> changed = augment(images, PhotometricConfig.preset("strong"), torch.Generator().manual_seed(0))
+    >>> changed.shape, bool(changed.min() >= 0), bool(changed.max() <= 1)
+    (torch.Size([4, 3, 40, 56]), True, True)
+    """
+    if config.strength == 0:
+        return images
+    draw = Draw(generator)
+    images = images.clone()
+    changes: tuple[tuple[float, Callable[[torch.Tensor, float, Draw], torch.Tensor]], ...] = (
+        (config.colour, _colour),
+        (config.shadow, _shadow),
+        (config.fog, _fog),
+        (config.glow, _glow),
+        (config.vignette, _vignette),
+        (config.blur, _blur),
+        (config.motion_blur, _motion_blur),
+        (config.exposure, _exposure),
+        (config.noise, _noise),
+        (config.tone, _tone),
+        (config.jpeg, _jpeg),
+    )
+    for probability, change in changes:
+        chosen = draw.chance(probability, len(images)).nonzero()[:, 0]
+        if len(chosen):
+            rows = chosen.to(images.device)
+            images[rows] = change(images[rows], config.strength, draw).clamp(0, 1)
+    return images
+
+
+def jpeg(images: torch.Tensor, quality: torch.Tensor, subsample: bool = True) -> torch.Tensor:
+    """Put images through JPEG's losses: colour transform, 8 x 8 cosine transform, quantisation, and back.
+
+    Parameters
+    ----------
+    images : float32 tensor (B, 3, H, W) in [0, 1]
+        RGB.
+    quality : float tensor (B,)
+        1 to 100, with the meaning of libjpeg and Pillow.
+    subsample : bool
+        Keep colour at half the resolution ("4:2:0"), as most cameras do.
+
+    Returns
+    -------
+    float32 tensor (B, 3, H, W) in [0, 1]
+
+    References
+    ----------
+    ITU-T T.81 (1992); JFIF 1.02 for the colour transform.
+
+    Examples
+    --------
+    >>> flat = torch.full((1, 3, 16, 16), 0.5)
+    >>> bool((jpeg(flat, torch.tensor([10.0])) - flat).abs().max() < 0.01)
+    True
+    """
+    height, width = images.shape[2:]
+    device = images.device
+    padded = F.pad(images * 255, (0, -width % 16, 0, -height % 16), mode="replicate")
+    red, green, blue = padded.unbind(1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    chroma = torch.stack([(blue - luma) / 1.772, (red - luma) / 1.402], 1)
+    if subsample:
+        chroma = F.avg_pool2d(chroma, 2)
+    quality = quality.to(device).clamp(1, 100)
+    factor = torch.where(quality < 50, 50 / quality, 2 - quality / 50)[:, None, None, None, None, None]
+    tables = [
+        (torch.tensor([float(n) for n in text.split()], device=device).view(8, 1, 8) * factor + 0.5)
+        .floor()
+        .clamp(1, 255)
+        for text in (_LUMA, _CHROMA)
+    ]
+    luma = _quantise(luma[:, None] - 128, tables[0])[:, 0] + 128
+    chroma = _quantise(chroma, tables[1])
+    if subsample:
+        chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
+    cb, cr = chroma.unbind(1)
+    result = torch.stack([luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb], 1)
+    return (result[:, :, :height, :width] / 255).clamp(0, 1)
+
+
+def _quantise(channels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Round the cosine coefficients of 8 x 8 blocks of (B, C, H, W) to multiples of ``table`` (B, 1, 1, 8, 1, 8)."""
+    n = torch.arange(8, device=channels.device)
+    cosine = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) / 2
+    cosine[0] /= math.sqrt(2)
+    blocks = channels.unflatten(2, (-1, 8)).unflatten(4, (-1, 8))  # (B, C, rows, 8, columns, 8)
+    coefficients = torch.einsum("ui,bcrisj,vj->bcrusv", cosine, blocks, cosine)
+    coefficients = (coefficients / table).round() * table
+    blocks = torch.einsum("ui,bcrusv,vj->bcrisj", cosine, coefficients, cosine)
+    return blocks.flatten(4, 5).flatten(2, 3)
+
+
+def _colour(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """White balance: a warm or cold light, and a cast of green or magenta. Brightness stays."""
+    warmth = draw.uniform(-0.35, 0.35, len(images)) * strength
+    cast = draw.uniform(-0.1, 0.1, len(images)) * strength
+    gains = torch.stack([warmth, cast, -warmth], 1).exp()
+    return images * _column(gains / gains.mean(1, keepdim=True), images)
+
+
+def _shadow(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Soft-edged convex shadow with bluish shade; one time in three everything but the polygon is in shadow."""
+    count = len(images)
+    x, y = _unit_grid(images)
+    inside: torch.Tensor | float = 1.0
+    centre = _column(draw.uniform(-0.9, 0.9, count, 2), images)
+    softness = _column(draw.log_uniform(0.01, 0.25, count, 1), images)
+    turn = draw.uniform(0, 2 * math.pi, count)
+    for side in range(4):
+        angle = turn + math.pi / 2 * (side + draw.uniform(-0.3, 0.3, count))
+        normal = _column(torch.stack([angle.cos(), angle.sin()], 1), images)
+        # Some sides lie beyond the picture, so the shadow is a polygon, a band, a corner or a half.
+        distance = _column(draw.uniform(0.15, 1.8, count, 1), images)
+        along = (x - centre[:, :1]) * normal[:, :1] + (y - centre[:, 1:]) * normal[:, 1:]
+        inside = inside * torch.sigmoid((distance - along) / softness)
+    lit = _column(draw.chance(0.33, count).float()[:, None], images)
+    shaded = (inside - lit).abs()
+    depth = 1 - draw.uniform(0.25, 0.75, count, 1) * strength
+    shade = _column(depth * torch.tensor([0.97, 1.0, 1.06]), images)
+    return images * torch.lerp(torch.ones_like(shade), shade, shaded)
+
+
+def _fog(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Grey veil, thicker towards one side and in patches."""
+    count = len(images)
+    x, y = _unit_grid(images)
+    angle = draw.uniform(0, 2 * math.pi, count, 1)
+    slope = (x * _column(angle.cos(), images) + y * _column(angle.sin(), images)) / 2
+    patches = _smooth_field(images, draw, 4)
+    amount = _column(draw.uniform(0.15, 0.6, count, 1) * strength, images)
+    veil = _column((draw.uniform(0.55, 0.95, count, 1) + draw.uniform(-0.04, 0.04, count, 3)).clamp(0, 1), images)
+    return torch.lerp(images, veil.expand_as(images), (amount * (1 + 0.6 * slope + 0.5 * patches)).clamp(0, 0.85))
+
+
+def _glow(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Flare of a lamp or the sun in or beside the picture: a halo, a wide veil, and its ghost across the centre."""
+    count = len(images)
+    x, y = _unit_grid(images)
+    centre = draw.uniform(-1.2, 1.2, count, 2)
+    light = torch.zeros_like(images[:, :1])
+    for place, low, high, share in ((1.0, 0.06, 0.3, 1.0), (1.0, 0.5, 1.2, 0.35), (-0.6, 0.03, 0.12, 0.25)):
+        at = _column(place * centre, images)
+        radius = _column(draw.log_uniform(low, high, count, 1), images)
+        squared = (x - at[:, :1]) ** 2 + (y - at[:, 1:]) ** 2
+        light = light + share * torch.exp(-squared / (2 * radius**2))
+    colour = _column(draw.uniform(0.75, 1, count, 3) * draw.uniform(0.3, 1.0, count, 1) * strength, images)
+    return 1 - (1 - images) * (1 - (colour * light).clamp(0, 1))  # "screen": light adds up but never beyond white
+
+
+def _vignette(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Lens that darkens towards the corners."""
+    x, y = _unit_grid(images)
+    amount = _column(draw.uniform(0.1, 0.6, len(images), 1) * strength, images)
+    return images * (1 - amount * ((x * x + y * y) / 2).clamp(max=1) ** 1.5)
+
+
+def _blur(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Defocus: a Gaussian with sigma between 0.4 and 2.4 pixels at full strength (for a 640 pixel long side)."""
+    scale = max(images.shape[2:]) / 640
+    sigma = (0.4 + draw.uniform(0, 2.0, len(images)) * strength) * scale
+    radius = max(1, math.ceil(3 * float(sigma.max())))
+    offset = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-(offset**2) / (2 * sigma[:, None] ** 2))
+    kernel = kernel / kernel.sum(1, keepdim=True)
+    return _filter(_filter(images, kernel[:, None, :]), kernel[:, :, None])
+
+
+def _motion_blur(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Straight camera shake of up to 15 pixels at full strength (for a 640 pixel long side), about the same centre."""
+    scale = max(images.shape[2:]) / 640
+    length = (2 + draw.uniform(0, 13, len(images)) * strength) * scale
+    angle = draw.uniform(0, math.pi, len(images))
+    radius = max(1, math.ceil(float(length.max()) / 2))
+    offset = torch.arange(-radius, radius + 1)
+    y, x = torch.meshgrid(offset, offset, indexing="ij")
+    cosine, sine, half = angle.cos()[:, None, None], angle.sin()[:, None, None], length[:, None, None] / 2
+    along, across = x * cosine + y * sine, y * cosine - x * sine
+    # A line one pixel wide with linear fall-off.
+    kernel = (half + 0.5 - along.abs()).clamp(0, 1) * (1 - across.abs()).clamp(min=0)
+    return _filter(images, kernel / kernel.sum((1, 2), keepdim=True))
+
+
+def _exposure(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Too little light (down to a seventh) or too much (up to 1.6 times, clipping); darkness is the commoner."""
+    stops = draw.uniform(-2.8, 0.7, len(images), 1) * strength
+    return _not_black(images * _column(torch.exp2(stops), images))
+
+
+def _noise(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Sensor noise: shot noise, whose variance grows with the light, and read noise, which is there in the dark too.
+
+    A gain after it (half of the time) brings a dark picture back to normal brightness, and its noise with it.
+    """
+    count = len(images)
+    shot = _column((draw.log_uniform(0.003, 0.05, count, 1) * strength), images)
+    read = _column((draw.log_uniform(0.002, 0.025, count, 1) * strength), images)
+    gain = draw.chance(0.5, count)[:, None]
+    noise = torch.randn(images.shape, generator=draw.device_generator(images.device), device=images.device)
+    noisy = images + noise * (shot * shot * images + read * read).sqrt()
+    bright = noisy.mean((1, 2, 3), keepdim=True).clamp(min=0.02)
+    lifted = noisy * (0.35 / bright).clamp(1, 6)
+    return torch.where(_column(gain.float(), images) > 0, lifted, noisy)
+
+
+def _tone(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Develop: gamma, contrast, brightness, saturation (one in ten is black and white)."""
+    count = len(images)
+    gamma = draw.log_uniform(0.5, 2.0, count, 1) ** strength
+    contrast = draw.log_uniform(0.5, 1.7, count, 1) ** strength
+    brightness = draw.uniform(-0.15, 0.2, count, 1) * strength
+    saturation = draw.log_uniform(0.3, 1.8, count, 1) ** strength
+    saturation = torch.where(draw.chance(0.1 * strength, count)[:, None], torch.zeros(1), saturation)
+    images = torch.exp(images.clamp(min=1e-4).log() * _column(gamma, images))  # faster than a power
+    middle = images.mean((1, 2, 3), keepdim=True)
+    images = middle + (images - middle) * _column(contrast, images) + _column(brightness, images)
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)[:, None, None]
+    grey = (images * weights).sum(1, keepdim=True)
+    return _not_black(grey + (images - grey) * _column(saturation, images))
+
+
+def _jpeg(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Store as JPEG of quality 10 and up."""
+    return jpeg(images, 95 - draw.uniform(0, 85, len(images)) * strength)
+
+
+def _not_black(images: torch.Tensor) -> torch.Tensor:
+    """Brighten pictures too dark to hold anything in 8 bits, as a camera's automatic exposure would."""
+    mean = images.clamp(min=0).mean((1, 2, 3), keepdim=True)
+    return images * (0.07 / mean.clamp(min=1e-3)).clamp(min=1)
+
+
+def _filter(images: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    """Correlate image b of (B, 3, H, W) with kernel b of (B, rows, columns), odd sizes, border repeated."""
+    count, channels, height, width = images.shape
+    rows, columns = kernels.shape[1:]
+    padded = F.pad(images, (columns // 2, columns // 2, rows // 2, rows // 2), mode="replicate")
+    weight = kernels.to(images).repeat_interleave(channels, 0)[:, None]
+    filtered = F.conv2d(padded.flatten(0, 1)[None], weight, groups=count * channels)
+    return filtered.view(count, channels, height, width)
+
+
+def _smooth_field(images: torch.Tensor, draw: Draw, cells: int) -> torch.Tensor:
+    """Smooth random numbers (B, 1, H, W) of about unit variance, ``cells`` hills across."""
+    coarse = draw.uniform(-1.7, 1.7, len(images), 1, cells, cells).to(images.device)
+    return F.interpolate(coarse, size=images.shape[2:], mode="bicubic", align_corners=True)
+
+
+def _unit_grid(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x (1, 1, 1, W) and y (1, 1, H, 1), from -1 to 1."""
+    height, width = images.shape[2:]
+    x = torch.linspace(-1, 1, width, device=images.device)
+    y = torch.linspace(-1, 1, height, device=images.device)
+    return x[None, None, None], y[None, None, :, None]
+
+
+def _column(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Parameters (B, C) as (B, C, 1, 1) on the images' device."""
+    return values.to(images)[..., None, None]
