@@ -69,9 +69,7 @@ class Camera:
         names = MODELS[self.model]
         params = tuple(float(value) for value in self.params)
         if len(params) != len(names):
-            raise ArgumentError(
-                f"{self.model} takes {len(names)} parameters ({', '.join(names)}), not {len(params)}"
-            )
+            raise ArgumentError(f"{self.model} takes {len(names)} parameters ({', '.join(names)}), not {len(params)}")
         object.__setattr__(self, "params", params)
         if not np.isfinite(params).all() or min(self.focal_lengths) <= 0:
             raise ArgumentError(f"camera parameters must be finite and focal lengths positive, not {params}")
@@ -255,6 +253,5 @@ class Camera:
 def _shift_principal_point(model: str, params: Sequence[float], shift: float) -> tuple[float, ...]:
     names = MODELS.get(model, ())
     return tuple(
-        float(value) + (shift if i < len(names) and names[i] in ("cx", "cy") else 0)
-        for i, value in enumerate(params)
+        float(value) + (shift if i < len(names) and names[i] in ("cx", "cy") else 0) for i, value in enumerate(params)
     )

@@ -13,9 +13,7 @@ from numpy.typing import ArrayLike
 from ._arrays import Array, as_array, as_point_pairs, homogeneous
 
 
-def relative_pose(
-    pose0: tuple[ArrayLike, ArrayLike], pose1: tuple[ArrayLike, ArrayLike]
-) -> tuple[Array, Array]:
+def relative_pose(pose0: tuple[ArrayLike, ArrayLike], pose1: tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:
     """Return the pose that maps camera 0 to camera 1.
 
     Parameters

@@ -304,7 +304,7 @@ def estimate_relative_pose(
             unit = {"model": "PINHOLE", "width": 1, "height": 1, "params": [1.0, 1.0, 0.0, 0.0]}
             pose, _ = poselib.estimate_relative_pose(x0, x1, unit, unit, *options.poselib(tolerance))
             return np.column_stack([pose.R, pose.t])
-        # To OpenCV they come from cameras of the mean focal length, because MAGSAC's largest sigma is in pixels.
+        # To OpenCV they come from cameras of the mean focal length: MAGSAC's largest sigma is in pixels.
         K = np.diag([1 / pixel, 1 / pixel, 1])
         E = cv2.findEssentialMat(x0 / pixel, x1 / pixel, K, K, None, None, options.usac(threshold, 50, 10))[0]
         return None if E is None else _pose_from_essential(E, x0, x1, tolerance)
@@ -378,7 +378,9 @@ def _in_front(R: Array, t: Array, x0: Array, x1: Array) -> NDArray[np.bool_]:
     normal = np.cross(ray0, ray1)
     depth0 = -(np.cross(t, ray1) * normal).sum(axis=1)
     depth1 = -(np.cross(t, ray0) * normal).sum(axis=1)
-    return (depth0 > 0) & (depth1 > 0)
+    # 1e-6 rad is a thousandth of a pixel: less than that is rounding, not parallax.
+    meet = np.linalg.norm(normal, axis=1) > 1e-6 * np.linalg.norm(ray0, axis=1) * np.linalg.norm(ray1, axis=1)
+    return meet & (depth0 > 0) & (depth1 > 0)
 
 
 def _spread(inliers: NDArray[np.bool_], usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
