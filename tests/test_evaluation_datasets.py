@@ -73,9 +73,7 @@ def test_warped_picture_holds_the_right_pixels(data_dir, rng) -> None:
 def test_graf_homographies_map_real_structure(data_dir) -> None:
     pair = load_pairs(data_dir / "eval", ["graf"])[0]
     image0, image1 = pair.image0.read().pixels, pair.image1.read().pixels
-    grid = (
-        np.stack(np.meshgrid(np.arange(150, 650, 4), np.arange(150, 500, 4)), -1).reshape(-1, 2).astype(float)
-    )
+    grid = np.stack(np.meshgrid(np.arange(150, 650, 4), np.arange(150, 500, 4)), -1).reshape(-1, 2).astype(float)
     there = transform(pair.truth.H, grid)
     inside = ((there > 1) & (there < np.array(image1.shape[1::-1]) - 3)).all(axis=1)
     assert np.corrcoef(bilinear(image0, grid[inside]), bilinear(image1, there[inside]))[0, 1] > 0.8

@@ -133,9 +133,7 @@ def test_projection_by_depth_is_the_pinhole_formula(tmp_path, rng) -> None:
     there, back = project(truth, keypoints, keypoints)
     exact = cv2.perspectiveTransform(keypoints[None], H)[0]
     np.testing.assert_allclose(there, exact, atol=0.05)  # depth is rounded to millimetres
-    np.testing.assert_allclose(
-        back, cv2.perspectiveTransform(keypoints[None], np.linalg.inv(H))[0], atol=0.05
-    )
+    np.testing.assert_allclose(back, cv2.perspectiveTransform(keypoints[None], np.linalg.inv(H))[0], atol=0.05)
     unknown = np.array([[310.0, 100.0], [-5.0, 3.0]])
     assert np.isnan(project(truth, unknown, keypoints)[0]).all()
     assert project(PoseTruth(K, K, R, t), keypoints, keypoints) is None

@@ -117,9 +117,7 @@ def test_adaptive_matchers_report_layers(oracle) -> None:
 
 
 def test_a_failed_pair_is_a_row_and_an_infinite_error(oracle, tmp_path) -> None:
-    gone = EvalPair(
-        "plane", "gone", Picture(tmp_path / "gone.png"), oracle.pairs[0].image1, HomographyTruth(H)
-    )
+    gone = EvalPair("plane", "gone", Picture(tmp_path / "gone.png"), oracle.pairs[0].image1, HomographyTruth(H))
     run = evaluate([*oracle.pairs[:1], gone], oracle.extract, oracle.match, "oracle")
     assert run.rows[1].failure is not None and "gone.png" in run.rows[1].failure
     (plane,) = summarise(run)
@@ -211,7 +209,7 @@ def test_tables_and_files(oracle, tmp_path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6 and float(rows[0]["dlt_auc_5px"]) > 0.99 and rows[0]["pose_auc_5deg"] == ""
     text = paths[2].read_text()
-    assert "## plane" in text and "| oracle | 2 |" in text and "pose @5°" in text
+    assert "## plane" in text and "| oracle | 2 |" in text and "AUC pose @5/10/20°" in text
     assert "failed" not in text.split("## scene")[0]  # nothing failed, nothing said
 
 

@@ -77,9 +77,7 @@ class Picture:
             return image
         if self.warp is None:
             smaller = self.size[0] < image.size[0]
-            pixels = cv2.resize(
-                image.pixels, self.size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-            )
+            pixels = cv2.resize(image.pixels, self.size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
             return Image(np.asarray(pixels, np.uint8), name=image.name)
         warp = np.reshape(self.warp, (3, 3))
         pixels = cv2.warpPerspective(image.pixels, warp, self.size, flags=cv2.INTER_LINEAR)
@@ -139,9 +137,7 @@ class EvalPair:
     truth: HomographyTruth | PoseTruth
 
 
-def load_pairs(
-    data: str | Path, sets: Sequence[str] | None = None, limit: int | None = None
-) -> list[EvalPair]:
+def load_pairs(data: str | Path, sets: Sequence[str] | None = None, limit: int | None = None) -> list[EvalPair]:
     """Read the pairs of all evaluation sets in a folder.
 
     Parameters
@@ -207,9 +203,7 @@ def read_set(folder: str | Path) -> list[EvalPair]:
         listing = json.loads(file.read_text("utf-8"))
         pairs = [_pair_of_set(folder, listing, entry) for entry in listing["pairs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{file}: not a list of evaluation pairs ({type(error).__name__}: {error})"
-        ) from error
+        raise InputError(f"{file}: not a list of evaluation pairs ({type(error).__name__}: {error})") from error
     return pairs
 
 
@@ -256,9 +250,7 @@ def read_hpatches(folder: str | Path) -> list[EvalPair]:
             except (OSError, ValueError) as error:
                 raise InputError(f"{file}: not a 3x3 matrix ({error})") from error
             H = to_picture1 @ H @ np.linalg.inv(to_picture0)
-            pairs.append(
-                EvalPair("hpatches", f"{sequence.name}-1-{k}", image0, image1, HomographyTruth(H / H[2, 2]))
-            )
+            pairs.append(EvalPair("hpatches", f"{sequence.name}-1-{k}", image0, image1, HomographyTruth(H / H[2, 2])))
     return pairs
 
 

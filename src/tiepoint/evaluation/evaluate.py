@@ -340,9 +340,7 @@ def _continue(
         rows = [Row(**line) for line in lines]
         before, first_environment = header["configuration"], header["environment"]
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{path}: not a file of evaluation rows ({error}); remove it or start again"
-        ) from error
+        raise InputError(f"{path}: not a file of evaluation rows ({error}); remove it or start again") from error
     if before != configuration:
         keys = sorted(before.keys() | configuration.keys())
         changed = [key for key in keys if before.get(key) != configuration.get(key)]
@@ -399,9 +397,7 @@ def _recall(pair: EvalPair, features0: Features, features1: Features, matches: M
     return metrics.recall(matches.matches, keypoints0, keypoints1, *projected, MATCH_PX)
 
 
-def _model_errors(
-    pair: EvalPair, size0: tuple[int, int], size1: tuple[int, int], matches: Matches
-) -> dict[str, Any]:
+def _model_errors(pair: EvalPair, size0: tuple[int, int], size1: tuple[int, int], matches: Matches) -> dict[str, Any]:
     """Estimate the pair's geometry and compare: the fields of `Row` from ``inliers`` to ``pose_error``."""
     truth, points0, points1 = pair.truth, matches.points0, matches.points1
     if isinstance(truth, HomographyTruth):
@@ -409,9 +405,7 @@ def _model_errors(
         H_dlt = estimate_dlt(points0, points1, matches.scores)
         errors = {
             "dlt_error": None if H_dlt is None else _finite(corner_error(H_dlt, truth.H, size0)),
-            "ransac_error": None
-            if estimate.model is None
-            else _finite(corner_error(estimate.model, truth.H, size0)),
+            "ransac_error": None if estimate.model is None else _finite(corner_error(estimate.model, truth.H, size0)),
         }
     else:
         camera0, camera1 = Camera.from_K(truth.K0, size0), Camera.from_K(truth.K1, size1)

@@ -159,9 +159,7 @@ def recall(
     return float((np.isin(true0, right[:, 0]) | np.isin(true1, right[:, 1])).mean())
 
 
-def project(
-    truth: HomographyTruth | PoseTruth, keypoints0: Matrix, keypoints1: Matrix
-) -> tuple[Matrix, Matrix] | None:
+def project(truth: HomographyTruth | PoseTruth, keypoints0: Matrix, keypoints1: Matrix) -> tuple[Matrix, Matrix] | None:
     """Carry the keypoints of each picture into the other.
 
     Parameters

@@ -117,9 +117,7 @@ def bench(
     with cpu_threads(threads):
         for features, matcher in dict.fromkeys(map(parse_combination, combinations)):
             label = f"{features}+{matcher}"
-            extract = extractors.load(
-                features, device=device, max_keypoints=max_keypoints, long_side=long_side
-            )
+            extract = extractors.load(features, device=device, max_keypoints=max_keypoints, long_side=long_side)
             match = matchers.load(matcher, features=features, device=device)
             both = extract(pair[0]), extract(pair[1])
             alternatives[label, "extract"] = partial(extract.extract_many, pair)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,35 +25,35 @@ Value = float | int | str | None
 
 @dataclass(frozen=True)
 class Column:
-    """How one measure is shown."""
+    """What one column shows: one measure, or several in one cell, as papers print AUC at several thresholds."""
 
-    key: str
     heading: str
+    keys: tuple[str, ...]
     digits: int
     factor: float = 1.0
 
-    def text(self, value: Value) -> str:
-        """Return the value as shown in a table, a dash if there is none."""
-        if value is None or isinstance(value, str):
-            return value or "–"
-        return f"{value * self.factor:.{self.digits}f}"
+    def text(self, line: Mapping[str, Value]) -> str:
+        """Return the cell of a line, a dash where nothing is known."""
+        known = [value for value in map(line.get, self.keys) if value is not None]
+        return "/".join(f"{float(value) * self.factor:.{self.digits}f}" for value in known) or "–"
 
 
 COLUMNS = (
-    Column("pairs", "pairs", 0),
-    Column("failed", "failed", 0),
-    *(Column(f"dlt_auc_{t}px", f"DLT @{t}px", 1, 100) for t in HOMOGRAPHY_PX),
-    *(Column(f"ransac_auc_{t}px", f"RANSAC @{t}px", 1, 100) for t in HOMOGRAPHY_PX),
-    *(Column(f"pose_auc_{t}deg", f"pose @{t}°", 1, 100) for t in POSE_DEGREES),
-    Column("precision", "P @3px", 1, 100),
-    Column("recall", "R @3px", 1, 100),
-    Column("matches", "matches", 0),
-    Column("stop_layer", "stop layer", 1),
-    Column("pruned", "pruned %", 1, 100),
-    Column("extract_seconds", "extract ms", 0, 1000),
-    Column("match_seconds", "match ms", 1, 1000),
-    Column("geometry_seconds", "geometry ms", 1, 1000),
+    Column("pairs", ("pairs",), 0),
+    Column("failed", ("failed",), 0),
+    Column("AUC DLT @1/3/5px", tuple(f"dlt_auc_{t}px" for t in HOMOGRAPHY_PX), 1, 100),
+    Column("AUC RANSAC @1/3/5px", tuple(f"ransac_auc_{t}px" for t in HOMOGRAPHY_PX), 1, 100),
+    Column("AUC pose @5/10/20°", tuple(f"pose_auc_{t}deg" for t in POSE_DEGREES), 1, 100),
+    Column("P @3px", ("precision",), 1, 100),
+    Column("R @3px", ("recall",), 1, 100),
+    Column("matches", ("matches",), 0),
+    Column("stop layer", ("stop_layer",), 1),
+    Column("pruned %", ("pruned",), 1, 100),
+    Column("extract ms", ("extract_seconds",), 0, 1000),
+    Column("match ms", ("match_seconds",), 0, 1000),
+    Column("geometry ms", ("geometry_seconds",), 0, 1000),
 )
+KEYS = tuple(key for column in COLUMNS for key in column.keys)
 
 LEGEND = f"""\
 AUC in percent: homographies by the mean corner error (DLT: all matches, weighted by score; RANSAC: PoseLib's
@@ -68,19 +68,18 @@ extraction of both images together. `{MEAN}`: over the sets."""
 def summarise(run: Run) -> list[dict[str, Value]]:
     """Return one dictionary per set, and one of the means over sets if there are several.
 
-    The keys are ``label``, ``set`` and those of `COLUMNS`; shares are in [0, 1], times in seconds, and what
+    The keys are ``label``, ``set`` and `KEYS`; shares are in [0, 1], times in seconds, and what
     a set cannot tell is None.
     """
     names = list(dict.fromkeys(row.set for row in run.rows))
     table = [
-        {"label": run.label, "set": name, **_summary([row for row in run.rows if row.set == name])}
-        for name in names
+        {"label": run.label, "set": name, **_summary([row for row in run.rows if row.set == name])} for name in names
     ]
     if len(table) > 1:
         mean: dict[str, Value] = {"label": run.label, "set": MEAN}
-        for column in COLUMNS:
-            combine = np.sum if column.key in ("pairs", "failed") else np.mean
-            mean[column.key] = _over([line[column.key] for line in table], combine)
+        for key in KEYS:
+            combine = np.sum if key in ("pairs", "failed") else np.mean
+            mean[key] = _over([line[key] for line in table], combine)
         table.append(mean)
     return table
 
@@ -127,12 +126,12 @@ def rich_tables(runs: Sequence[Run]) -> list[Table]:
     tables = []
     for name, lines in by_set(runs).items():
         columns = _columns(lines)
-        table = Table(title=name, title_justify="left", box=rich.box.SIMPLE_HEAD)
+        table = Table(title=name, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("", no_wrap=True)
         for column in columns:
-            table.add_column(column.heading, justify="right")
+            table.add_column(column.heading, justify="right", overflow="fold")
         for line in lines:
-            table.add_row(str(line["label"]), *(column.text(line[column.key]) for column in columns))
+            table.add_row(str(line["label"]), *(column.text(line) for column in columns))
         tables.append(table)
     return tables
 
@@ -146,7 +145,7 @@ def markdown(runs: Sequence[Run]) -> str:
         parts.append("| | " + " | ".join(column.heading for column in columns) + " |")
         parts.append("|---|" + "---:|" * len(columns))
         for line in lines:
-            cells = " | ".join(column.text(line[column.key]) for column in columns)
+            cells = " | ".join(column.text(line) for column in columns)
             parts.append(f"| {line['label']} | {cells} |")
         parts.append("")
     parts += [LEGEND, "", *_provenance(runs)]
@@ -166,12 +165,10 @@ def _provenance(runs: Sequence[Run]) -> list[str]:
 
 def _columns(lines: list[dict[str, Value]]) -> list[Column]:
     """Return the columns that at least one line has a value for."""
-    return [
-        column
-        for column in COLUMNS
-        if any(line[column.key] is not None for line in lines)
-        and not (column.key == "failed" and all(line["failed"] == 0 for line in lines))
-    ]
+    known = {key for line in lines for key in KEYS if line[key] is not None}
+    if not any(line["failed"] for line in lines):
+        known.discard("failed")
+    return [column for column in COLUMNS if known.intersection(column.keys)]
 
 
 def save(runs: Sequence[Run], folder: str | Path) -> list[Path]:
@@ -190,7 +187,7 @@ def save(runs: Sequence[Run], folder: str | Path) -> list[Path]:
     ]
     paths[0].write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     with paths[1].open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["label", "set", *(column.key for column in COLUMNS)])
+        writer = csv.DictWriter(file, ["label", "set", *KEYS])
         writer.writeheader()
         writer.writerows(line for run in runs for line in summarise(run))
     paths[2].write_text(markdown(runs), "utf-8")
