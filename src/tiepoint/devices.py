@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .errors import ArgumentError
+
 # What `tiepoint info` reports: the core packages, then the optional ones.
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "safetensors", "poselib", "typer", "rich")
 OPTIONAL_PACKAGES = ("kornia", "scikit-image", "mahotas", "matplotlib", "h5py")
@@ -28,6 +30,29 @@ def best_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def pick_device(device: torch.device | str | None) -> torch.device:
+    """Return that device if it works here; None is `best_device`.
+
+    Raises
+    ------
+    ArgumentError
+        torch knows no such device, or this machine has none.
+
+    Examples
+    --------
+    >>> pick_device("cpu")
+    device(type='cpu')
+    """
+    if device is None:
+        return best_device()
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(f"the device {str(device)!r} cannot be used here: {reason}") from error
+    return torch.device(device)
 
 
 def describe() -> dict[str, Any]:

@@ -166,21 +166,15 @@ class FeatureWriter:
         elif self.kind and not self.path.is_dir():
             raise ArgumentError(f"{self.path}: the output is a folder, or a file ending in .npz or .h5")
         elif self.path.exists() and not self.path.is_dir():
-            raise ArgumentError(
-                f"{self.path} is a file; the output is a folder, or a file ending in .npz or .h5"
-            )
+            raise ArgumentError(f"{self.path} is a file; the output is a folder, or a file ending in .npz or .h5")
         self._stack = ExitStack()
         self._file: Any = None
 
     def __enter__(self) -> FeatureWriter:
         if self.kind == ".h5":
-            self._file = self._stack.enter_context(
-                _h5py().File(self._stack.enter_context(atomic(self.path)), "w")
-            )
+            self._file = self._stack.enter_context(_h5py().File(self._stack.enter_context(atomic(self.path)), "w"))
         elif self.kind == ".npz":
-            self._file = self._stack.enter_context(
-                zipfile.ZipFile(self._stack.enter_context(atomic(self.path)), "w")
-            )
+            self._file = self._stack.enter_context(zipfile.ZipFile(self._stack.enter_context(atomic(self.path)), "w"))
         return self
 
     def __exit__(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import export, geometry, matchers, weights
 from . import features as extractors
-from .devices import best_device
+from .devices import pick_device
 from .errors import ArgumentError
 from .features import Extractor
 from .geometry import Camera, Estimate
@@ -39,7 +39,7 @@ class Choice:
         if self.package is not None and find_spec(self.package) is None:
             return False
         known = weights.entries()
-        return all(w in known and known[w].commercial and weights.available(w) for w in self.weights)
+        return all(name in known and known[name].commercial and weights.available(name) for name in self.weights)
 
 
 # What "auto" means: the first usable one of these, best first.
@@ -152,9 +152,7 @@ class TwoView:
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
         }
 
-    def plot(
-        self, path: str | os.PathLike[str], picture: Picture = "matches", color: str | None = None
-    ) -> None:
+    def plot(self, path: str | os.PathLike[str], picture: Picture = "matches", color: str | None = None) -> None:
         """Draw the result to a .png, .jpg, .pdf or .svg file, or the matches to an interactive .html page.
 
         Parameters
@@ -321,8 +319,7 @@ def match(
     view0, view1 = read_image(image0, mask0), read_image(image1, mask1)
     clock.lap("read")
 
-    device = best_device() if device is None else device
-    extractor, pairer, choice = _load(features, matcher, device, max_keypoints, long_side)
+    extractor, pairer, choice = _load(features, matcher, pick_device(device), max_keypoints, long_side)
     clock.lap("load")
     features0, features1 = extractor(view0), extractor(view1)
     clock.lap("extract")
@@ -362,29 +359,23 @@ def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str
         return features, matcher, f"{features} + {matcher}, as asked"
     if features != "auto":
         name = WEIGHTS_FOR.get(features)
-        if name is None:
-            return (
-                features,
-                "nearest",
-                f"{features} + nearest: no trained matcher exists for {features} features",
-            )
-        if Choice(features, "lightglue", (name,)).is_usable():
+        if name is not None and Choice(features, "lightglue", (name,)).is_usable():
             return features, "lightglue", f"{features} + lightglue: the best matcher for these features"
-        return (
-            features,
-            "nearest",
-            f"{features} + nearest: no {name} weights that may be used freely are here",
-        )
-    offers = [choice for choice in PREFERENCES if matcher in ("auto", choice.matcher)]
+        why = f"no trained matcher exists for {features} features"
+        if name is not None:
+            why = f"no {name} weights on this machine that allow commercial use"
+        return features, "nearest", f"{features} + nearest: {why}"
+    known = weights.entries()
+    offers = [c for c in PREFERENCES if matcher in ("auto", c.matcher) and known.keys() >= set(c.weights)]
     if not offers:
         raise ArgumentError(
-            f"'auto' has no freely usable features for the matcher {matcher!r}; name some, "
-            "e.g. features='superpoint'"
+            f"'auto' picks nothing that forbids commercial use, and the matcher {matcher!r} has nothing else; "
+            "name the features, e.g. features='superpoint'"
         )
     # If nothing is usable, loading the first offer says what is missing and how to get it.
     pick = next((offer for offer in offers if offer.is_usable()), offers[0])
     if pick.weights:
-        why = "the best on this machine whose weights may be used freely"
+        why = "the best on this machine that allows commercial use"
     elif matcher == "auto":
         why = "no trained weights on this machine; see 'tiepoint weights list' for better ones"
     else:
@@ -395,7 +386,7 @@ def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str
 def _load(
     features: str | Extractor,
     matcher: str | Matcher,
-    device: torch.device | str,
+    device: torch.device,
     max_keypoints: int | None,
     long_side: int | None,
 ) -> tuple[Extractor, Matcher, str]:
@@ -404,9 +395,7 @@ def _load(
         matcher if isinstance(matcher, str) else matcher.name,
     )
     if isinstance(features, str):
-        features = extractors.load(
-            feature_name, device=device, max_keypoints=max_keypoints, long_side=long_side
-        )
+        features = extractors.load(feature_name, device=device, max_keypoints=max_keypoints, long_side=long_side)
     if isinstance(matcher, str):
         matcher = matchers.load(matcher_name, features=feature_name, device=device)
     return features, matcher, why

@@ -17,29 +17,19 @@ T = TypeVar("T")
 
 FeaturesOption = Annotated[
     str,
-    typer.Option(
-        "--features", "-f", help="Extractor: auto, sift, orb, aliked-n16 …; 'tiepoint info' lists all."
-    ),
+    typer.Option("--features", "-f", help="Extractor: auto, sift, orb, aliked-n16 …; 'tiepoint info' lists all."),
 ]
-MatcherOption = Annotated[
-    str, typer.Option("--matcher", "-m", help="Matcher: auto, lightglue, superglue or nearest.")
-]
+MatcherOption = Annotated[str, typer.Option("--matcher", "-m", help="Matcher: auto, lightglue, superglue or nearest.")]
 MaxKeypointsOption = Annotated[
     int,
     typer.Option("--max-keypoints", "-k", min=0, help="Keep the best this many of each image; 0 keeps all."),
 ]
 LongSideOption = Annotated[
     int,
-    typer.Option(
-        "--long-side", min=0, help="Shrink larger images to this many pixels; 0 works at full size."
-    ),
+    typer.Option("--long-side", min=0, help="Shrink larger images to this many pixels; 0 works at full size."),
 ]
-DeviceOption = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …", show_default=True)
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print JSON for machines, and nothing else, on stdout.")
-]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …", show_default=True)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else, on stdout.")]
 
 
 def say(text: str) -> None:
@@ -74,25 +64,9 @@ def progress(items: Sequence[T], description: str) -> Iterable[T]:
     return track(items, description, console=Console(stderr=True), transient=True, disable=not is_terminal())
 
 
-def device_of(name: str) -> str | None:
-    """Return what the library wants for ``--device``; None is its own choice.
-
-    Raises
-    ------
-    ArgumentError
-        torch knows no such device, or this machine has none.
-    """
-    if name == "auto":
-        return None
-    import torch
-
-    from ..errors import ArgumentError
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return name
+def none_if_auto(name: str) -> str | None:
+    """Return None, the library's word for its own choice, for ``auto``, the command line's."""
+    return None if name == "auto" else name
 
 
 def none_if_zero(value: int) -> int | None:

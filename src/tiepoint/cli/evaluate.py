@@ -15,8 +15,8 @@ from .console import (
     JsonOption,
     LongSideOption,
     MaxKeypointsOption,
-    device_of,
     is_terminal,
+    none_if_auto,
     none_if_zero,
     print_json,
 )
@@ -46,9 +46,7 @@ def evaluate(
     device: DeviceOption = "auto",
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--output", "-o", help="Folder for rows and tables; a run that was interrupted continues there."
-        ),
+        typer.Option("--output", "-o", help="Folder for rows and tables; a run that was interrupted continues there."),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Measure again what the folder holds.")] = False,
     json: JsonOption = False,
@@ -126,9 +124,9 @@ def bench(
 
 
 def _device(name: str) -> str:
-    from ..devices import best_device
+    from ..devices import pick_device
 
-    return device_of(name) or str(best_device())
+    return str(pick_device(none_if_auto(name)))
 
 
 def _bar() -> Progress:

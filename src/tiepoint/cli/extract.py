@@ -14,7 +14,7 @@ from .console import (
     JsonOption,
     LongSideOption,
     MaxKeypointsOption,
-    device_of,
+    none_if_auto,
     none_if_zero,
     print_json,
     progress,
@@ -26,14 +26,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".ppm", ".pgm", "
 
 
 def extract(
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGES...", help="Photographs, or folders of them.")
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Photographs, or folders of them.")],
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", help="Folder for one .npz per image, or one .npz or .h5 file (hloc) for all."
-        ),
+        typer.Option("--output", "-o", help="Folder for one .npz per image, or one .npz or .h5 file (hloc) for all."),
     ],
     features: FeaturesOption = "auto",
     max_keypoints: MaxKeypointsOption = 2048,
@@ -48,7 +44,7 @@ def extract(
     """
     from .. import features as extractors
     from .. import two_view
-    from ..devices import best_device
+    from ..devices import pick_device
     from ..errors import InputError
     from ..export import FeatureWriter
 
@@ -57,7 +53,7 @@ def extract(
     name, _, _ = two_view.choose(features) if features == "auto" else (features, "", "")
     extractor = extractors.load(
         name,
-        device=device_of(device) or best_device(),
+        device=pick_device(none_if_auto(device)),
         max_keypoints=none_if_zero(max_keypoints),
         long_side=none_if_zero(long_side),
     )
@@ -74,6 +70,8 @@ def extract(
                 continue
             writer.write(key, found)
             counts[key] = len(found)
+        if not counts:  # raised in here, so that no file appears
+            raise InputError(f"none of the {len(paths)} images could be used; {output} was not written")
 
     if json:
         print_json({"features": name, "output": str(output), "keypoints": counts, "failed": failed})

@@ -33,9 +33,7 @@ def info(json: JsonOption = False) -> None:
         "packages": versions(told["packages"]),
         "optional": versions(told["optional_packages"]),
         "device": told["device"],
-        "cpu": ", ".join(
-            [cpu["model"], f"{cpu['cores']} cores", f"{cpu['threads']} threads", *cpu["features"]]
-        ),
+        "cpu": ", ".join([cpu["model"], f"{cpu['cores']} cores", f"{cpu['threads']} threads", *cpu["features"]]),
         "extractors": ", ".join(told["extractors"]),
         "matchers": ", ".join(told["matchers"]),
         "auto": told["auto"],

@@ -15,7 +15,7 @@ from .console import (
     LongSideOption,
     MatcherOption,
     MaxKeypointsOption,
-    device_of,
+    none_if_auto,
     none_if_zero,
     print_json,
 )
@@ -65,9 +65,7 @@ def match(
             help="Focal length in pixels for --geometry essential; by default 1.2 times the long side.",
         ),
     ] = None,
-    picture: Annotated[
-        Picture, typer.Option(help="What .png, .jpg, .pdf and .svg files show.")
-    ] = Picture.matches,
+    picture: Annotated[Picture, typer.Option(help="What .png, .jpg, .pdf and .svg files show.")] = Picture.matches,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -96,7 +94,7 @@ def match(
         geometry=None if geometry is None else geometry.value,
         camera0=cameras[0],
         camera1=cameras[1],
-        device=device_of(device),
+        device=none_if_auto(device),
     )
     for path in output:
         if path.suffix.lower() in (".png", ".jpg", ".pdf", ".svg"):

@@ -20,9 +20,7 @@ from ..export import atomic
 from ..images import resize
 from ..types import Image, Matches
 
-EMBEDDED_LONG_SIDE = (
-    1600  # pixels of each embedded photograph: sharp on a large screen, a few hundred kilobytes
-)
+EMBEDDED_LONG_SIDE = 1600  # pixels of each embedded photograph: sharp on a large screen, a few hundred kilobytes
 
 
 def write_page(

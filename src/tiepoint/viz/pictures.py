@@ -23,8 +23,9 @@ from ..types import Features, Image, Matches
 WIDTH, DPI = 8.0, 200
 MAX_LINES = 200  # more lines than this hide the photographs; the points are always all drawn
 GAP = 0.012  # between the photographs, as a share of the picture's width
+ABOVE, BELOW = 0.32, 0.44  # inches of room for the title, and for the legend or colour bar
 STACK_ABOVE = 3.2  # photographs that would be wider than this side by side are stacked instead
-SCORE_COLOURS = "viridis"  # even steps in brightness, and readable by colour-blind people
+SCORE_COLOURS = "plasma"  # even steps in brightness for colour-blind people, and no hue of sky or grass
 INLIER, OUTLIER = "#a8ef2e", "#ff2f92"  # told apart by colour-blind people, and from sky and grass
 SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
@@ -153,7 +154,7 @@ def plot_pruning(
             *points[order].T,
             s=9,
             c=layers[order],
-            cmap="plasma",
+            cmap=SCORE_COLOURS,
             vmin=0.5,
             vmax=last + 0.5,
             edgecolors="black",
@@ -236,18 +237,15 @@ class Layout:
 
     def draw(self, image0: Image, image1: Image, dim: float = 0.0) -> tuple[Any, Any]:
         """Return a figure and its axes (in inches) holding both photographs; ``dim`` darkens them."""
-        above, below = 0.32, 0.5  # room for the title and for the legend or colour bar
-        figure = _figure(self.width, self.height + above + below)
-        total = self.height + above + below
-        axes = figure.add_axes((0, below / total, 1, self.height / total))
+        total = ABOVE + self.height + BELOW
+        figure = _figure(self.width, total)
+        axes = figure.add_axes((0, BELOW / total, 1, self.height / total))
         for side, image in enumerate((image0, image1)):
             (x, y), scale, (w, h) = self.corners[side], self.scales[side], image.size
             # Twice the resolution that can be seen keeps vector formats small.
             shown = resize(image.pixels, max(1, round(2 * DPI * scale * max(w, h))))
             shown = (shown * (1 - dim)).astype(np.uint8) if dim else shown
-            axes.imshow(
-                shown, extent=(x, x + w * scale, y + h * scale, y), aspect="auto", interpolation="antialiased"
-            )
+            axes.imshow(shown, extent=(x, x + w * scale, y + h * scale, y), aspect="auto", interpolation="antialiased")
         axes.set(xlim=(0, self.width), ylim=(self.height, 0))
         axes.axis("off")
         return figure, axes
@@ -300,7 +298,7 @@ def _colour_bar(figure: Any, axes: Any, label: str, steps: int | None = None) ->
         mappable, ticks = ScalarMappable(Normalize(0, 1), SCORE_COLOURS), [0, 0.25, 0.5, 0.75, 1]
     else:
         ticks = list(range(1, steps + 1))
-        mappable = ScalarMappable(Normalize(0.5, steps + 0.5), colormaps["plasma"].resampled(steps))
+        mappable = ScalarMappable(Normalize(0.5, steps + 0.5), colormaps[SCORE_COLOURS].resampled(steps))
     bar = figure.colorbar(mappable, cax=place, orientation="horizontal", ticks=ticks)
     bar.outline.set_visible(False)
     place.tick_params(labelsize=8, length=2, pad=1)

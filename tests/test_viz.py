@@ -1,0 +1,204 @@
+"""Pictures and the page: what they show, not only that they exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tiepoint import viz
+from tiepoint.errors import ArgumentError, InputError, MissingDependencyError
+from tiepoint.matchers.base import make_matches
+from tiepoint.types import Features, Image, Matches
+from tiepoint.viz import pictures
+
+
+def grey(width: int, height: int, name: str = "grey.jpg") -> Image:
+    return Image(np.full((height, width, 3), 128, np.uint8), name=name)
+
+
+def some_matches(points0: list[list[float]], points1: list[list[float]], scores: list[float]) -> Matches:
+    index = np.arange(len(points0), dtype=np.int64)
+    p0, p1 = (np.array(p, np.float32).reshape(-1, 2) for p in (points0, points1))
+    return Matches(np.stack([index, index], 1), np.array(scores, np.float32), p0, p1)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(PIL.Image.open(path).convert("RGB")).astype(int)
+
+
+def at(path: Path, layout: pictures.Layout, point: list[float], side: int) -> tuple[int, int]:
+    """Return (row, column) in the PNG of a pixel of a photograph."""
+    x, y = layout.place(np.array([point], np.float32), side)[0] * pictures.DPI
+    top = pictures.ABOVE * pictures.DPI
+    return round(y + top), round(x)
+
+
+@pytest.mark.parametrize("size", [(400, 300), (900, 250)], ids=["beside", "stacked"])
+def test_a_line_joins_the_two_points(tmp_path: Path, size: tuple[int, int]) -> None:
+    image = grey(*size)
+    p, q = [40.0, 50.0], [300.0, 200.0]
+    viz.plot_matches(image, image, some_matches([p], [q], [1.0]), tmp_path / "one.png")
+    viz.plot_matches(image, image, some_matches([], [], []), tmp_path / "none.png")
+    changed = np.abs(pixels(tmp_path / "one.png") - pixels(tmp_path / "none.png")).max(-1) > 60
+    layout = pictures.Layout.of(image, image)
+    ends = np.array([at(tmp_path / "one.png", layout, p, 0), at(tmp_path / "one.png", layout, q, 1)])
+    for share in np.linspace(0, 1, 21):
+        row, column = np.rint(ends[0] + share * (ends[1] - ends[0])).astype(int)
+        assert changed[row - 2 : row + 3, column - 2 : column + 3].any(), f"nothing at {share:.0%} of the line"
+    title_and_photographs = changed.sum()
+    assert title_and_photographs < 0.02 * changed.size, "one match must not change the whole picture"
+
+
+def test_pixel_centres_are_drawn_at_pixel_centres(tmp_path: Path) -> None:
+    """One white pixel and a match on it must coincide, which half a pixel of error would break."""
+    picture = np.zeros((30, 40, 3), np.uint8)
+    picture[10, 15] = 255
+    image = Image(picture)
+    figure, _ = (layout := pictures.Layout.of(image, image)).draw(image, image)
+    pictures._save(figure, tmp_path / "white.png")
+    white = np.argwhere(pixels(tmp_path / "white.png")[70:-100, :780].min(-1) > 200).mean(0) + np.array([70, 0])
+    expected = at(tmp_path / "white.png", layout, [15, 10], 0)
+    assert np.abs(white - expected).max() < 0.2 * layout.scales[0] * pictures.DPI
+
+
+def test_wide_photographs_are_stacked() -> None:
+    beside, stacked = (
+        pictures.Layout.of(grey(400, 300), grey(300, 400)),
+        pictures.Layout.of(grey(900, 250), grey(900, 250)),
+    )
+    assert beside.corners[1][1] == 0 and beside.corners[1][0] > 0
+    assert stacked.corners[1][0] == 0 and stacked.corners[1][1] > 0
+
+
+def test_inliers_and_outliers_have_their_colours(tmp_path: Path) -> None:
+    image = grey(400, 300)
+    points = [[50.0, 50.0], [50.0, 250.0]]
+    matches = some_matches(points, points, [0.9, 0.9])
+    path = tmp_path / "a.png"
+    viz.plot_matches(image, image, matches, path, inliers=np.array([True, False]), color="inlier")
+    layout = pictures.Layout.of(image, image)
+    for point, name in zip(points, (pictures.INLIER, pictures.OUTLIER), strict=True):
+        wanted = [int(name[i : i + 2], 16) for i in (1, 3, 5)]
+        row, column = at(path, layout, point, 0)
+        assert np.abs(pixels(path)[row, column] - wanted).max() < 40
+
+
+def test_many_matches_draw_a_sample_of_lines() -> None:
+    scores = np.random.default_rng(0).random(5000).astype(np.float32)
+    chosen = pictures._spread(scores, 200)
+    assert len(np.unique(chosen)) == 200
+    assert scores[chosen].min() == scores.min() and scores[chosen].max() == scores.max()
+    assert abs(np.median(scores[chosen]) - np.median(scores)) < 0.02
+
+
+def pruned() -> tuple[Image, Features, Matches]:
+    import torch
+
+    n = 6
+    points = torch.tensor([[20.0 + 10 * i, 30.0] for i in range(n)])
+    features = Features(points, torch.ones(n), torch.eye(n), (100, 60), "sift")
+    base = make_matches(features, features, np.array([[5, 5]]), np.ones(1, np.float32))
+    layers = np.array([1, 1, 2, 2, 3, 3])
+    return (
+        grey(100, 60),
+        features,
+        Matches(base.matches, base.scores, base.points0, base.points1, 3, layers, np.full(n, 3)),
+    )
+
+
+def test_pruning_colours_keypoints_by_layer(tmp_path: Path) -> None:
+    image, features, matches = pruned()
+    path = tmp_path / "p.png"
+    viz.plot_pruning(image, image, features, features, matches, path)
+    layout = pictures.Layout.of(image, image)
+    colours = [pixels(path)[at(path, layout, point, 0)] for point in features.keypoints.tolist()]
+    brightness = np.array(colours).sum(1)
+    assert (brightness[:2] < brightness[2:4]).all() and (brightness[2:4] < brightness[4:]).all()
+
+
+def test_pruning_needs_a_matcher_that_prunes(tmp_path: Path) -> None:
+    image, features, _ = pruned()
+    matches = some_matches([], [], [])
+    with pytest.raises(ArgumentError, match="lightglue"):
+        viz.plot_pruning(image, image, features, features, matches, tmp_path / "p.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scores", [[], [0.0], [1.0], [0.1, 0.5, 0.5, 0.9]])
+def test_score_histograms(tmp_path: Path, scores: list[float]) -> None:
+    viz.plot_scores(some_matches([[0, 0]] * len(scores), [[0, 0]] * len(scores), scores), tmp_path / "h.png")
+    picture = pixels(tmp_path / "h.png")
+    coloured = (picture.max(-1) - picture.min(-1) > 60).any()
+    assert coloured == bool(scores)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".pdf", ".svg"])
+def test_formats(tmp_path: Path, suffix: str) -> None:
+    image = grey(60, 40)
+    viz.plot_matches(image, image, some_matches([[5, 5]], [[9, 9]], [0.5]), tmp_path / f"a{suffix}")
+    start = {".png": b"\x89PNG", ".jpg": b"\xff\xd8", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix]
+    assert (tmp_path / f"a{suffix}").read_bytes().startswith(start)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_drawing_leaves_no_trace_in_pyplot(tmp_path: Path) -> None:
+    import matplotlib
+
+    before = matplotlib.get_backend(auto_select=False)
+    viz.plot_scores(some_matches([], [], []), tmp_path / "h.png")
+    assert matplotlib.get_backend(auto_select=False) == before
+
+
+def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, matches = grey(20, 20), some_matches([], [], [])
+    with pytest.raises(ArgumentError, match="must end in"):
+        viz.plot_matches(image, image, matches, tmp_path / "a.bmp")
+    with pytest.raises(ArgumentError, match="geometry"):
+        viz.plot_matches(image, image, matches, tmp_path / "a.png", color="inlier")
+    with pytest.raises(ArgumentError, match="color"):
+        viz.plot_matches(image, image, matches, tmp_path / "a.png", color="red")
+    with pytest.raises(InputError, match="cannot be written"):
+        viz.plot_matches(image, image, matches, tmp_path / "no" / "a.png")
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(MissingDependencyError, match="tiepoint\\[viz\\]"):
+        viz.plot_scores(matches, tmp_path / "a.png")
+
+
+def page_data(path: Path) -> dict:
+    found = re.search(r"^const data = (.*);$", path.read_text("utf-8"), re.M)
+    assert found
+    return json.loads(found[1])
+
+
+def test_page_holds_matches_in_original_pixels_and_whole_pictures(tmp_path: Path) -> None:
+    image = grey(3200, 800)
+    matches = some_matches([[3000.25, 700.5]], [[10, 20]], [0.75])
+    viz.write_page(image, image, matches, tmp_path / "a.html", inliers=np.array([False]))
+    data = page_data(tmp_path / "a.html")
+    assert data["matches"] == [[3000.25, 700.5, 10.0, 20.0, 0.75]] and data["inliers"] == [0]
+    assert (data["images"][0]["width"], data["images"][0]["height"]) == (3200, 800)
+    import base64
+    import io
+
+    embedded = PIL.Image.open(io.BytesIO(base64.b64decode(data["images"][0]["source"].split(",")[1])))
+    assert embedded.size == (1600, 400)
+
+
+def test_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
+    image = grey(20, 20, name="</script><script>alert(1)</script><!--.jpg")
+    viz.write_page(image, image, some_matches([], [], []), tmp_path / "a.html", description="<b>a & b</b>")
+    text = (tmp_path / "a.html").read_text("utf-8")
+    assert text.count("</script>") == 1 and "alert(1)</" not in text and "<!--" not in text
+    assert "&lt;b&gt;a &amp; b&lt;/b&gt;" in text
+    assert not re.search(r"https?:|//[a-z]+\.|@import|src=", text), "the page must open without a network"
+    assert page_data(tmp_path / "a.html")["images"][0]["name"] == Path(image.name).name
+
+
+def test_page_needs_its_suffix(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"\.html"):
+        viz.write_page(grey(9, 9), grey(9, 9), some_matches([], [], []), tmp_path / "a.htm")
