@@ -127,9 +127,7 @@ def plain_superglue(w: dict[str, Tensor], f0: Features, f1: Features) -> Tensor:
 
     def update(i: int, x: Tensor, source: Tensor) -> Tensor:
         name = f"gnn.layers.{i}"
-        q, k, v = (
-            linear(f"{name}.attn.proj.{j}", y).view(64, 4, -1) for j, y in enumerate((x, source, source))
-        )
+        q, k, v = (linear(f"{name}.attn.proj.{j}", y).view(64, 4, -1) for j, y in enumerate((x, source, source)))
         attention = (torch.einsum("dhn,dhm->hnm", q, k) / 8).softmax(-1)
         message = torch.einsum("hnm,dhm->dhn", attention, v).reshape(256, -1)
         return x + mlp(f"{name}.mlp", torch.cat([x, linear(f"{name}.attn.merge", message)]), 1)
@@ -191,8 +189,7 @@ def test_equals_transformers(hf, official, photographs) -> None:
     f0, f1 = photographs[:2]
     exact = copy.deepcopy(hf).double()
     points, scores, descriptors = (
-        torch.stack([getattr(f0, name), getattr(f1, name)]).double()
-        for name in ("keypoints", "scores", "descriptors")
+        torch.stack([getattr(f0, name), getattr(f1, name)]).double() for name in ("keypoints", "scores", "descriptors")
     )
     with torch.inference_mode():
         encoded = exact.keypoint_encoder(reference.normalize_keypoints(points, 320, 480), scores)[0]
@@ -346,9 +343,7 @@ def test_own_weights_come_back_from_a_file(tmp_path) -> None:
     loaded = SuperGlue("toy", weights=tmp_path / "toy.safetensors")
     assert loaded.config == SMALL
     f0, f1 = made_up(9, 1, 16, "toy"), made_up(12, 2, 16, "toy")
-    torch.testing.assert_close(
-        log_assignment(loaded.net, f0, f1), log_assignment(net, f0, f1), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(log_assignment(loaded.net, f0, f1), log_assignment(net, f0, f1), atol=1e-5, rtol=0)
 
     weights.save(tmp_path / "other.safetensors", net.state_dict(), {**config, "dim": 32})
     with pytest.raises(WeightsError, match=r"other\.safetensors"):

@@ -303,9 +303,7 @@ class SuperGlue(Matcher):
         keep = mutual & (best0.values > self.match_threshold)
         matches = torch.stack([index0, best0.indices], dim=1)[keep].cpu().numpy()
         # Who is not in the dustbin has a partner.
-        matchability0, matchability1 = (
-            (1 - dustbin).clamp(0, 1).cpu().numpy() for dustbin in (P[:-1, -1], P[-1, :-1])
-        )
+        matchability0, matchability1 = ((1 - dustbin).clamp(0, 1).cpu().numpy() for dustbin in (P[:-1, -1], P[-1, :-1]))
         return replace(
             make_matches(features0, features1, matches, best0.values[keep].clamp(max=1).cpu().numpy()),
             matchability0=matchability0,
@@ -340,9 +338,7 @@ def from_upstream(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
             new[name.removeprefix("gnn.")] = value
     for i in range(1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("gnn.layers."))):
         source, target = f"gnn.layers.{i}.attn", f"layers.{i}"
-        q, k, v = (
-            {p: tensors[f"{source}.proj.{j}.{p}"][consecutive] for p in ("weight", "bias")} for j in range(3)
-        )
+        q, k, v = ({p: tensors[f"{source}.proj.{j}.{p}"][consecutive] for p in ("weight", "bias")} for j in range(3))
         for p in ("weight", "bias"):
             new[f"{target}.query.{p}"] = q[p]
             new[f"{target}.key_value.{p}"] = torch.cat([k[p], v[p]])
