@@ -68,13 +68,13 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
     channels, height, width = x.shape[1:]
     kernel = weight.shape[-1]
     taps = torch.arange(kernel, device=x.device) - kernel // 2
-    by_tap = offset.view(kernel, kernel, 2, height, width)
+    by_tap = offset.reshape(kernel, kernel, 2, height, width)
     y = by_tap[:, :, 0] + taps[:, None, None, None] + torch.arange(height, device=x.device)[:, None]
     x_ = by_tap[:, :, 1] + taps[None, :, None, None] + torch.arange(width, device=x.device)
     positions = torch.stack([(2 * x_ + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
     displaced = F.grid_sample(x, positions.view(1, -1, width, 2), align_corners=False)
-    columns = displaced.view(channels * kernel**2, height * width)
-    return (weight.view(len(weight), -1) @ columns).view(1, -1, height, width)
+    columns = displaced.reshape(channels * kernel**2, height * width)
+    return (weight.reshape(len(weight), -1) @ columns).view(1, -1, height, width)
 
 
 class _DeformableConv(nn.Module):
@@ -239,7 +239,7 @@ class ALIKEDNet(nn.Module):
         x4 = self.block4(F.avg_pool2d(x3, 4))
         convs = (self.conv1, self.conv2, self.conv3, self.conv4)
         levels = [F.selu(conv(x)) for conv, x in zip(convs, (x1, x2, x3, x4), strict=True)]
-        first = self.score_head[0].weight.chunk(4, dim=1)
+        first = next(self.score_head.parameters()).chunk(4, dim=1)  # one kernel for each level
         mixed = sum(
             F.interpolate(F.conv2d(level, w), padded.shape[2:], mode="bilinear", align_corners=True)
             for level, w in zip(levels, first, strict=True)

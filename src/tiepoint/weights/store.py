@@ -269,7 +269,9 @@ def _download(
         if response.status != 206:
             done = 0  # the server does not resume: start again
         rest = response.headers.get("Content-Length")
-        total = wanted.size or (done + int(rest) if rest else None)
+        total = done + int(rest) if rest else wanted.size
+        if wanted.size is not None and total != wanted.size:
+            raise OSError(f"the server offers {total} bytes, not the {wanted.size} of the file on record")
         with part.open("ab" if done else "wb") as file:
             while block := response.read(_BLOCK):
                 done += len(block)
