@@ -129,7 +129,7 @@ def rich_tables(runs: Sequence[Run]) -> list[Table]:
         table = Table(title=name, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("", no_wrap=True)
         for column in columns:
-            table.add_column(column.heading, justify="right", overflow="fold")
+            table.add_column("\n".join(column.heading.rsplit(" ", 1)), justify="right", overflow="fold")
         for line in lines:
             table.add_row(str(line["label"]), *(column.text(line) for column in columns))
         tables.append(table)
