@@ -346,8 +346,12 @@ def test_own_weights_come_back_from_a_file(tmp_path) -> None:
     torch.testing.assert_close(log_assignment(loaded.net, f0, f1), log_assignment(net, f0, f1), atol=1e-5, rtol=0)
 
     weights.save(tmp_path / "other.safetensors", net.state_dict(), {**config, "dim": 32})
-    with pytest.raises(WeightsError, match=r"other\.safetensors"):
-        SuperGlue("toy", weights=tmp_path / "other.safetensors")
+    weights.save(
+        tmp_path / "part.safetensors", {"bin_score": torch.ones(()), "final_proj.bias": torch.ones(16)}, config
+    )
+    for name in ("other.safetensors", "part.safetensors"):
+        with pytest.raises(WeightsError, match=name):
+            SuperGlue("toy", weights=tmp_path / name)
 
 
 def test_wrong_features_are_refused(matcher) -> None:

@@ -274,10 +274,10 @@ class SuperGlue(Matcher):
             if "bin_score" in state:
                 state = from_upstream(state, self.config.heads)
             self.net.load_state_dict(state)
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, ValueError, RuntimeError) as error:
             raise WeightsError(f"{weights}: these are not weights of a {self.config}: {error}") from error
-        self.net.to(self.device).eval().requires_grad_(False)
-        self.net.fold()
+        self.net.eval().requires_grad_(False).fold()
+        self.net.to(self.device)  # after folding, because not every device has float64
 
     def _check(self, features: Features) -> None:
         if features.extractor not in self.config.features:
