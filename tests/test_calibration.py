@@ -31,9 +31,7 @@ def test_binomial_cdf_equals_scipy(n, data):
     assert binomial_cdf(k, n, p) == pytest.approx(scipy_stats.binom.cdf(k, n, p), rel=1e-8, abs=1e-250)
 
 
-@pytest.mark.parametrize(
-    ("k", "n"), [(0, 1), (0, 59), (3, 100), (50, 100), (99, 100), (100, 100), (7, 20000)]
-)
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 59), (3, 100), (50, 100), (99, 100), (100, 100), (7, 20000)])
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
 def test_clopper_pearson_equals_scipy(k, n, confidence):
     interval = scipy_stats.binomtest(k, n, alternative="less").proportion_ci(confidence, "exact")
@@ -49,6 +47,9 @@ def test_p_value_by_hand():
     assert hoeffding_bentkus_p_value(losses, 0.1) == pytest.approx(
         min(math.exp(-100 * kl), math.e * scipy_stats.binom.cdf(5, 100, 0.1))
     )
+    # A sum of 4.5 counts as 5 in Bentkus' bound, which leaves Hoeffding's the smaller here.
+    kl = 0.045 * math.log(0.45) + 0.955 * math.log(0.955 / 0.9)
+    assert hoeffding_bentkus_p_value(np.full(100, 0.045), 0.1) == pytest.approx(math.exp(-100 * kl))
     # Thirty losses of 0.1 sum to 3.0000000000000004; that is 3, not 4.
     assert hoeffding_bentkus_p_value(np.r_[np.full(30, 0.1), np.zeros(70)], 0.2) <= math.e * (
         scipy_stats.binom.cdf(3, 100, 0.2)
@@ -61,11 +62,7 @@ def test_p_value_is_valid(kind):
     """Under the hypothesis (at its boundary) it is at most u with probability at most u."""
     rng = np.random.default_rng(0)
     n, limit = 300, 0.05
-    draw = (
-        (lambda: rng.random(n) < limit)
-        if kind == "bernoulli"
-        else (lambda: rng.beta(0.5, 0.5 / limit - 0.5, n))
-    )
+    draw = (lambda: rng.random(n) < limit) if kind == "bernoulli" else (lambda: rng.beta(0.5, 0.5 / limit - 0.5, n))
     p = np.array([hoeffding_bentkus_p_value(np.asarray(draw(), float), limit) for _ in range(2000)])
     for u in (0.01, 0.05, 0.2):
         assert (p <= u).mean() <= u + 3 * math.sqrt(u / 2000)

@@ -146,9 +146,7 @@ def test_homography_equals_brute_force_and_is_symmetric(seed):
     H = np.stack([random_homography(rng) for _ in range(2)])
     points0 = rng.uniform(0, 79, (2, 30, 2))
     points1 = rng.uniform(0, 79, (2, 25, 2))
-    labels = from_homography(
-        *(torch.tensor(a, dtype=torch.float32) for a in (points0, points1, H)), SIZE, SIZE
-    )
+    labels = from_homography(*(torch.tensor(a, dtype=torch.float32) for a in (points0, points1, H)), SIZE, SIZE)
     check_consistent(labels)
     for b in range(2):
         matches0, matches1 = brute_force(points0[b], points1[b], H[b], (100, 80))
@@ -183,9 +181,7 @@ def test_an_image_without_keypoints():
     assert labels.matches1.tolist() == [[X]] and labels.matches0.shape == (1, 0)
 
 
-@pytest.mark.parametrize(
-    "change", [{"H": torch.eye(3)}, {"positive": 6.0}, {"valid0": torch.ones(1, 5).bool()}]
-)
+@pytest.mark.parametrize("change", [{"H": torch.eye(3)}, {"positive": 6.0}, {"valid0": torch.ones(1, 5).bool()}])
 def test_wrong_arguments(change):
     arguments = {"keypoints0": points((1, 1)), "keypoints1": points((1, 1)), "H": IDENTITY, "size0": SIZE}
     with pytest.raises(ArgumentError):
@@ -232,6 +228,9 @@ def test_occluded_points_are_unmatchable():
     # point of the wall at x = 60 goes to x = 35, behind the box, where a keypoint of the box lies.
     depth1 = with_box(4, 1, slice(30, 40))
     assert label(points((60, 40)), points((35, 40)), wall(4), depth1) == ([X], [X])
+    # A keypoint of the wall beside the box is no match either, though only 2.5 px from it in both images.
+    depth1 = with_box(4, 1, slice(30, 37))
+    assert label(points((60, 40)), points((37.5, 40)), wall(4), depth1) == ([X], [Q])
     # Without the box it is the match.
     assert label(points((60, 40)), points((35, 40)), wall(4), wall(4)) == ([0], [0])
 
@@ -241,6 +240,20 @@ def test_a_moved_object_is_ignored_not_unmatchable():
     # moved, and where to nobody says. Its true partner may be any keypoint.
     depth0 = with_box(4, 2, slice(60, 81))
     assert label(points((70, 40)), points((80, 10)), depth0, wall(4))[0] == [Q]
+
+
+def test_objects_known_to_have_moved_are_ignored():
+    # The box is at columns 60 to 80 of image 0 and, 12 rows lower, at 10 to 30 of image 1: off the epipolar line.
+    depth0, depth1 = with_box(4, 2, slice(60, 81)), torch.roll(with_box(4, 2, slice(10, 31)), 12, 1)
+    moved0, moved1 = depth0 == 2, depth1 == 2
+    i, j = points((70, 40)), points((20, 52))
+    assert label(i, j, depth0, depth1) == ([X], [X])
+    args = K, K, IDENTITY, RIGHT
+    labels = from_depth(i, j, depth0, depth1, *args, moved0=moved0, moved1=moved1)
+    assert (labels.matches0.item(), labels.matches1.item()) == (Q, Q)
+    # With depth zeroed but nothing said, the epipolar line would exclude it; said of one image, it is kept there alone.
+    labels = from_depth(i, j, depth0 * ~moved0, depth1 * ~moved1, *args, moved0=moved0)
+    assert (labels.matches0.item(), labels.matches1.item()) == (Q, X)
 
 
 def test_depth_edges_are_not_interpolated():
@@ -341,6 +354,46 @@ def test_depth_of_a_plane_agrees_with_its_homography(seed):
     assert torch.equal(by_depth.matches1, by_homography.matches1)
 
 
+def test_rendered_scenes():
+    """Without light a surface has one colour in both views: matched pixels share it, occluded ones meet another."""
+    from tiepoint.training import scenes
+
+    generator = torch.Generator().manual_seed(3)
+    textures = torch.nn.functional.interpolate(torch.rand(12, 3, 5, 5, generator=generator), 64, mode="bilinear")
+    config = scenes.SceneConfig(size=(120, 160), overlap=(0.4, 0.7), lit=False, moved=0.5)
+    pairs = scenes.make_pairs(textures, 4, config, generator)
+    # A coarse grid of image 0 against every pixel of image 1: whatever is seen there finds a partner.
+    points0, points1 = (
+        torch.stack(torch.meshgrid(torch.arange(0.0, 160, step), torch.arange(0.0, 120, step), indexing="xy"), -1)
+        .reshape(1, -1, 2)
+        .expand(4, -1, 2)
+        for step in (6, 1)
+    )
+    names = ("depth0", "depth1", "K0", "K1", "R", "t")
+    labels = from_depth(
+        points0,
+        points1,
+        *(getattr(pairs, name) for name in names),
+        moved0=pairs.moved0,
+        moved1=pairs.moved1,
+        positive=1.0,
+    )
+    colour0 = pairs.images0[:, :, ::6, ::6].flatten(2).transpose(1, 2)
+    colour1 = pairs.images1.flatten(2).transpose(1, 2)
+    # Where each point of the grid would be seen if nothing stood before it.
+    rays = torch.nn.functional.pad(points0, (0, 1), value=1.0) @ pairs.K0.inverse().transpose(1, 2)
+    there = rays * pairs.depth0[:, ::6, ::6].reshape(4, -1, 1) @ pairs.R.transpose(1, 2) + pairs.t[:, None]
+    pixel = there @ pairs.K1.transpose(1, 2)
+    pixel = (pixel[..., :2] / pixel[..., 2:]).round()
+    inside = (there[..., 2] > 0) & ((pixel >= 0) & (pixel < torch.tensor([160, 120]))).all(-1)
+    index = torch.where(inside, pixel[..., 1] * 160 + pixel[..., 0], 0).long()
+    difference = (colour0 - colour1.gather(1, index[..., None].expand(-1, -1, 3))).abs().mean(-1)
+    matched = labels.matches0 >= 0
+    occluded = (labels.matches0 == X) & (pairs.depth0[:, ::6, ::6].flatten(1) > 0) & inside
+    assert matched.sum() > 500 and difference[matched].quantile(0.9) < 0.05
+    assert occluded.sum() > 50 and difference[occluded].median() > 0.15
+
+
 def test_unmatched():
     labels = Labels.unmatched(torch.tensor([[True, True, False]]), torch.tensor([[True]]))
     assert labels.matches0.tolist() == [[X, X, Q]] and labels.matches1.tolist() == [[X]]
@@ -356,9 +409,7 @@ def test_real_depth_and_pose(data_dir):
     folder = data_dir / "eval" / "7scenes"
     meta = json.loads((folder / "pairs.json").read_text())
     K_depth = torch.tensor(meta["K_depth"])[None]
-    grid = torch.stack(
-        torch.meshgrid(torch.arange(8.0, 632, 24), torch.arange(8.0, 472, 24), indexing="xy"), -1
-    )
+    grid = torch.stack(torch.meshgrid(torch.arange(8.0, 632, 24), torch.arange(8.0, 472, 24), indexing="xy"), -1)
 
     def depth_and_grey(pair, side):
         depth = np.asarray(Image.open(folder / pair[f"depth{side}"])).astype(np.float32) / 1000
@@ -366,16 +417,12 @@ def test_real_depth_and_pose(data_dir):
         grey = Image.open(folder / pair[f"image{side}"]).convert("L")
         # The colour picture as the depth camera would see it (the 2.5 cm between them are neglected).
         A = K @ np.linalg.inv(K_depth[0].numpy())
-        return depth, np.asarray(
-            grey.transform((640, 480), Image.Transform.AFFINE, A[:2].ravel().tolist()), float
-        )
+        return depth, np.asarray(grey.transform((640, 480), Image.Transform.AFFINE, A[:2].ravel().tolist()), float)
 
     def similarity(pair, R, t):
         depth0, grey0 = depth_and_grey(pair, 0)
         depth1, grey1 = depth_and_grey(pair, 1)
-        dense = torch.stack(
-            torch.meshgrid(torch.arange(0.0, 640, 5), torch.arange(0.0, 480, 5), indexing="xy"), -1
-        )
+        dense = torch.stack(torch.meshgrid(torch.arange(0.0, 640, 5), torch.arange(0.0, 480, 5), indexing="xy"), -1)
         points0, points1 = grid.reshape(1, -1, 2), dense.reshape(1, -1, 2)
         depths = (torch.tensor(d)[None] for d in (depth0, depth1))
         matches = from_depth(points0, points1, *depths, K_depth, K_depth, R[None], t[None]).matches0[0]

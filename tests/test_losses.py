@@ -40,10 +40,7 @@ def random_batch(seed=0, batch=3, n=6, m=5):
 
 def log_p(similarity, z0, z1):
     return (
-        similarity.log_softmax(2)
-        + similarity.log_softmax(1)
-        + F.logsigmoid(z0)[:, :, None]
-        + F.logsigmoid(z1)[:, None]
+        similarity.log_softmax(2) + similarity.log_softmax(1) + F.logsigmoid(z0)[:, :, None] + F.logsigmoid(z1)[:, None]
     )
 
 

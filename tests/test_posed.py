@@ -43,7 +43,7 @@ POSES = [
 
 
 def lift(K, R, t, depth=None, size=SIZE, rays=None):
-    """Return world points of all pixels, where their rays meet the wall or at a given depth, and the depth."""
+    """Return world points of all pixels, where rays meet the wall or at a given depth, and that depth."""
     if rays is None:
         x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
         rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(K).T
@@ -54,9 +54,7 @@ def lift(K, R, t, depth=None, size=SIZE, rays=None):
 
 
 def paint(world):
-    return np.clip(
-        np.stack([128 + 45 * world[..., 0], 128 + 45 * world[..., 1], 0 * world[..., 0]], -1), 0, 255
-    )
+    return np.clip(np.stack([128 + 45 * world[..., 0], 128 + 45 * world[..., 1], 0 * world[..., 0]], -1), 0, 255)
 
 
 def picture(world):
@@ -105,9 +103,7 @@ def write_model(folder: Path, names, camera: str) -> None:
 def colmap(tmp_path):
     """A dense workspace in COLMAP's layout; COLMAP's principal point is half a pixel larger than ours."""
     names = ["a/0.png", "a/1.png", "b.png"]
-    write_model(
-        tmp_path / "sparse", names, f"PINHOLE 96 72 {K[0, 0]} {K[1, 1]} {K[0, 2] + 0.5} {K[1, 2] + 0.5}"
-    )
+    write_model(tmp_path / "sparse", names, f"PINHOLE 96 72 {K[0, 0]} {K[1, 1]} {K[0, 2] + 0.5} {K[1, 2] + 0.5}")
     for name, (R, t) in zip(names, POSES, strict=True):
         world, depth = lift(K, R, t)
         for folder in ("images", "depths"):
@@ -311,18 +307,16 @@ def test_pairs_feed_the_ground_truth(tmp_path):
     """The relative pose of a pair is what `from_depth` expects: a grid finds itself again on the wall."""
     import torch
 
-    pair = PosedPair(*(made_up_view(tmp_path, i, *POSES[i]) for i in range(2)), overlap=1.0)
+    pair = PosedPair(*(made_up_view(tmp_path, i, *POSES[i]) for i in (2, 1)), overlap=1.0)
     images = pair.view0.read(), pair.view1.read()
     grid = np.stack(np.meshgrid(np.arange(8, 90, 8), np.arange(8, 66, 8)), -1).reshape(-1, 2)
-    world, _ = lift(K, *POSES[0])
+    world, _ = lift(K, *POSES[2])
     there = (world[grid[:, 1], grid[:, 0]] @ POSES[1][0].T + POSES[1][1]) @ K.T
     there = there[:, :2] / there[:, 2:]
     inside = ((there > 1) & (there < np.array(SIZE) - 2)).all(1)
     assert 30 < inside.sum() < len(grid)
     arrays = (grid, there, images[0].depth, images[1].depth, images[0].K, images[1].K, pair.R, pair.t)
-    labels = from_depth(
-        *(torch.tensor(np.asarray(a), dtype=torch.float32)[None] for a in arrays), positive=0.5
-    )
+    labels = from_depth(*(torch.tensor(np.asarray(a), dtype=torch.float32)[None] for a in arrays), positive=0.5)
     assert (labels.matches0[0, inside] == torch.arange(len(grid))[inside]).all()
     outside = ((there < -0.5) | (there >= np.array(SIZE) - 0.5)).any(1)
     assert outside.any() and (labels.matches0[0, outside] < 0).all()
@@ -363,9 +357,7 @@ def test_sampling():
     pairs = sample_pairs(views, overlaps, 30, np.random.default_rng(1), 0.2, 0.4)
     index = [(int(p.view0.image.name), int(p.view1.image.name)) for p in pairs]
     assert len({frozenset(p) for p in index}) == 30
-    assert all(
-        0.2 <= p.overlap <= 0.4 and p.overlap == overlaps[i] for p, i in zip(pairs, index, strict=True)
-    )
+    assert all(0.2 <= p.overlap <= 0.4 and p.overlap == overlaps[i] for p, i in zip(pairs, index, strict=True))
     assert 0 < sum(i > j for i, j in index) < 30  # either may come first
     again = sample_pairs(views, overlaps, 30, np.random.default_rng(1), 0.2, 0.4)
     assert [(p.view0, p.view1) for p in again] == [(p.view0, p.view1) for p in pairs]

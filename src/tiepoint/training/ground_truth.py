@@ -116,9 +116,7 @@ def from_homography(
     H = H * torch.linalg.det(H).sign()[:, None, None]
     # The adjugate is the inverse up to a positive factor, without the condition number of a general inverse.
     h0, h1, h2 = H.unbind(1)
-    inverse = torch.stack(
-        [torch.linalg.cross(h1, h2), torch.linalg.cross(h2, h0), torch.linalg.cross(h0, h1)], -1
-    )
+    inverse = torch.stack([torch.linalg.cross(h1, h2), torch.linalg.cross(h2, h0), torch.linalg.cross(h0, h1)], -1)
 
     mapped0, front0 = _to_pixels(_apply(H, _homogeneous(points0)))
     mapped1, front1 = _to_pixels(_apply(inverse, _homogeneous(points1)))
@@ -149,6 +147,8 @@ def from_depth(
     size1: torch.Tensor | None = None,
     valid0: torch.Tensor | None = None,
     valid1: torch.Tensor | None = None,
+    moved0: torch.Tensor | None = None,
+    moved1: torch.Tensor | None = None,
     positive: float = 3.0,
     negative: float = 5.0,
     depth_tolerance: float = 0.05,
@@ -171,7 +171,7 @@ def from_depth(
     that) and is not unexplained. So is an unmeasured keypoint whose epipolar line passes more than
     ``negative`` pixels from every keypoint not yet labelled by the rules above.
 
-    **Ignored**: the rest.
+    **Ignored**: the rest, and every keypoint on an object that moved, since the pose does not bind it.
 
     Parameters
     ----------
@@ -188,6 +188,8 @@ def from_depth(
         (width, height) of the images where the depth maps are padded; by default the size of the depth map.
     valid0, valid1 : bool tensors (B, N), (B, M), optional
         False for padding.
+    moved0, moved1 : bool tensors (B, H0, W0), (B, H1, W1), optional
+        True for pixels of objects known to have moved between the views.
     positive, negative : float
         Thresholds in pixels.
     depth_tolerance : float
@@ -217,6 +219,8 @@ def from_depth(
         _check_shape(name, value, (batch, *value.shape[-2:]))
     points0, points1, depth0, depth1 = keypoints0.float(), keypoints1.float(), depth0.float(), depth1.float()
     K0, K1, R, t = K0.float(), K1.float(), R.float(), t.float()
+    depth0, rigid0 = _without_moved(points0, depth0, moved0)
+    depth1, rigid1 = _without_moved(points1, depth1, moved1)
     size0 = _map_size(depth0) if size0 is None else size0
     size1 = _map_size(depth1) if size1 is None else size1
     back = R.transpose(1, 2)
@@ -259,8 +263,8 @@ def from_depth(
     lines0 = torch.linalg.cross(epipole0.expand_as(rays1), _apply(K0, _apply(back, rays1)))
     line_error0 = _line_distances(lines1, points1).masked_fill(~open1[:, None], torch.inf)
     line_error1 = _line_distances(lines0, points0).masked_fill(~open0[:, None], torch.inf)
-    matches0 = matches0.masked_fill(open0 & ~measured0 & (_smallest(line_error0, 2) > negative), UNMATCHABLE)
-    matches1 = matches1.masked_fill(open1 & ~measured1 & (_smallest(line_error1, 2) > negative), UNMATCHABLE)
+    matches0 = matches0.masked_fill(open0 & rigid0 & ~measured0 & (_smallest(line_error0, 2) > negative), UNMATCHABLE)
+    matches1 = matches1.masked_fill(open1 & rigid1 & ~measured1 & (_smallest(line_error1, 2) > negative), UNMATCHABLE)
     return Labels(matches0, matches1)
 
 
@@ -282,9 +286,17 @@ def _mutual_nearest(
     return matches0, matches1
 
 
-def _depth_at(
-    points: torch.Tensor, depth: torch.Tensor, tolerance: float
+def _without_moved(
+    points: torch.Tensor, depth: torch.Tensor, moved: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return depth with moved objects erased, and which points (B, N) touch none."""
+    if moved is None:
+        return depth, torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
+    _check_shape("moved", moved, tuple(depth.shape))
+    return depth.masked_fill(moved, 0.0), ~_four_around(points, moved)[0].any(-1)
+
+
+def _depth_at(points: torch.Tensor, depth: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return depth (B, N) at sub-pixel places and whether it is measured there and off any depth edge."""
     corners, fx, fy = _four_around(points, depth)
     measured = (corners > 0).all(-1) & (corners.amax(-1) <= corners.amin(-1) * (1 + tolerance))
@@ -308,10 +320,8 @@ def _visibility(
     return visible, (measured & nearer).all(-1), (measured & farther).all(-1)
 
 
-def _four_around(
-    points: torch.Tensor, depth: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the depths (B, N, 4) of the pixels around each point and its fractional position among them."""
+def _four_around(points: torch.Tensor, depth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the values (B, N, 4) of the pixels around each point and its fractional position among them."""
     _, height, width = depth.shape
     # Points may be infinite (behind the camera) or far outside; the caller asks `_inside` before using their
     # depth.
@@ -320,9 +330,7 @@ def _four_around(
     x0, y0 = x.floor().clamp(max=max(width - 2, 0)), y.floor().clamp(max=max(height - 2, 0))
     left, top = x0.long(), y0.long()
     right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
-    index = torch.stack(
-        [top * width + left, top * width + right, bottom * width + left, bottom * width + right], -1
-    )
+    index = torch.stack([top * width + left, top * width + right, bottom * width + left, bottom * width + right], -1)
     return depth.flatten(1).gather(1, index.flatten(1)).view(index.shape), x - x0, y - y0
 
 
@@ -389,18 +397,14 @@ def _check(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Check shapes and thresholds; return the masks, all True where none was given."""
     if not 0 < positive <= negative:
-        raise ArgumentError(
-            f"need 0 < positive <= negative, not positive = {positive}, negative = {negative}"
-        )
+        raise ArgumentError(f"need 0 < positive <= negative, not positive = {positive}, negative = {negative}")
     masks = []
     for name, points, valid in (("0", keypoints0, valid0), ("1", keypoints1, valid1)):
         if points.ndim != 3 or points.shape[2] != 2 or len(points) != len(keypoints0):
             raise ArgumentError(
                 f"keypoints{name} must have shape (B, N, 2), the same B in both, not {tuple(points.shape)}"
             )
-        mask = (
-            torch.ones(points.shape[:2], dtype=torch.bool, device=points.device) if valid is None else valid
-        )
+        mask = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device) if valid is None else valid
         _check_shape(f"valid{name}", mask, points.shape[:2])
         masks.append(mask)
     return masks[0], masks[1]

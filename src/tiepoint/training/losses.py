@@ -59,9 +59,7 @@ def superglue_nll(log_assignment: torch.Tensor, labels: Labels) -> torch.Tensor:
     float32 tensor (B,)
         See `assignment_nll`. The published loss is a plain sum; balanced, the two matchers can be compared.
     """
-    return assignment_nll(
-        log_assignment[:, :-1, :-1], log_assignment[:, :-1, -1], log_assignment[:, -1, :-1], labels
-    )
+    return assignment_nll(log_assignment[:, :-1, :-1], log_assignment[:, :-1, -1], log_assignment[:, -1, :-1], labels)
 
 
 def assignment_nll(
@@ -250,8 +248,7 @@ def match_statistics(scores: torch.Tensor, labels: Labels, threshold: float = 0.
             ((predicted0 >= 0) & labelled0).sum(),
             ((predicted0 >= 0) & (predicted0 == labels.matches0)).sum(),
             (labels.matches0 >= 0).sum(),
-            ((predicted0 == labels.matches0) & labelled0).sum()
-            + ((predicted1 == labels.matches1) & labelled1).sum(),
+            ((predicted0 == labels.matches0) & labelled0).sum() + ((predicted1 == labels.matches1) & labelled1).sum(),
             labelled0.sum() + labelled1.sum(),
         ]
     )

@@ -494,15 +494,11 @@ def _read_list(path: Path) -> list[tuple[float, list[str]]]:
             if len(values) != fields or (fields == 7 and not np.isfinite([float(v) for v in values]).all()):
                 raise ValueError
         except ValueError as error:
-            raise InputError(
-                f"{path}, line {number}: need a time and {fields} values, not {line!r}"
-            ) from error
+            raise InputError(f"{path}, line {number}: need a time and {fields} values, not {line!r}") from error
     return sorted(rows)
 
 
-def _nearest_in_time(
-    rows: list[tuple[float, list[str]]], time: float, max_difference: float
-) -> list[str] | None:
+def _nearest_in_time(rows: list[tuple[float, list[str]]], time: float, max_difference: float) -> list[str] | None:
     at = bisect.bisect_left(rows, (time, []))
     difference, values = min(
         ((abs(row[0] - time), row[1]) for row in rows[max(at - 1, 0) : at + 1]), default=(math.inf, [])
