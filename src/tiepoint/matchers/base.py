@@ -32,44 +32,70 @@ class Matcher(ABC):
     def _match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
         """Match pairs whose two sides are never empty and already on ``self.device``."""
 
-    def _check(self, features: Features) -> None:
+    def _check(self, features: Features) -> None:  # noqa: B027 - optional: some matchers take anything
         """Raise `ArgumentError` if these features are not what the matcher understands."""
 
     def __call__(self, features0: Features, features1: Features) -> Matches:
-        """Match one pair."""
+        """Match one pair.
+
+        Raises
+        ------
+        ArgumentError
+            The features come from different extractors, or from one this matcher does not understand.
+        """
         return self.match_many([(features0, features1)])[0]
 
     def match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
-        """Match many pairs, of any numbers of keypoints; the result equals matching one by one."""
+        """Match many pairs, of any numbers of keypoints; the result equals matching one by one.
+
+        A pair with an empty side has no matches. Raises what `__call__` raises, before anything is matched.
+        """
         results: list[Matches | None] = [None] * len(pairs)
         todo: list[tuple[int, bool, Pair]] = []
         for i, (f0, f1) in enumerate(pairs):
-            if f0.descriptors.shape[1] != f1.descriptors.shape[1] or f0.is_binary != f1.is_binary:
+            if _kind(f0) != _kind(f1):
                 raise ArgumentError(
-                    f"pair {i}: {f0.extractor} and {f1.extractor} descriptors cannot be compared "
-                    f"({f0.descriptors.shape[1]} and {f1.descriptors.shape[1]} columns)"
+                    f"pair {i}: these descriptors cannot be compared: {_kind(f0)} and {_kind(f1)}; extract both "
+                    "images with the same extractor"
                 )
             self._check(f0)
             self._check(f1)
             if len(f0) == 0 or len(f1) == 0:
                 results[i] = no_matches(f0, f1)
                 continue
-            swap = _order(f0) > _order(f1)
-            pair = (f1, f0) if swap else (f0, f1)
-            todo.append((i, swap, (pair[0].to(self.device), pair[1].to(self.device))))
+            swap = _comes_before(f1, f0)
+            first, second = (f1, f0) if swap else (f0, f1)
+            todo.append((i, swap, (first.to(self.device), second.to(self.device))))
         matched = self._match_many([pair for _, _, pair in todo]) if todo else []
         for (i, swap, _), result in zip(todo, matched, strict=True):
             results[i] = result.swapped() if swap else result
         return [result for result in results if result is not None]
 
 
-def _order(features: Features) -> tuple[int, bytes, bytes]:
-    """Return a sort key that depends on the content alone, so that a pair has one canonical order."""
-    return (
-        len(features),
-        features.keypoints.cpu().numpy().tobytes(),
-        features.descriptors.cpu().numpy().tobytes(),
-    )
+def _kind(features: Features) -> str:
+    """Say what must be equal for two sets of descriptors to be comparable."""
+    return f"{features.extractor} ({features.descriptors.shape[1]} columns of {features.descriptors.dtype})"
+
+
+def _comes_before(a: Features, b: Features) -> bool:
+    """Whether ``a`` comes before ``b`` in an order that looks at the content alone.
+
+    The fewer keypoints first; at equal numbers, whoever has the smaller value where the two first differ. So
+    the descriptors, which are large, are compared only when all keypoints are equal.
+    """
+    if len(a) != len(b):
+        return len(a) < len(b)
+    for name in ("keypoints", "descriptors", "scores", "scales", "orientations"):
+        x, y = getattr(a, name), getattr(b, name)
+        if x is None or y is None:
+            if x is not y:
+                return x is None
+            continue
+        x, y = x.cpu(), y.cpu()
+        if not torch.equal(x, y):
+            first = int((x != y).flatten().int().argmax())
+            return bool(x.flatten()[first] < y.flatten()[first])
+    return a.image_size < b.image_size
 
 
 def no_matches(features0: Features, features1: Features) -> Matches:

@@ -1,0 +1,181 @@
+"""Mutual nearest neighbours with Lowe's ratio test: the matcher of hand-made features, the bar for learned ones.
+
+Every distance follows from one matrix product. For unit vectors the L2 distance is d² = 2 - 2 a·b; for strings of
+D bits written as ±1 the Hamming distance is (D - a·b) / 2. On a CPU the product is also twenty times as fast as XOR
+and bit counting written in tensor operations (2048 x 2048 x 256 bits: 27 ms against 528 ms with a table of bytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from ..errors import ArgumentError
+from ..types import Features, Matches
+from .base import Matcher, Pair, make_matches
+
+# Lowe's value, for hand-made descriptors. Learned ones are evaluated by the mutual check alone in their papers.
+_DEFAULT_RATIO = {"sift": 0.8, "orb": 0.8, "brief": 0.8, "surf": 0.8, "hog": 0.8}
+
+# Elements of the similarity matrix that exist at one time: 128 MiB in float64.
+_BLOCK_ELEMENTS = 1 << 24
+
+
+class NearestNeighbour(Matcher):
+    """Exact mutual nearest neighbours, with a ratio test and a distance limit.
+
+    Points i and j match if each is the nearest of the other, if their distance d is at most ``max_distance``,
+    and if d is less than ``ratio`` times the distance of the second nearest, seen from i **and** seen from j; a
+    point without a second neighbour passes. All of this is the same from both images. Of equally near points the
+    one with the lower index counts as the nearest; the ratio test rejects
+    such ties. There is no switch for the mutual check: without it a point could appear in two matches.
+
+    The score of a match is ``1 - d / d2``, where d2 is the distance of the nearer of the two second-nearest: 1 for
+    equal descriptors without a rival, 0 for a tie. It ranks right above wrong matches better than d alone does.
+
+    Parameters
+    ----------
+    features : str
+        Name of the extractor whose features will be matched; chooses the default ratio.
+    device : torch.device or str
+        Where the distances are computed.
+    ratio : float, "default" or None
+        Limit of the ratio test in (0, 1]; None switches it off. The default is 0.8 for sift, orb, brief, surf
+        and hog, and None for all others.
+    max_distance : float or None
+        In bits for binary descriptors; L2 distance in [0, 2] for unit vectors, that is sqrt(2 - 2 cos).
+
+    Raises
+    ------
+    ArgumentError
+        ``ratio`` or ``max_distance`` out of range, or features of another extractor than ``features``.
+
+    References
+    ----------
+    D. G. Lowe, Distinctive image features from scale-invariant keypoints, IJCV 60 (2), 2004, section 7.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tiepoint import Features
+    >>> def features(*rows):
+    ...     n = len(rows)
+    ...     return Features(torch.zeros(n, 2), torch.ones(n), torch.tensor(rows), (640, 480), "mine")
+    >>> matcher = NearestNeighbour("mine")
+    >>> matcher(features([1.0, 0.0], [0.0, 1.0]), features([0.6, 0.8], [-1.0, 0.0])).matches
+    array([[1, 0]])
+    """
+
+    name = "nearest"
+
+    def __init__(
+        self,
+        features: str = "sift",
+        device: torch.device | str = "cpu",
+        ratio: float | Literal["default"] | None = "default",
+        max_distance: float | None = None,
+    ) -> None:
+        super().__init__(device)
+        if isinstance(ratio, str):
+            if ratio != "default":
+                raise ArgumentError(f"ratio must be a number in (0, 1], None or 'default', not {ratio!r}")
+            ratio = _DEFAULT_RATIO.get(features)
+        if ratio is not None and not 0 < ratio <= 1:
+            raise ArgumentError(f"ratio must be in (0, 1], not {ratio}")
+        if max_distance is not None and not max_distance >= 0:
+            raise ArgumentError(f"max_distance must be 0 or more, not {max_distance}")
+        self.features = features
+        self.ratio = ratio
+        self.max_distance = max_distance
+
+    def _check(self, features: Features) -> None:
+        if features.extractor != self.features:
+            raise ArgumentError(
+                f"this matcher is set up for {self.features!r} features, not {features.extractor!r}: "
+                f"load it with features={features.extractor!r}"
+            )
+
+    def _match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
+        return [self._match(*pair) for pair in pairs]
+
+    def _match(self, features0: Features, features1: Features) -> Matches:
+        nearest0, nearest1, best, second0, second1 = _two_nearest(_vectors(features0), _vectors(features1))
+        index0 = torch.arange(len(features0), device=self.device)
+        index0 = index0[nearest1[nearest0] == index0]
+        index1 = nearest0[index0]
+        distance = _distance(best[index0], features0)
+        runner_up = _distance(torch.maximum(second0[index0], second1[index1]), features0)
+        keep = torch.ones_like(index0, dtype=torch.bool)
+        if self.ratio is not None:
+            keep &= distance < self.ratio * runner_up
+        if self.max_distance is not None:
+            keep &= distance <= self.max_distance
+        scores = torch.where(runner_up > 0, 1 - distance / runner_up, 0)[keep]
+        matches = torch.stack([index0, index1], dim=1)[keep]
+        return make_matches(features0, features1, matches.cpu().numpy(), scores.cpu().numpy())
+
+
+def _vectors(features: Features) -> torch.Tensor:
+    """Return descriptors as vectors whose dot products are exact enough that rounding decides nothing.
+
+    Bits become ±1, whose products float32 sums exactly. Unit vectors become float64; `_two_nearest` rounds
+    their products to float32. What the order of summation does is far below that rounding, so two descriptors
+    have the same similarity wherever in the matrix they stand: ties are ties, and swapping changes nothing. In
+    float32 throughout, the product of seven descriptors with themselves is already not symmetric.
+    """
+    if features.is_binary:
+        shifts = torch.arange(8, dtype=torch.uint8, device=features.device)
+        return (features.descriptors[:, :, None] >> shifts & 1).flatten(1).float() * 2 - 1
+    # Apple's GPUs have no float64.
+    return features.descriptors if features.device.type == "mps" else features.descriptors.double()
+
+
+def _distance(similarity: torch.Tensor, features: Features) -> torch.Tensor:
+    """Turn dot products of `_vectors` into Hamming distances (bits) or L2 distances."""
+    if features.is_binary:
+        return (8 * features.descriptors.shape[1] - similarity) / 2
+    return (2 - 2 * similarity).clamp(min=0).sqrt()
+
+
+def _two_nearest(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Find the two largest dot products of each row of ``a`` (N, D) over ``b`` (M, D), and the reverse.
+
+    Works through blocks of rows of ``a``, so that memory does not grow with N x M.
+
+    Returns
+    -------
+    nearest0, nearest1 : int64 tensors (N,), (M,)
+        The partner with the largest dot product; the lowest index among equals.
+    best0 : float32 tensor (N,)
+        The largest dot product.
+    second0, second1 : float32 tensors (N,), (M,)
+        The second largest; -inf where there is only one partner.
+    """
+    rows = max(1, _BLOCK_ELEMENTS // len(b))
+    nearest0, best0, second0 = [], [], []
+    nearest1 = torch.zeros(len(b), dtype=torch.int64, device=a.device)
+    best1 = torch.full((len(b),), -torch.inf, device=a.device)
+    second1 = best1.clone()
+    for start in range(0, len(a), rows):
+        similarity = (a[start : start + rows] @ b.T).float()
+
+        column_best, column_nearest = similarity.max(dim=0)
+        similarity.scatter_(0, column_nearest[None], -torch.inf)
+        column_second = similarity.amax(dim=0)
+        similarity.scatter_(0, column_nearest[None], column_best[None])
+        # The second best so far is the worse of the two bests, or one of the two seconds.
+        second1 = torch.maximum(torch.minimum(best1, column_best), torch.maximum(second1, column_second))
+        nearest1 = torch.where(column_best > best1, column_nearest + start, nearest1)
+        best1 = torch.maximum(best1, column_best)
+
+        row_best, row_nearest = similarity.max(dim=1)
+        similarity.scatter_(1, row_nearest[:, None], -torch.inf)
+        nearest0.append(row_nearest)
+        best0.append(row_best)
+        second0.append(similarity.amax(dim=1))
+    return torch.cat(nearest0), nearest1, torch.cat(best0), torch.cat(second0), second1
+
+
+__all__ = ["NearestNeighbour"]
