@@ -1,8 +1,8 @@
 """The same view under another light, through another lens, by another camera.
 
-Changes come in the order in which they happen to a photograph: light falls (colour, shadows), passes air and lens (fog,
-glow, vignette, blur), meets the sensor (exposure, noise), and is developed and stored (contrast, saturation, JPEG). Every
-image of a batch gets its own. Nothing moves: a keypoint stays where it is.
+Changes come in the order in which they happen to a photograph: light falls (colour, shadows), passes air and lens
+(fog, glow, vignette, blur), meets the sensor (exposure, noise), and is developed and stored (contrast, JPEG …).
+Every image of a batch gets its own. Nothing moves: a keypoint stays where it is.
 """
 
 from __future__ import annotations
@@ -300,12 +300,12 @@ def _tone(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
     count = len(images)
     gamma = draw.log_uniform(0.5, 2.0, count, 1) ** strength
     contrast = draw.log_uniform(0.5, 1.7, count, 1) ** strength
-    brightness = draw.uniform(-0.15, 0.2, count, 1) * strength
+    brightness = 1 + draw.uniform(-0.4, 0.5, count, 1) * strength
     saturation = draw.log_uniform(0.3, 1.8, count, 1) ** strength
     saturation = torch.where(draw.chance(0.1 * strength, count)[:, None], torch.zeros(1), saturation)
     images = torch.exp(images.clamp(min=1e-4).log() * _column(gamma, images))  # faster than a power
     middle = images.mean((1, 2, 3), keepdim=True)
-    images = middle + (images - middle) * _column(contrast, images) + _column(brightness, images)
+    images = middle * _column(brightness, images) + (images - middle) * _column(contrast, images)
     weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)[:, None, None]
     grey = (images * weights).sum(1, keepdim=True)
     return _not_black(grey + (images - grey) * _column(saturation, images))

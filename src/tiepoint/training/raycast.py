@@ -46,7 +46,7 @@ class World:
     offset : float tensor (B, S, 2)
         Where in the texture the middle of a side lies, in repetitions.
     weathering : float tensor (B, S)
-        How much a second texture, three times as wide, modulates the first: repetitions then differ a little.
+        How much the next side's texture, three times as wide, modulates this one's: repetitions then differ a little.
     gloss : float tensor (B, S)
         Strength of highlights.
     height : float tensor (B, 1, G, G)
@@ -383,10 +383,10 @@ def shade(
     v = centre_v - v / divisor * scale_v
     footprint = [(du * mirror, -dv) for du, dv in footprint]
     side = on_y * 2 + on_z * 4 + (sign < 0) + 2 * u.floor().long() + 3 * v.floor().long()
-    textures = world.texture.flatten(1).gather(1, seen * 6 + side % 6)
+    textures, others = (world.texture.flatten(1).gather(1, seen * 6 + (side + i) % 6) for i in (0, 1))
     colour = _read_stretched(atlas, textures, u, v, footprint)
     wear = _gather(world.weathering[..., None], seen)
-    colour = colour * (1 + wear * _weather(atlas, textures, u, v, footprint))
+    colour = colour * (1 + wear * _weather(atlas, others, u, v, footprint))
 
     nothing = (surface == NOTHING)[:, None]
     if light is None:
@@ -457,12 +457,11 @@ def _weather(
     v: torch.Tensor,
     footprint: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
-    """Read the brightness of the next texture, three times as wide, about its middle (B, 1, N)."""
+    """Read a texture's brightness about its middle, three times as wide as it is otherwise shown (B, 1, N)."""
     wide = 0.317
     longest = torch.stack([*footprint[0], *footprint[1]]).abs().amax(0)
     level = (longest * wide * atlas.size).clamp(min=1e-6).log2().round().clamp(2, atlas.levels - 1)
-    other = (texture + 1) % atlas.count
-    return (atlas.read(other, u * wide, v * wide, level).mean(1, keepdim=True) - 0.45) * 2
+    return (atlas.read(texture, u * wide, v * wide, level).mean(1, keepdim=True) - 0.45) * 2
 
 
 def _terrain_slope(height: torch.Tensor, half: torch.Tensor, local: torch.Tensor) -> torch.Tensor:

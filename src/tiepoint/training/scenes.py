@@ -27,7 +27,7 @@ _TEXTURES_PER_SCENE = 6
 _CAMERAS = 10  # cameras put into each scene; the two whose overlap comes closest to what is wanted are used
 _PROBE = (12, 16)  # rows and columns of rays with which those overlaps are measured
 _TERRAIN_GRID = 129
-# On a CPU, one view at a time stays in its cache; on a GPU the limit is memory (about 3 kB a ray).
+# On a CPU, one view at a time stays in its cache; on a GPU the limit is memory (about 1 kB a ray).
 _RAYS_AT_ONCE = {"cpu": 2**17}
 
 
@@ -210,7 +210,7 @@ def make_pairs(textures: torch.Tensor, count: int, config: SceneConfig, generato
     both = World.stack([world, later])
     height, width = config.size
     atlas = TextureAtlas.build(textures)
-    at_once = max(1, _RAYS_AT_ONCE.get(device.type, 2**24) // (height * width))
+    at_once = max(1, _RAYS_AT_ONCE.get(device.type, 2**22) // (height * width))
     drawn = [
         _render(both.select(rows), atlas, light and light.select(rows), chosen.select(rows), config.size)
         for rows in torch.arange(2 * count).split(at_once)
@@ -407,8 +407,8 @@ def _make_light(draw: Draw, world: World, device: torch.device) -> Light:
 
 # --- Scenes ------------------------------------------------------------------------------------------------------
 #
-# A builder fills a `_Plan` for n scenes of its kind, all on the CPU. Numbers are metres. Objects that it does not mention
-# are absent.
+# A builder fills a `_Plan` for n scenes of its kind, all on the CPU. Numbers are metres. Objects that it does not
+# mention are absent.
 
 
 class _Plan:
