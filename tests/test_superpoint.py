@@ -112,7 +112,7 @@ def test_tiny_and_blank_images() -> None:
 
 def test_missing_weights_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TIEPOINT_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match="superpoint_v6_from_tf.pth"):
+    with pytest.raises(WeightsError, match=r"superpoint_v6_from_tf\.pth"):
         load("superpoint-open")
 
 

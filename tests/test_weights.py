@@ -66,6 +66,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.content, self.ranges, self.hang_up_after = content, ranges, hang_up_after
         self.asked: list[str | None] = []
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing when a client hangs up."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/toy.pth"

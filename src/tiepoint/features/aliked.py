@@ -130,19 +130,19 @@ class _DescriptorHead(nn.Module):
 
     def forward(self, features: _Pyramid, keypoints: Tensor) -> Tensor:
         """Describe keypoints (N, 2): unit descriptors (N, dim)."""
-        n = len(keypoints)
+        n, dim = len(keypoints), self.sf_conv.in_channels
         size = keypoints.new_tensor(features.size)
         # the 3x3 pixels around each keypoint say where to look
         steps = torch.arange(-1, 2, device=keypoints.device)
         around = torch.cartesian_prod(steps, steps).flip(1)  # row by row, as (x, y)
         centres = keypoints.long().clamp(min=1).minimum(size.long() - 2)
         patches = features.at((centres[:, None] + around).view(-1, 2))
-        offsets = self.offset_conv(patches.view(n, 3, 3, -1).permute(0, 3, 1, 2))
+        offsets = self.offset_conv(patches.view(n, 3, 3, dim).permute(0, 3, 1, 2))
         limit = float(size.max()) / 4
-        offsets = offsets.clamp(-limit, limit).view(n, 2, -1).transpose(1, 2)
+        offsets = offsets.clamp(-limit, limit).view(n, 2, len(self.agg_weights)).transpose(1, 2)
         looked_at = features.between((keypoints[:, None] + offsets).reshape(-1, 2))
         looked_at = F.selu(F.linear(looked_at, self.sf_conv.weight[:, :, 0, 0]))
-        return F.normalize(looked_at.view(n, -1) @ self.agg_weights.flatten(0, 1), dim=1)
+        return F.normalize(looked_at.view(n, len(self.agg_weights) * dim) @ self.agg_weights.flatten(0, 1), dim=1)
 
 
 class _Pyramid:

@@ -166,6 +166,8 @@ class DeDoDe(Extractor):
 
     def __init__(self, options: ExtractorOptions | None = None, device: torch.device | str = "cpu") -> None:
         super().__init__(options, device)
+        for name in ("dedode-detector", "dedode-descriptor"):
+            weights_module.resolve(name)  # before seconds are spent on building the networks
         self.net = _kornia("DeDoDe", "DeDoDe")("L", "B", torch.float32)
         _load(self.net.detector, "dedode-detector")
         _load(self.net.descriptor, "dedode-descriptor")

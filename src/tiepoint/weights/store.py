@@ -103,9 +103,7 @@ def resolve(name: str) -> Path:
         if fault is None:
             return path
         problems.append(f"{path} was passed over: {fault}")
-    raise WeightsError(
-        "\n".join([f"the weights {name!r} are not on this machine", *problems, *_ways(wanted)])
-    )
+    raise WeightsError("\n".join([f"the weights {name!r} are not on this machine", *problems, *_ways(wanted)]))
 
 
 def available(name: str) -> bool:
@@ -129,9 +127,7 @@ def verify(name: str) -> Path:
     """
     wanted = entry(name)
     if wanted.sha256 is None:
-        raise WeightsError(
-            f"the weights {name!r} cannot be verified: no SHA-256 of {wanted.file} is on record"
-        )
+        raise WeightsError(f"the weights {name!r} cannot be verified: no SHA-256 of {wanted.file} is on record")
     for path in _candidates(wanted):
         _verified.pop(path, None)
     return resolve(name)
@@ -187,9 +183,7 @@ def load(name_or_path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
     return state, config
 
 
-def save(
-    path: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]
-) -> None:
+def save(path: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
     """Write weights as safetensors, the configuration as JSON in the metadata, such that `load` reads both.
 
     The file appears whole or not at all.
@@ -238,9 +232,7 @@ def pull(name: str, progress: Callable[[int, int | None], None] | None = None) -
         target.parent.mkdir(parents=True, exist_ok=True)
         _download(wanted, wanted.url, part, progress)
     except (OSError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
-        raise WeightsError(
-            "\n".join([f"could not download {wanted.url}: {error}", *_ways(wanted)])
-        ) from error
+        raise WeightsError("\n".join([f"could not download {wanted.url}: {error}", *_ways(wanted)])) from error
     fault = _fault(wanted, part)
     if fault is not None:
         part.unlink()
@@ -249,9 +241,7 @@ def pull(name: str, progress: Callable[[int, int | None], None] | None = None) -
     return target
 
 
-def _download(
-    wanted: Entry, url: str, part: Path, progress: Callable[[int, int | None], None] | None
-) -> None:
+def _download(wanted: Entry, url: str, part: Path, progress: Callable[[int, int | None], None] | None) -> None:
     """Fetch ``url`` into ``part``, continuing what is there if the server can."""
     done = part.stat().st_size if part.exists() else 0
     if done and done == wanted.size:
