@@ -2,8 +2,8 @@
 
     python benchmarks/training_pairs.py --images ../shared/data/train --out /tmp/pairs
 
-writes one PNG for each kind of pair (view 0 and view 1 side by side) and prints a table of pairs/s, with the photographs'
-share of the time. Run it on an idle machine.
+writes one PNG for each kind of pair (view 0 and view 1 side by side) and prints a table of pairs/s, each step of the
+work by itself. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def test_workers_map_the_same_file(folder: Path, tmp_path: Path) -> None:
     cache = build_cache(folder, tmp_path / "cache")
     data = pickle.dumps(cache)
     assert len(data) < 1000
-    np.testing.assert_array_equal(pickle.loads(data)[5], cache[5])
+    np.testing.assert_array_equal(pickle.loads(data)[5], cache[5])  # noqa: S301
 
 
 def test_draw_takes_different_sources_and_all_crops(folder: Path, tmp_path: Path) -> None:

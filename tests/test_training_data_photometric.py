@@ -122,7 +122,7 @@ def test_the_same_seed_gives_the_same_images(texture: NDArray[np.uint8]) -> None
 
 
 def test_options_out_of_range() -> None:
-    with pytest.raises(ArgumentError, match="fog is 1.5"):
+    with pytest.raises(ArgumentError, match=r"fog is 1\.5"):
         PhotometricConfig(fog=1.5)
     with pytest.raises(ArgumentError, match="none, mild, strong"):
         PhotometricConfig.preset("extreme")

@@ -1,4 +1,4 @@
-"""Rendered scenes: depth and pose are true, colours follow them, and what should mislead a matcher is labelled rightly."""
+"""Rendered scenes: depth and pose are true, colours follow them, and what misleads a matcher is labelled rightly."""
 
 from __future__ import annotations
 
@@ -102,10 +102,8 @@ def test_boxes_and_cylinders_against_marching() -> None:
     for shape, centre, half, angle in objects:
         offset = points.flatten(1) - torch.tensor(centre)[:, None]
         local = scenes._yaw(torch.tensor(-angle)) @ offset / torch.tensor(half)[:, None]
-        if shape == BOX:
-            within = local.abs().amax(0) < 1
-        else:
-            within = ((local[:2] ** 2).sum(0) < 1) & (local[2].abs() < 1)
+        across = local[:2].abs().amax(0) if shape == BOX else local[:2].norm(dim=0)
+        within = (across < 1) & (local[2].abs() < 1)
         inside.append(within.view(len(rays[0, 0]), -1))
     any_inside = inside[0] | inside[1]
     first = any_inside.int().argmax(1)
@@ -341,7 +339,7 @@ def test_rendering_in_parts_is_rendering_at_once(textures: torch.Tensor, monkeyp
     [{"overlap": (0.5, 0.2)}, {"focal": (0.0, 1.0)}, {"moved": 2.0}, {"kinds": ("castle",)}, {"kinds": ()}],
 )
 def test_options_out_of_range(wrong: dict[str, object]) -> None:
-    with pytest.raises(ArgumentError, match="castle|empty|overlap|focal|moved"):
+    with pytest.raises(ArgumentError, match=r"castle|empty|overlap|focal|moved"):
         SceneConfig(**wrong)  # type: ignore[arg-type]
 
 

@@ -274,8 +274,8 @@ def _motion_blur(images: torch.Tensor, strength: float, draw: Draw) -> torch.Ten
 
 
 def _exposure(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
-    """Too little light (down to a seventh) or too much (up to 1.6 times, clipping); darkness is the commoner."""
-    stops = draw.uniform(-2.8, 0.7, len(images), 1) * strength
+    """Too little light (down to a sixth) or too much (up to 1.6 times, clipping); darkness is the commoner."""
+    stops = draw.uniform(-2.5, 0.7, len(images), 1) * strength
     return _not_black(images * _column(torch.exp2(stops), images))
 
 
@@ -312,14 +312,14 @@ def _tone(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
 
 
 def _jpeg(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
-    """Store as JPEG of quality 10 and up."""
-    return jpeg(images, 95 - draw.uniform(0, 85, len(images)) * strength)
+    """Store as JPEG of quality 15 and up."""
+    return jpeg(images, 95 - draw.uniform(0, 80, len(images)) * strength)
 
 
 def _not_black(images: torch.Tensor) -> torch.Tensor:
     """Brighten pictures too dark to hold anything in 8 bits, as a camera's automatic exposure would."""
     mean = images.clamp(min=0).mean((1, 2, 3), keepdim=True)
-    return images * (0.07 / mean.clamp(min=1e-3)).clamp(min=1)
+    return images * (0.09 / mean.clamp(min=1e-3)).clamp(min=1)
 
 
 def _filter(images: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
