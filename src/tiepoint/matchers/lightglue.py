@@ -43,6 +43,9 @@ class LightGlueConfig:
         Descriptor size, state size, attention heads per unit, layers. 128 or 256, 256, 4, 9 in the paper.
     scale_orientation : bool
         Whether scale and orientation of a keypoint enter its positional encoding (SIFT-like features).
+    log_scale : bool
+        Whether the scale enters as log2 pixels: differences then do not depend on the photograph's resolution.
+        The original authors' weights take it plain.
     match_threshold : float
         τ: matches with assignment P below it are dropped.
     exit_confidence : tuple of layers - 1 floats, or None
@@ -59,6 +62,7 @@ class LightGlueConfig:
     heads: int = 4
     layers: int = 9
     scale_orientation: bool = False
+    log_scale: bool = False
     match_threshold: float = 0.1
     exit_confidence: tuple[float, ...] | None = None
     exit_share: float = 0.95
@@ -112,21 +116,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, cross: bool) -> Tens
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1)
     partner = [i ^ cross for i in range(images)]
     if q.device.type == "cpu":
-        qs, ks, vs = (layout.split(t.transpose(0, 1).contiguous().transpose(0, 1)) for t in (q, k, v))
-        parts = [
-            F.scaled_dot_product_attention(
-                qs[i].transpose(0, 1)[None], ks[j].transpose(0, 1)[None], vs[j].transpose(0, 1)[None]
-            )[0].transpose(0, 1)
+        q, k, v = (layout.split(t) for t in (q, k, v))
+        contexts = [
+            F.scaled_dot_product_attention(*(t.transpose(0, 1)[None] for t in (q[i], k[j], v[j])))[0]
             for i, j in enumerate(partner)
         ]
-        return torch.cat(parts).flatten(1)
-    # On a GPU one masked call beats many small ones.
+        return torch.cat([context.transpose(0, 1).flatten(1) for context in contexts])
+    return attend_padded(q, k, v, layout, cross)
+
+
+def attend_padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, cross: bool) -> Tensor:
+    """`attend` for images of different sizes, as one masked call: on a GPU that beats many small ones."""
     lengths = torch.tensor(layout.lengths, device=q.device)
     present = torch.arange(max(layout.lengths), device=q.device) < lengths[:, None]
-    padded = [q.new_zeros(*present.shape, *q.shape[1:]) for _ in range(3)]
-    for target, rows in zip(padded, (q, k, v), strict=True):
-        target[present] = rows
-    q, k, v = (t.transpose(1, 2) for t in padded)
+    q, k, v = (
+        torch.zeros(*present.shape, *t.shape[1:], dtype=t.dtype, device=t.device)
+        .masked_scatter(present[..., None, None], t)
+        .transpose(1, 2)
+        for t in (q, k, v)
+    )
+    partner = torch.arange(len(lengths), device=q.device) ^ int(cross)
     mask = present[partner][:, None, None]
     context = F.scaled_dot_product_attention(q, k[partner], v[partner], attn_mask=mask)
     return context.transpose(1, 2)[present].flatten(1)
@@ -204,13 +213,17 @@ class AssignmentHead(nn.Module):
         """Matchability logits (...,) of states (..., dim); Eq. (6) is their sigmoid."""
         return self.matchability(x).squeeze(-1)
 
-    def forward(self, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x0: Tensor, x1: Tensor, present0: Tensor | None = None, present1: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Log assignment and matchability logits.
 
         Parameters
         ----------
         x0, x1 : float tensors (..., N, dim), (..., M, dim)
             States of the two images.
+        present0, present1 : bool tensors (..., N), (..., M), both or neither
+            False for padding (in training, where pairs are batched): it takes no part, and its log P is -inf.
 
         Returns
         -------
@@ -222,9 +235,16 @@ class AssignmentHead(nn.Module):
         m0, m1 = self.project(x0), self.project(x1)
         s = m0 @ m1.transpose(-1, -2) / math.sqrt(m0.shape[-1])  # Eq. (5)
         z0, z1 = self.logits(x0), self.logits(x1)
-        row = F.logsigmoid(z0) - s.logsumexp(-1)
-        column = F.logsigmoid(z1) - s.logsumexp(-2)
-        return 2 * s + row.unsqueeze(-1) + column.unsqueeze(-2), z0, z1
+        s0, s1 = s, s
+        if present0 is not None and present1 is not None:
+            s0 = s.masked_fill(~present1.unsqueeze(-2), -math.inf)
+            s1 = s.masked_fill(~present0.unsqueeze(-1), -math.inf)
+        row = F.logsigmoid(z0) - s0.logsumexp(-1)
+        column = F.logsigmoid(z1) - s1.logsumexp(-2)
+        log_p = 2 * s + row.unsqueeze(-1) + column.unsqueeze(-2)
+        if present0 is not None and present1 is not None:
+            log_p = log_p.masked_fill(~(present0.unsqueeze(-1) & present1.unsqueeze(-2)), -math.inf)
+        return log_p, z0, z1
 
 
 class LightGlueNet(nn.Module):
@@ -386,8 +406,7 @@ class LightGlue(Matcher):
     def _check(self, features: Features) -> None:
         if self.features and features.extractor not in self.features:
             raise ArgumentError(
-                f"these LightGlue weights match features of {', '.join(self.features)}, "
-                f"not of {features.extractor!r}"
+                f"these LightGlue weights match features of {', '.join(self.features)}, not of {features.extractor!r}"
             )
         if features.descriptors.shape[1] != self.config.input_dim or features.is_binary:
             raise ArgumentError(
@@ -398,8 +417,11 @@ class LightGlue(Matcher):
             raise ArgumentError("these LightGlue weights need the scale and orientation of each keypoint")
 
     def _positions(self, features: Features) -> Tensor:
-        extra = (features.scales, features.orientations) if self.config.scale_orientation else ()
-        return normalise_positions(features.keypoints, features.image_size, *extra)
+        if not self.config.scale_orientation:
+            return normalise_positions(features.keypoints, features.image_size)
+        assert features.scales is not None  # see _check
+        scales = features.scales.log2() if self.config.log_scale else features.scales
+        return normalise_positions(features.keypoints, features.image_size, scales, features.orientations)
 
     def _match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
         # Pairs of similar size share a call; the order of the results is the caller's.
@@ -437,9 +459,7 @@ class LightGlue(Matcher):
         results: dict[int, Matches] = {}
 
         for i, (layer, head) in enumerate(zip(self.net.layers, self.net.heads, strict=True)):
-            with torch.autocast(
-                self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
-            ):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
                 x = layer(x, cos, sin, layout)
             last = i == config.layers - 1
             adapt = self.adaptive and not last
@@ -499,7 +519,11 @@ class LightGlue(Matcher):
             keep &= ~done[owner // 2]
             x, cos, sin, rows = x[keep], cos[keep], sin[keep], rows[keep]
             layout = Layout(
-                [n for n, is_done in zip(keep_lengths, [d for d in done_list for _ in (0, 1)], strict=True) if not is_done]
+                [
+                    n
+                    for n, is_done in zip(keep_lengths, [d for d in done_list for _ in (0, 1)], strict=True)
+                    if not is_done
+                ]
             )
             playing = [p for p, is_done in zip(playing, done_list, strict=True) if not is_done]
             if not playing:
@@ -537,7 +561,7 @@ def from_upstream(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
     """Convert a checkpoint of the original authors, or of LighterGlue, to `LightGlueNet`'s parameters.
 
     Understands the current key names, the older ones (``self_attn.0.`` for ``transformers.0.self_attn.``) and
-    the prefix ``matcher.`` of XFeat's file. Products of weights are formed in float64.
+    the prefix ``matcher.`` of XFeat's file. Products of weights are formed, and returned, in float64.
     """
     old = {name.removeprefix("matcher."): tensor.double() for name, tensor in state.items()}
     for kind in ("self_attn", "cross_attn"):
@@ -578,7 +602,7 @@ def from_upstream(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
                 new[f"confidence.{i}.{part}"] = old[f"token_confidence.{i}.token.0.{part}"]
         fold_update(f"{source}.self_attn", "out_proj", f"{target}.self_attention.update")
         fold_update(f"{source}.cross_attn", "to_out", f"{target}.cross_attention.update")
-    return {name: tensor.float() for name, tensor in new.items()}
+    return new
 
 
 def to_upstream(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:

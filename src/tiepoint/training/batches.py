@@ -1,0 +1,376 @@
+"""Batches of features with ground truth: what the training loop eats.
+
+Work is cut into *chunks* of a few pairs. Chunk c is a function of the seed and c alone, so that training resumes
+exactly, gives the same pairs on one machine or on many, and can keep finished chunks on disk and use them again
+(a hand-made extractor is slower than a small matcher learns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from .. import features as extractors
+from ..errors import ArgumentError, InputError
+from ..export import atomic
+from ..types import Features
+from . import ground_truth, homographies, photometric, scenes
+from .cache import PhotoCache
+from .ground_truth import IGNORED, Labels
+
+CHUNK = 8  # pairs made together
+_ROUNDS = 8  # times a chunk is topped up before we conclude that the extractor finds too little
+_LEAST = 32  # keypoints without which a picture is not used
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """Which pairs are made, and which features are taken from them.
+
+    Attributes
+    ----------
+    features : str
+        Name of the extractor, see `tiepoint.features.names`.
+    detection_threshold : float or None
+        Of the extractor; lower than its default, dark and blurred pictures have enough points too.
+    keypoints : int
+        Points kept per picture, at most.
+    size : (int, int)
+        (height, width) of the pictures.
+    difficulty, max_roll, max_scale : float
+        See `tiepoint.training.homographies.HomographyConfig`.
+    photometric : str
+        Preset of `tiepoint.training.photometric.PhotometricConfig`.
+    scenes : float in [0, 1]
+        Share of chunks that show rendered scenes instead of homographies.
+    negatives : float in [0, 1]
+        Share of pairs that show two unrelated photographs, so that the matcher learns to say "no".
+    """
+
+    features: str = "sift"
+    detection_threshold: float | None = None
+    keypoints: int = 512
+    size: tuple[int, int] = (480, 640)
+    difficulty: float = 0.7
+    max_roll: float = 0.7854
+    max_scale: float = 2.0
+    photometric: str = "strong"
+    scenes: float = 0.0
+    negatives: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("scenes", "negatives"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ArgumentError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Features of B pairs, at most N of each picture, and what is true of them.
+
+    Pictures are ordered pair by pair: rows 2p and 2p + 1 are the two pictures of pair p. Pictures with fewer
+    than N keypoints are padded with zeros.
+
+    Attributes
+    ----------
+    descriptors : float16 tensor (2 B, N, D)
+    keypoints : float32 tensor (2 B, N, 2)
+        Pixels.
+    scores : float32 tensor (2 B, N)
+    scales, orientations : float32 tensors (2 B, N), or (2 B, 0) where the extractor does not measure them
+    counts : int64 tensor (2 B,)
+        Keypoints of each picture.
+    sizes : float32 tensor (2 B, 2)
+        (width, height) of each picture.
+    matches0, matches1 : int64 tensors (B, N)
+        The two sides of `Labels`.
+    related : bool tensor (B,)
+        False for a pair of two unrelated photographs.
+    """
+
+    descriptors: torch.Tensor
+    keypoints: torch.Tensor
+    scores: torch.Tensor
+    scales: torch.Tensor
+    orientations: torch.Tensor
+    counts: torch.Tensor
+    sizes: torch.Tensor
+    matches0: torch.Tensor
+    matches1: torch.Tensor
+    related: torch.Tensor
+
+    @property
+    def labels(self) -> Labels:
+        """Ground truth."""
+        return Labels(self.matches0, self.matches1)
+
+    def __len__(self) -> int:
+        return len(self.related)
+
+    @property
+    def present(self) -> torch.Tensor:
+        """False for padding, bool (2 B, N)."""
+        return torch.arange(self.keypoints.shape[1], device=self.counts.device) < self.counts[:, None]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All fields by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on another device."""
+        return Batch(**{k: v.to(device, non_blocking=True) for k, v in self.tensors().items()})
+
+    def head(self, keypoints: int) -> Batch:
+        """Keep the best ``keypoints`` of each picture; a point whose partner went is ignored from now on."""
+        n = keypoints
+        matches = [torch.where(m[:, :n] >= n, IGNORED, m[:, :n]) for m in (self.matches0, self.matches1)]
+        per_point = {
+            name: getattr(self, name)[:, :n]
+            for name in ("descriptors", "keypoints", "scores", "scales", "orientations")
+        }
+        return Batch(
+            **per_point, sizes=self.sizes, matches0=matches[0], matches1=matches[1], related=self.related
+        )
+
+    @staticmethod
+    def cat(batches: list[Batch]) -> Batch:
+        """Join batches with the same number of keypoints."""
+        return Batch(**{f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(Batch)})
+
+
+class ChunkMaker:
+    """Makes chunk c from photographs: draws, warps or renders, relights, extracts, labels.
+
+    Parameters
+    ----------
+    photos : PhotoCache
+        Where pictures come from.
+    config : PairConfig
+        What is made.
+    seed : int
+        Of all random choices.
+    held_out : bool
+        Use the photographs kept for evaluation.
+    device : torch.device or str
+        Where pictures are made and, if it can, the extractor runs.
+    folder : path, optional
+        Chunks found here are read, others written here after they are made.
+    """
+
+    def __init__(
+        self,
+        photos: PhotoCache,
+        config: PairConfig,
+        seed: int,
+        held_out: bool = False,
+        device: torch.device | str = "cpu",
+        folder: Path | None = None,
+    ) -> None:
+        self.photos, self.config, self.seed, self.held_out = photos, config, seed, held_out
+        self.device = torch.device(device)
+        self.folder = folder
+        self._extractor: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_extractor": None}  # a worker process loads its own
+
+    def __call__(self, chunk: int) -> Batch:
+        """Return chunk number ``chunk``, the same at every call."""
+        path = (
+            self.folder / f"{'held-out' if self.held_out else 'train'}-{chunk:07d}.safetensors"
+            if self.folder
+            else None
+        )
+        if path and path.exists():
+            return Batch(**safetensors.torch.load_file(path, device="cpu"))
+        batch = self._make(chunk)
+        if path:
+            with atomic(path) as unfinished:
+                safetensors.torch.save_file(batch.tensors(), unfinished)
+        return batch
+
+    def _make(self, chunk: int) -> Batch:
+        generator = torch.Generator().manual_seed(
+            int(
+                np.random.SeedSequence([self.seed, chunk, self.held_out]).generate_state(1, np.uint64)[0] >> 1
+            )
+        )
+        rendered = bool(torch.rand((), generator=generator) < self.config.scenes)
+        found: list[Batch] = []
+        for _ in range(_ROUNDS):
+            found.extend(self._scenes(generator) if rendered else self._homographies(generator))
+            if len(found) >= CHUNK:
+                return Batch.cat(found[:CHUNK])
+        raise InputError(
+            f"the extractor {self.config.features!r} finds {_LEAST} keypoints in hardly any picture made "
+            f"from {self.photos.path.name}: ask for a lower detection threshold or milder photometric changes, or "
+            "give photographs with more texture"
+        )
+
+    def _extract(self, images: torch.Tensor) -> list[Features]:
+        if self._extractor is None:
+            self._extractor = extractors.load(
+                self.config.features,
+                device=self.device,
+                max_keypoints=self.config.keypoints,
+                detection_threshold=self.config.detection_threshold,
+            )
+        pixels = (images * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return self._extractor.extract_many(list(pixels))
+
+    def _homographies(self, generator: torch.Generator) -> Iterator[Batch]:
+        config = self.config
+        photos = self.photos.sample(
+            self.photos.draw(CHUNK, generator, self.held_out), config.size, generator, self.device
+        )
+        views = homographies.HomographyConfig(
+            config.size, config.difficulty, max_roll=config.max_roll, max_scale=config.max_scale
+        )
+        pairs = homographies.make_pairs(photos, views, generator)
+
+        def label(b: int, f0: Features, f1: Features) -> Labels:
+            size = torch.tensor([f0.image_size], dtype=torch.float32)
+            return ground_truth.from_homography(
+                f0.keypoints[None].cpu(),
+                f1.keypoints[None].cpu(),
+                pairs.homography[b : b + 1].cpu(),
+                size,
+                size,
+            )
+
+        yield from self._featurise(pairs.images0, pairs.images1, label, generator)
+
+    def _scenes(self, generator: torch.Generator) -> Iterator[Batch]:
+        config = self.config
+        side = 1 << (max(config.size) - 1).bit_length() - 1
+        textures = self.photos.sample(
+            self.photos.draw(4 * CHUNK, generator, self.held_out), (side, side), generator, self.device
+        )
+        roll360 = config.max_roll > 3
+        scene = (
+            scenes.SceneConfig.roll360(config.size) if roll360 else scenes.SceneConfig.standard(config.size)
+        )
+        pairs = scenes.make_pairs(textures, CHUNK, scene, generator)
+
+        def label(b: int, f0: Features, f1: Features) -> Labels:
+            one = slice(b, b + 1)
+            return ground_truth.from_depth(
+                f0.keypoints[None].cpu(),
+                f1.keypoints[None].cpu(),
+                *(t[one].cpu() for t in (pairs.depth0, pairs.depth1, pairs.K0, pairs.K1, pairs.R, pairs.t)),
+                moved0=pairs.moved0[one].cpu(),
+                moved1=pairs.moved1[one].cpu(),
+            )
+
+        yield from self._featurise(pairs.images0, pairs.images1, label, generator)
+
+    def _featurise(
+        self, images0: torch.Tensor, images1: torch.Tensor, label: Any, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """Relight, extract and label; pairs in which too few keypoints are found are left out."""
+        config = self.config
+        light = photometric.PhotometricConfig.preset(config.photometric)
+        images0, images1 = (photometric.augment(images, light, generator) for images in (images0, images1))
+        unrelated = torch.rand(len(images0), generator=generator) < config.negatives
+        features0, features1 = self._extract(images0), self._extract(images1)
+        for b in range(len(images0)):
+            negative = bool(unrelated[b])
+            # Photographs of a chunk come from different sources; of scenes, those half a chunk apart.
+            f0, f1 = features0[b], features1[(b + len(images0) // 2) % len(images0) if negative else b]
+            if min(len(f0), len(f1)) < _LEAST:
+                continue
+            present = [torch.arange(config.keypoints)[None] < len(f) for f in (f0, f1)]
+            labels = Labels.unmatched(*present) if negative else label(b, f0, f1)
+            matches = [
+                F.pad(m, (0, config.keypoints - m.shape[1]), value=IGNORED) for m in (labels.matches0, labels.matches1)
+            ]
+            yield Batch(
+                descriptors=self._stack(f0.descriptors.half(), f1.descriptors.half()),
+                keypoints=self._stack(f0.keypoints, f1.keypoints),
+                scores=self._stack(f0.scores, f1.scores),
+                scales=self._stack(f0.scales, f1.scales, fill=1),
+                orientations=self._stack(f0.orientations, f1.orientations),
+                counts=torch.tensor([len(f0), len(f1)]),
+                sizes=torch.tensor([f0.image_size, f1.image_size], dtype=torch.float32),
+                matches0=matches[0],
+                matches1=matches[1],
+                related=torch.tensor([not negative]),
+            )
+
+    def _stack(self, *rows: torch.Tensor | None, fill: float = 0) -> torch.Tensor:
+        """Pad to the same number of keypoints and stack; nothing, if the extractor does not measure this."""
+        n = self.config.keypoints
+        padded = [
+            torch.zeros(0) if r is None else F.pad(r.cpu(), (0, 0) * (r.ndim - 1) + (0, n - len(r)), value=fill)
+            for r in rows
+        ]
+        return torch.stack(padded)
+
+
+class _Steps(Dataset[Batch]):
+    """Item i is the batch of step i for one of ``world`` processes."""
+
+    def __init__(
+        self, maker: ChunkMaker, pairs: int, steps: int, rank: int, world: int, distinct: int | None
+    ) -> None:
+        if pairs % CHUNK:
+            raise ArgumentError(f"the batch size must be a multiple of {CHUNK}, not {pairs}")
+        self.maker, self.chunks, self.steps = maker, pairs // CHUNK, steps
+        self.rank, self.world, self.distinct = rank, world, distinct
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        torch.set_num_threads(1)
+        first = (step * self.world + self.rank) * self.chunks
+        chunks = range(first, first + self.chunks)
+        return Batch.cat([self.maker(c % self.distinct if self.distinct else c) for c in chunks])
+
+
+def stream(
+    maker: ChunkMaker,
+    pairs: int,
+    start: int,
+    steps: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    distinct: int | None = None,
+) -> Iterator[Batch]:
+    """Yield the batches of steps ``start`` to ``steps`` - 1 in order, made ahead by worker processes.
+
+    Parameters
+    ----------
+    maker : ChunkMaker
+        Makes them.
+    pairs : int
+        Batch size of this process; a multiple of `CHUNK`.
+    start, steps : int
+        First step, and the step before which to stop.
+    workers : int
+        Worker processes; 0 makes batches in this process (the choice for extractors on a GPU).
+    rank, world : int
+        Number of this process and of all processes that share the training.
+    distinct : int, optional
+        Use only this many different chunks, again and again (with a maker that keeps them on disk).
+    """
+    data = _Steps(maker, pairs, steps, rank, world, distinct)
+    return iter(
+        DataLoader(
+            data,
+            batch_size=None,
+            sampler=range(start, steps),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            multiprocessing_context="spawn" if workers else None,
+        )
+    )
