@@ -167,9 +167,7 @@ def test_keypoints_come_back_in_original_pixels(texture):
     assert len(Corners(ExtractorOptions(long_side=5000))(texture)) == len(Corners()(texture))
 
 
-@pytest.mark.parametrize(
-    "options", [{"max_keypoints": 0}, {"max_keypoints": -3}, {"long_side": 0}, {"nms_radius": -1}]
-)
+@pytest.mark.parametrize("options", [{"max_keypoints": 0}, {"max_keypoints": -3}, {"long_side": 0}, {"nms_radius": -1}])
 def test_senseless_options(options):
     with pytest.raises(ArgumentError, match=next(iter(options))):
         ExtractorOptions(**options)

@@ -536,9 +536,7 @@ def test_command_line_with_bad_mask(tmp_path, capfd):
     assert "mask.png" in capfd.readouterr().err and not out.exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["one pixel", "black", "fully transparent", "letters of the world", "stereo pair"]
-)
+@pytest.mark.parametrize("name", ["one pixel", "black", "fully transparent", "letters of the world", "stereo pair"])
 def test_command_line_with_odd_file(name, tmp_path, capfd):
     file_name, data, _ = odd_but_fine()[name]
     odd, good, out = tmp_path / file_name, tmp_path / "good.png", tmp_path / "out.npz"

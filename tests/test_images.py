@@ -376,9 +376,7 @@ def test_pillows_limit_neither_applies_nor_changes(tmp_path, monkeypatch, recwar
 def test_threads_leave_the_warning_filters_alone(texture):
     data = encoded(texture[:32, :32], "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff").getvalue()
     before = list(warnings.filters)
-    threads = [
-        threading.Thread(target=lambda: [read_image(io.BytesIO(data)) for _ in range(20)]) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: [read_image(io.BytesIO(data)) for _ in range(20)]) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -101,9 +101,7 @@ def read_image(source: ImageSource, mask: ImageSource | None = None, max_pixels:
                 f"{pixels.shape[1]}x{pixels.shape[0]}; make it the same size{hint}"
             )
         opaque = allowed if opaque is None else allowed & opaque
-    return Image(
-        _read_only(pixels), None if opaque is None else _read_only(opaque.astype(np.uint8) * 255), name
-    )
+    return Image(_read_only(pixels), None if opaque is None else _read_only(opaque.astype(np.uint8) * 255), name)
 
 
 def resize(pixels: NDArray[np.uint8], long_side: int, enlarge: bool = False) -> NDArray[np.uint8]:
@@ -140,8 +138,7 @@ def resize(pixels: NDArray[np.uint8], long_side: int, enlarge: bool = False) -> 
 def resize_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize a mask (H, W) to ``size`` (width, height): each pixel takes the value under its centre."""
     rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
-        for old, new in zip(mask.shape, size[::-1], strict=True)
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64) for old, new in zip(mask.shape, size[::-1], strict=True)
     )
     return mask[rows[:, None], columns]
 
@@ -162,8 +159,7 @@ def _load(source: ImageSource, max_pixels: int) -> tuple[NDArray[Any], str]:
         name = own if isinstance(own, str) and own.isprintable() else "<stream>"
         return _decode(_buffer(source, name), name, max_pixels), name
     raise InputError(
-        f"an image cannot be read from {type(source).__name__}; "
-        "give a path, a binary file object, or a NumPy array"
+        f"an image cannot be read from {type(source).__name__}; give a path, a binary file object, or a NumPy array"
     )
 
 
@@ -339,8 +335,7 @@ def _check(array: NDArray[Any], name: str) -> None:
         raise InputError(f"{name}: holds {array.dtype}, not real numbers; convert it with astype(np.uint8)")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise InputError(
-            f"{name}: shape {array.shape} is not that of one image; "
-            "give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+            f"{name}: shape {array.shape} is not that of one image; give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
         )
     if array.size == 0:
         raise InputError(f"{name}: has no pixels (shape {array.shape}); give at least one")

@@ -50,9 +50,7 @@ class Image:
                 "tiepoint.read_image converts other arrays"
             )
         if mask is not None and (mask.dtype != np.uint8 or mask.shape != pixels.shape[:2]):
-            raise InputError(
-                f"{self.name}: the mask must be uint8 {pixels.shape[:2]}, not {mask.dtype} {mask.shape}"
-            )
+            raise InputError(f"{self.name}: the mask must be uint8 {pixels.shape[:2]}, not {mask.dtype} {mask.shape}")
 
     @property
     def size(self) -> tuple[int, int]:

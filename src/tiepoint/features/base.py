@@ -155,9 +155,7 @@ class Extractor(ABC):
                     "a fault of the extractor or of its weights: please report it"
                 )
         features = to_original(features, (width, height), picture.size)
-        return (
-            features if picture.mask is None else features.select(allowed(features.keypoints, picture.mask))
-        )
+        return features if picture.mask is None else features.select(allowed(features.keypoints, picture.mask))
 
     def _extract_tiled(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
         """Extract tile by tile; each keypoint comes from the one tile whose core it lies in.

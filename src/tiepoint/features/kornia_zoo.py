@@ -108,6 +108,7 @@ class XFeat(Extractor):
 
     name: ClassVar[str] = "xfeat"
     default_threshold: ClassVar[float] = 0.05
+    min_side: ClassVar[int] = 32
 
     def __init__(self, options: ExtractorOptions | None = None, device: torch.device | str = "cpu") -> None:
         super().__init__(options, device)
@@ -116,7 +117,7 @@ class XFeat(Extractor):
     @torch.inference_mode()
     def _extract(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
         height, width = pixels.shape[:2]
-        inner = max(32, height // 32 * 32), max(32, width // 32 * 32)
+        inner = height // 32 * 32, width // 32 * 32
         image = F.interpolate(to_tensor(pixels, self.device), inner, mode="bilinear", align_corners=False)
         dense, logits, reliability = self.net(image)
         heatmap = F.pixel_shuffle(logits.softmax(dim=1)[:, :-1], 8)[0, 0]
