@@ -23,7 +23,7 @@ import torch
 
 import tiepoint as tp
 from tiepoint.cli import main
-from tiepoint.errors import InputError
+from tiepoint.errors import InputError, MissingDependencyError, WeightsError
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
 
@@ -440,6 +440,53 @@ def test_odd_but_fine(name, tmp_path, sift):
         assert ((x >= -0.5) & (x <= size[0] - 0.5) & (y >= -0.5) & (y <= size[1] - 0.5)).all()
         if name in ("black", "white in 16 bits", "fully transparent", "one pixel"):
             assert len(features) == 0
+
+
+def strip(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+EXTREME = {
+    "one pixel": strip(1, 1),
+    "one row": strip(1, 60),
+    "one column": strip(60, 1),
+    "3x500": strip(3, 500),
+    "500x3": strip(500, 3),
+    "as small as the least patch": strip(8, 8),
+    "no multiple of any grid": strip(33, 71),
+    "black": np.zeros((40, 56), np.uint8),
+    "white": np.full((40, 56), 255, np.uint8),
+    "a step": np.repeat(np.uint8([[0, 255]]), 28, axis=1).repeat(40, axis=0),
+}
+
+
+@pytest.mark.filterwarnings("ignore::tiepoint.weights.NonCommercialWeightsWarning")
+@pytest.mark.parametrize("name", tp.features.names())
+def test_every_extractor_on_extreme_images(name):
+    """Features that make sense, or an error that names the least size; under a mask of zeros none at all."""
+    try:
+        extractor = tp.features.load(name, max_keypoints=50, nms_radius=3)
+    except (WeightsError, MissingDependencyError) as error:
+        pytest.skip(str(error).splitlines()[0])
+    widths = set()
+    for kind, pixels in EXTREME.items():
+        height, width = pixels.shape[:2]
+        for mask in (None, np.zeros((height, width), np.uint8), np.ones((height, width), np.uint8)):
+            if min(height, width) < extractor.min_side:
+                with pytest.raises(InputError, match=f"too small: {width}x{height} .* at least {extractor.min_side}"):
+                    extractor(pixels, mask)
+                continue
+            found = extractor(pixels, mask)
+            assert found.image_size == (width, height) and len(found) <= 50, kind
+            x, y = found.keypoints.T
+            assert ((x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)).all(), kind
+            assert ((found.scores >= 0) & (found.scores <= 1)).all(), kind
+            if not found.is_binary:
+                assert torch.allclose(found.descriptors.norm(dim=1), torch.ones(len(found)), atol=1e-4), kind
+            if mask is not None and not mask.any():
+                assert len(found) == 0, kind
+            widths.add((found.descriptors.shape[1], found.descriptors.dtype))
+    assert len(widths) == 1
 
 
 def test_stream_that_cannot_seek(sift):
