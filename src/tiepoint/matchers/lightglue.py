@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,8 @@ class LightGlueConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> LightGlueConfig:
         """Read the configuration from a weights file's metadata (JSON has lists where we have tuples)."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+        ours: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(**ours)
 
 
 class Layout:
@@ -116,9 +117,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, cross: bool) -> Tens
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1)
     partner = [i ^ cross for i in range(images)]
     if q.device.type == "cpu":
-        q, k, v = (layout.split(t) for t in (q, k, v))
+        by_image = [[t.transpose(0, 1)[None] for t in layout.split(rows)] for rows in (q, k, v)]
         contexts = [
-            F.scaled_dot_product_attention(*(t.transpose(0, 1)[None] for t in (q[i], k[j], v[j])))[0]
+            F.scaled_dot_product_attention(by_image[0][i], by_image[1][j], by_image[2][j])[0]
             for i, j in enumerate(partner)
         ]
         return torch.cat([context.transpose(0, 1).flatten(1) for context in contexts])
@@ -157,6 +158,7 @@ class Update(nn.Module):
         self.reduce = nn.Linear(2 * dim, dim)
 
     def forward(self, x: Tensor, message: Tensor) -> Tensor:
+        """Return the new states (T, dim) from states and messages of that shape."""
         return x + self.reduce(F.gelu(self.norm(self.expand(torch.cat([x, message], dim=-1)))))
 
 
@@ -170,6 +172,7 @@ class SelfAttention(nn.Module):
         self.update = Update(dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        """Return the new states (T, dim); ``cos`` and ``sin`` are those of `LightGlueNet.encode`."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         q, k = rotate(qkv[:, :2], cos, sin).unbind(1)
         return self.update(x, attend(q, k, qkv[:, 2], layout, cross=False))
@@ -185,6 +188,7 @@ class CrossAttention(nn.Module):
         self.update = Update(dim)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """Return the new states (T, dim)."""
         k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).unbind(1)
         return self.update(x, attend(k, k, v, layout, cross=True))
 
@@ -198,6 +202,7 @@ class Layer(nn.Module):
         self.cross_attention = CrossAttention(dim, heads)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        """Return the new states (T, dim)."""
         return self.cross_attention(self.self_attention(x, cos, sin, layout), layout)
 
 
@@ -367,7 +372,7 @@ class LightGlue(Matcher):
 
     name = "lightglue"
     # Tokens processed together: enough to fill the machine, few enough to stay in its caches or memory.
-    tokens_at_once = {"cpu": 4096, "cuda": 1 << 17}
+    tokens_at_once: ClassVar[dict[str, int]] = {"cpu": 4096, "cuda": 1 << 17}
 
     def __init__(
         self,
@@ -442,119 +447,129 @@ class LightGlue(Matcher):
 
     @torch.inference_mode()
     def _match_together(self, pairs: Sequence[Pair]) -> list[Matches]:
-        """Run pairs through the layers side by side; each leaves when it is confident, as if it were alone."""
-        config = self.config
+        """Run pairs through the layers side by side; each leaves when it is done, as if it were alone."""
         images = [image for pair in pairs for image in pair]
-        layout = Layout([len(image) for image in images])
-        x, cos, sin = self.net.encode(
-            torch.cat([image.descriptors for image in images]),
-            torch.cat([self._positions(image) for image in images]),
+        everything = Layout([len(image) for image in images])
+        tokens = _Tokens(
+            *self.net.encode(
+                torch.cat([image.descriptors for image in images]),
+                torch.cat([self._positions(image) for image in images]),
+            ),
+            torch.arange(sum(everything.lengths), device=self.device),
+            everything,
         )
-        # Of every keypoint, by image: how many layers it took part in, and its last matchability.
-        depth = [torch.zeros(n, dtype=torch.int64, device=self.device) for n in layout.lengths]
-        matchability = [torch.zeros(n, device=self.device) for n in layout.lengths]
-        # Of every token still in play: its row number among the keypoints of its image.
-        rows = torch.cat([torch.arange(n, device=self.device) for n in layout.lengths])
+        # Of every keypoint: how many layers it took part in, and its matchability in the last of them.
+        depth = torch.zeros_like(tokens.keypoint)
+        matchability = torch.zeros(len(depth), device=self.device)
+        found: dict[int, tuple[Tensor, Tensor, int]] = {}  # pair -> keypoints (K, 2), scores (K,), layers run
         playing = list(range(len(pairs)))
-        results: dict[int, Matches] = {}
 
-        for i, (layer, head) in enumerate(zip(self.net.layers, self.net.heads, strict=True)):
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-                x = layer(x, cos, sin, layout)
-            last = i == config.layers - 1
-            adapt = self.adaptive and not last
-            if not (adapt or last):
+        def leave(i: int, tokens: _Tokens, gone: Tensor) -> None:
+            depth[tokens.keypoint[gone]] = i + 1
+            matchability[tokens.keypoint[gone]] = self._head(i).logits(tokens.x[gone]).sigmoid()
+
+        for i, layer in enumerate(self.net.layers):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                tokens.x = layer(tokens.x, tokens.cos, tokens.sin, tokens.layout)
+            last = i == self.config.layers - 1
+            if not (last or self.adaptive):
                 continue
-            owner = layout.owners(self.device)
-            confident = None
             done = torch.full((len(playing),), last, device=self.device)
-
-            if adapt and config.exit_confidence is not None:
-                confidence = self.net.confidence[i](x).squeeze(-1).sigmoid()
-                # Pruned points count as confident: they were, or they would not have been pruned.
-                unsure = torch.bincount(
-                    owner, weights=(confidence < config.exit_confidence[i]).float(), minlength=2 * len(playing)
-                )
-                points = torch.tensor([len(a) + len(b) for a, b in (pairs[p] for p in playing)], device=self.device)
-                done = 1 - unsure.view(-1, 2).sum(1) / points > config.exit_share
-                confident = confidence > config.exit_confidence[i]
-
-            keep = torch.ones_like(rows, dtype=torch.bool)
-            if adapt and config.prune_matchability is not None:
-                seen = head.logits(x).sigmoid()
-                prune = seen <= config.prune_matchability[i]
-                keep = ~(prune if confident is None else prune & confident)
-                keep |= done[owner // 2]  # a pair that is done is read out as it stands
-                left = torch.bincount(owner[keep], minlength=2 * len(playing)).view(-1, 2)
-                emptied = (left == 0).any(1)
-                done = done | emptied
-                keep_lengths = left.flatten().tolist()
-            else:
-                keep_lengths = layout.lengths
-                emptied = torch.zeros_like(done)
-            done_list, emptied_list = done.tolist(), emptied.tolist()
-
-            if not any(done_list) and keep_lengths == layout.lengths:
-                continue
-            parts = zip(layout.split(x), layout.split(rows), layout.split(keep), strict=True)
-            tokens = list(parts)
-            for k, p in enumerate(playing):
-                for side in (0, 1):
-                    state, row, kept = tokens[2 * k + side]
-                    gone = torch.ones_like(kept) if done_list[k] else ~kept
-                    depth[2 * p + side][row[gone]] = i + 1
-                    matchability[2 * p + side][row[gone]] = head.logits(state[gone]).sigmoid()
-                if done_list[k]:
-                    index, score = (
-                        (rows.new_zeros(0, 2), x.new_zeros(0))
-                        if emptied_list[k]
-                        else self._read_out(head, *(tokens[2 * k + side][:2] for side in (0, 1)))
-                    )
-                    results[p] = _with_history(
-                        make_matches(*pairs[p], index.cpu().numpy(), score.cpu().numpy()),
-                        i + 1,
-                        depth[2 * p : 2 * p + 2],
-                        matchability[2 * p : 2 * p + 2],
-                    )
-            keep &= ~done[owner // 2]
-            x, cos, sin, rows = x[keep], cos[keep], sin[keep], rows[keep]
-            layout = Layout(
-                [
-                    n
-                    for n, is_done in zip(keep_lengths, [d for d in done_list for _ in (0, 1)], strict=True)
-                    if not is_done
-                ]
-            )
-            playing = [p for p, is_done in zip(playing, done_list, strict=True) if not is_done]
+            if not last:
+                points = torch.tensor([sum(map(len, pairs[p])) for p in playing], device=self.device)
+                done, prune = self._adapt(i, tokens, points)
+                if prune.any():
+                    leave(i, tokens, prune)
+                    tokens = tokens.select(~prune)
+                    # An image that lost all its points ends its pair: nothing is left to match.
+                    done |= torch.tensor(tokens.layout.lengths, device=self.device).view(-1, 2).amin(1) == 0
+            if done.any():
+                ending = done.tolist()
+                states, keypoints = tokens.layout.split(tokens.x), tokens.layout.split(tokens.keypoint)
+                for k, p in enumerate(playing):
+                    if ending[k]:
+                        two = slice(2 * k, 2 * k + 2)
+                        found[p] = (*self._read_out(self._head(i), *states[two], *keypoints[two]), i + 1)
+                gone = done[tokens.layout.owners(self.device) // 2]
+                leave(i, tokens, gone)
+                tokens = tokens.select(~gone, [not ending[image // 2] for image in range(2 * len(ending))])
+                playing = [p for k, p in enumerate(playing) if not ending[k]]
             if not playing:
                 break
-        return [results[p] for p in range(len(pairs))]
+
+        first = torch.tensor([0, *everything.lengths]).cumsum(0).tolist()  # keypoint number that starts an image
+        depths, matchabilities = (everything.split(t.cpu()) for t in (depth, matchability))
+        results = []
+        for p, pair in enumerate(pairs):
+            index, score, layers = found[p]
+            index = index.cpu() - torch.tensor(first[2 * p : 2 * p + 2])
+            matches = make_matches(*pair, index.numpy(), score.cpu().numpy())
+            results.append(
+                replace(
+                    matches,
+                    stop_layer=layers,
+                    prune_layer0=depths[2 * p].numpy(),
+                    prune_layer1=depths[2 * p + 1].numpy(),
+                    matchability0=matchabilities[2 * p].numpy(),
+                    matchability1=matchabilities[2 * p + 1].numpy(),
+                )
+            )
+        return results
+
+    def _head(self, i: int) -> AssignmentHead:
+        return cast(AssignmentHead, self.net.heads[i])
+
+    def _adapt(self, i: int, tokens: _Tokens, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Decide after layer i which pairs are done and which tokens of the others are pruned (section 3.3).
+
+        ``points`` are the keypoints that each pair began with: a pruned point counts as confident, for it was, or it
+        would not have been pruned.
+        """
+        config = self.config
+        pair = tokens.layout.owners(self.device) // 2
+        done = torch.zeros(len(points), dtype=torch.bool, device=self.device)
+        prune = torch.zeros_like(pair, dtype=torch.bool)
+        unsure = torch.zeros_like(prune)
+        if config.exit_confidence is not None:
+            confidence = self.net.confidence[i](tokens.x).squeeze(-1).sigmoid()
+            waiting = torch.bincount(pair[confidence < config.exit_confidence[i]], minlength=len(points))
+            done = 1 - waiting / points > config.exit_share
+            unsure = confidence <= config.exit_confidence[i]
+        if config.prune_matchability is not None:
+            prune = self._head(i).logits(tokens.x).sigmoid() <= config.prune_matchability[i]
+            prune &= ~unsure & ~done[pair]  # a pair that is done is read out as it stands
+        return done, prune
 
     def _read_out(
-        self, head: nn.Module, side0: tuple[Tensor, Tensor], side1: tuple[Tensor, Tensor]
+        self, head: AssignmentHead, x0: Tensor, x1: Tensor, keypoints0: Tensor, keypoints1: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Mutual arg-max of the assignment above the threshold -> keypoint numbers (K, 2), scores (K,)."""
-        (x0, rows0), (x1, rows1) = side0, side1
+        if len(x0) == 0 or len(x1) == 0:
+            return keypoints0.new_zeros(0, 2), x0.new_zeros(0)
         log_p, _, _ = head(x0, x1)
         best, j = log_p.max(1)
-        mutual = log_p.argmax(0)[j] == torch.arange(len(j), device=j.device)
         score = best.exp()
+        mutual = log_p.argmax(0)[j] == torch.arange(len(j), device=j.device)
         chosen = mutual & (score > self.match_threshold)
-        return torch.stack([rows0[chosen], rows1[j[chosen]]], dim=1), score[chosen]
+        return torch.stack([keypoints0[chosen], keypoints1[j[chosen]]], dim=1), score[chosen]
 
 
-def _with_history(
-    matches: Matches, stop_layer: int, depth: Sequence[Tensor], matchability: Sequence[Tensor]
-) -> Matches:
-    return Matches(
-        matches.matches,
-        matches.scores,
-        matches.points0,
-        matches.points1,
-        stop_layer,
-        *(d.cpu().numpy() for d in depth),
-        *(m.cpu().numpy() for m in matchability),
-    )
+@dataclass
+class _Tokens:
+    """The points still in play: states (T, dim), rotary encoding, keypoint numbers (T,), and whose they are."""
+
+    x: Tensor
+    cos: Tensor
+    sin: Tensor
+    keypoint: Tensor
+    layout: Layout
+
+    def select(self, keep: Tensor, images: Sequence[bool] | None = None) -> _Tokens:
+        """Keep some tokens (T,), of some images only."""
+        counts = torch.bincount(self.layout.owners(keep.device)[keep], minlength=len(self.layout.lengths)).tolist()
+        if images is not None:
+            counts = [count for count, stays in zip(counts, images, strict=True) if stays]
+        return _Tokens(self.x[keep], self.cos[keep], self.sin[keep], self.keypoint[keep], Layout(counts))
 
 
 def from_upstream(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
