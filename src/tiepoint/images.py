@@ -15,7 +15,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-import cv2
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
@@ -130,6 +129,8 @@ def resize(pixels: NDArray[np.uint8], long_side: int, enlarge: bool = False) -> 
     factor = long_side / max(height, width)
     if factor == 1 or (factor > 1 and not enlarge):
         return pixels
+    import cv2  # here, because training needs this module but not OpenCV
+
     size = max(1, round(width * factor)), max(1, round(height * factor))
     resized = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
     return np.asarray(resized, np.uint8)

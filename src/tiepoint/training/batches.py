@@ -7,8 +7,12 @@ exactly, gives the same pairs on one machine or on many, and can keep finished c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+import contextlib
+import hashlib
+import json
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +124,29 @@ class Batch:
         """False for padding, bool (2 B, N)."""
         return torch.arange(self.keypoints.shape[1], device=self.counts.device) < self.counts[:, None]
 
+    @property
+    def has_scales(self) -> bool:
+        """Whether the extractor measures scale and orientation of a keypoint."""
+        return self.scales.shape[1] > 0
+
+    def features(self, extractor: str) -> list[tuple[Features, Features]]:
+        """Return the features of each pair without padding, as a matcher takes them."""
+        rows = []
+        for i, count in enumerate(self.counts.tolist()):
+            width, height = self.sizes[i].long().tolist()
+            rows.append(
+                Features(
+                    self.keypoints[i, :count],
+                    self.scores[i, :count],
+                    self.descriptors[i, :count].float(),
+                    (width, height),
+                    extractor,
+                    self.scales[i, :count] if self.has_scales else None,
+                    self.orientations[i, :count] if self.has_scales else None,
+                )
+            )
+        return list(zip(rows[0::2], rows[1::2], strict=True))
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """All fields by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -137,7 +164,12 @@ class Batch:
             for name in ("descriptors", "keypoints", "scores", "scales", "orientations")
         }
         return Batch(
-            **per_point, sizes=self.sizes, matches0=matches[0], matches1=matches[1], related=self.related
+            **per_point,
+            counts=self.counts.clamp(max=n),
+            sizes=self.sizes,
+            matches0=matches[0],
+            matches1=matches[1],
+            related=self.related,
         )
 
     @staticmethod
@@ -184,35 +216,61 @@ class ChunkMaker:
 
     def __call__(self, chunk: int) -> Batch:
         """Return chunk number ``chunk``, the same at every call."""
-        path = (
-            self.folder / f"{'held-out' if self.held_out else 'train'}-{chunk:07d}.safetensors"
-            if self.folder
-            else None
-        )
-        if path and path.exists():
-            return Batch(**safetensors.torch.load_file(path, device="cpu"))
-        batch = self._make(chunk)
-        if path:
-            with atomic(path) as unfinished:
-                safetensors.torch.save_file(batch.tensors(), unfinished)
+        if self.folder is None:
+            return self._make(chunk)[0]
+        path = self.folder / f"{'held-out' if self.held_out else 'train'}-{chunk:07d}.safetensors"
+        if path.exists():
+            try:
+                return Batch(**safetensors.torch.load_file(path, device="cpu"))
+            except (OSError, safetensors.SafetensorError) as error:
+                raise InputError(f"{path}: damaged ({error}); delete it, and it is made again") from error
+        batch = self._make(chunk)[0]
+        with atomic(path) as unfinished:
+            safetensors.torch.save_file(batch.tensors(), unfinished)
         return batch
 
-    def _make(self, chunk: int) -> Batch:
+    def pictures(self, chunk: int) -> torch.Tensor:
+        """Return the pictures that chunk ``chunk`` was made from, float32 (2 `CHUNK`, 3, H, W) in [0, 1]."""
+        return torch.stack(self._make(chunk)[1]).cpu()
+
+    def claim_folder(self) -> None:
+        """Note in the folder of chunks what they are, or check that they are what this maker would make.
+
+        Raises
+        ------
+        InputError
+            The folder holds chunks of other photographs, another configuration or another seed.
+        """
+        if self.folder is None:
+            return
+        names = hashlib.sha256(repr((self.photos.names, self.photos.sizes.tolist())).encode()).hexdigest()
+        mine = json.loads(json.dumps({"seed": self.seed, "photographs": names, **asdict(self.config)}))
+        note = self.folder / "pairs.json"
+        if note.exists():
+            theirs = json.loads(note.read_text())
+            if differing := [name for name in mine if mine[name] != theirs.get(name)]:
+                told = "; ".join(f"{name} is {theirs.get(name)} there and {mine[name]} here" for name in differing)
+                raise InputError(f"{self.folder} holds chunks of other pairs: {told}. Give another folder")
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic(note) as unfinished:
+            unfinished.write_text(json.dumps(mine, indent=1))
+
+    def _make(self, chunk: int) -> tuple[Batch, list[torch.Tensor]]:
         generator = torch.Generator().manual_seed(
-            int(
-                np.random.SeedSequence([self.seed, chunk, self.held_out]).generate_state(1, np.uint64)[0] >> 1
-            )
+            int(np.random.SeedSequence([self.seed, chunk, self.held_out]).generate_state(1, np.uint64)[0] >> 1)
         )
         rendered = bool(torch.rand((), generator=generator) < self.config.scenes)
-        found: list[Batch] = []
+        found: list[tuple[Batch, list[torch.Tensor]]] = []
         for _ in range(_ROUNDS):
             found.extend(self._scenes(generator) if rendered else self._homographies(generator))
             if len(found) >= CHUNK:
-                return Batch.cat(found[:CHUNK])
+                batches, pictures = zip(*found[:CHUNK], strict=True)
+                return Batch.cat(list(batches)), [picture for pair in pictures for picture in pair]
         raise InputError(
             f"the extractor {self.config.features!r} finds {_LEAST} keypoints in hardly any picture made "
-            f"from {self.photos.path.name}: ask for a lower detection threshold or milder photometric changes, or "
-            "give photographs with more texture"
+            "from these photographs: lower its detection threshold, choose milder photometric changes, or give "
+            "photographs with more texture"
         )
 
     def _extract(self, images: torch.Tensor) -> list[Features]:
@@ -226,7 +284,7 @@ class ChunkMaker:
         pixels = (images * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return self._extractor.extract_many(list(pixels))
 
-    def _homographies(self, generator: torch.Generator) -> Iterator[Batch]:
+    def _homographies(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         config = self.config
         photos = self.photos.sample(
             self.photos.draw(CHUNK, generator, self.held_out), config.size, generator, self.device
@@ -248,33 +306,32 @@ class ChunkMaker:
 
         yield from self._featurise(pairs.images0, pairs.images1, label, generator)
 
-    def _scenes(self, generator: torch.Generator) -> Iterator[Batch]:
+    def _scenes(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         config = self.config
         side = 1 << (max(config.size) - 1).bit_length() - 1
         textures = self.photos.sample(
             self.photos.draw(4 * CHUNK, generator, self.held_out), (side, side), generator, self.device
         )
         roll360 = config.max_roll > 3
-        scene = (
-            scenes.SceneConfig.roll360(config.size) if roll360 else scenes.SceneConfig.standard(config.size)
-        )
+        scene = scenes.SceneConfig.roll360(config.size) if roll360 else scenes.SceneConfig.standard(config.size)
         pairs = scenes.make_pairs(textures, CHUNK, scene, generator)
 
         def label(b: int, f0: Features, f1: Features) -> Labels:
-            one = slice(b, b + 1)
-            return ground_truth.from_depth(
-                f0.keypoints[None].cpu(),
-                f1.keypoints[None].cpu(),
-                *(t[one].cpu() for t in (pairs.depth0, pairs.depth1, pairs.K0, pairs.K1, pairs.R, pairs.t)),
-                moved0=pairs.moved0[one].cpu(),
-                moved1=pairs.moved1[one].cpu(),
-            )
+            of_pair = {
+                name: getattr(pairs, name)[b : b + 1].cpu()
+                for name in ("depth0", "depth1", "K0", "K1", "R", "t", "moved0", "moved1")
+            }
+            return ground_truth.from_depth(f0.keypoints[None].cpu(), f1.keypoints[None].cpu(), **of_pair)
 
         yield from self._featurise(pairs.images0, pairs.images1, label, generator)
 
     def _featurise(
-        self, images0: torch.Tensor, images1: torch.Tensor, label: Any, generator: torch.Generator
-    ) -> Iterator[Batch]:
+        self,
+        images0: torch.Tensor,
+        images1: torch.Tensor,
+        label: Callable[[int, Features, Features], Labels],
+        generator: torch.Generator,
+    ) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         """Relight, extract and label; pairs in which too few keypoints are found are left out."""
         config = self.config
         light = photometric.PhotometricConfig.preset(config.photometric)
@@ -284,7 +341,8 @@ class ChunkMaker:
         for b in range(len(images0)):
             negative = bool(unrelated[b])
             # Photographs of a chunk come from different sources; of scenes, those half a chunk apart.
-            f0, f1 = features0[b], features1[(b + len(images0) // 2) % len(images0) if negative else b]
+            other = (b + len(images0) // 2) % len(images0) if negative else b
+            f0, f1 = features0[b], features1[other]
             if min(len(f0), len(f1)) < _LEAST:
                 continue
             present = [torch.arange(config.keypoints)[None] < len(f) for f in (f0, f1)]
@@ -292,7 +350,7 @@ class ChunkMaker:
             matches = [
                 F.pad(m, (0, config.keypoints - m.shape[1]), value=IGNORED) for m in (labels.matches0, labels.matches1)
             ]
-            yield Batch(
+            batch = Batch(
                 descriptors=self._stack(f0.descriptors.half(), f1.descriptors.half()),
                 keypoints=self._stack(f0.keypoints, f1.keypoints),
                 scores=self._stack(f0.scores, f1.scores),
@@ -304,6 +362,7 @@ class ChunkMaker:
                 matches1=matches[1],
                 related=torch.tensor([not negative]),
             )
+            yield batch, [images0[b], images1[other]]
 
     def _stack(self, *rows: torch.Tensor | None, fill: float = 0) -> torch.Tensor:
         """Pad to the same number of keypoints and stack; nothing, if the extractor does not measure this."""
@@ -319,21 +378,34 @@ class _Steps(Dataset[Batch]):
     """Item i is the batch of step i for one of ``world`` processes."""
 
     def __init__(
-        self, maker: ChunkMaker, pairs: int, steps: int, rank: int, world: int, distinct: int | None
+        self, maker: ChunkMaker, pairs: int, steps: int, rank: int, world: int, distinct: int | None, fewest: float
     ) -> None:
-        if pairs % CHUNK:
-            raise ArgumentError(f"the batch size must be a multiple of {CHUNK}, not {pairs}")
-        self.maker, self.chunks, self.steps = maker, pairs // CHUNK, steps
-        self.rank, self.world, self.distinct = rank, world, distinct
+        if pairs % (CHUNK * world):
+            raise ArgumentError(f"the batch size must be a multiple of {CHUNK} times {world} processes, not {pairs}")
+        self.maker, self.steps, self.distinct, self.fewest = maker, steps, distinct, fewest
+        self.chunks = pairs // CHUNK
+        share = self.chunks // world
+        self.mine = range(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
-        torch.set_num_threads(1)
-        first = (step * self.world + self.rank) * self.chunks
-        chunks = range(first, first + self.chunks)
-        return Batch.cat([self.maker(c % self.distinct if self.distinct else c) for c in chunks])
+        batch = Batch.cat([self.maker(self._chunk(step * self.chunks + i)) for i in self.mine])
+        most = batch.keypoints.shape[1]
+        fewest = max(1, round(self.fewest * most))
+        return batch.head(int(self._random(step).integers(fewest, most + 1)))
+
+    def _random(self, *what: int) -> np.random.Generator:
+        """Return random numbers that all processes agree on."""
+        return np.random.default_rng([self.maker.seed, *what])
+
+    def _chunk(self, position: int) -> int:
+        """Return the number of the chunk at this position; a limited set comes in another order every time."""
+        if self.distinct is None:
+            return position
+        epoch, place = divmod(position, self.distinct)
+        return int(self._random(epoch, self.distinct).permutation(self.distinct)[place])
 
 
 def stream(
@@ -345,15 +417,18 @@ def stream(
     rank: int = 0,
     world: int = 1,
     distinct: int | None = None,
+    fewest: float = 1.0,
 ) -> Iterator[Batch]:
     """Yield the batches of steps ``start`` to ``steps`` - 1 in order, made ahead by worker processes.
+
+    A step's pairs do not depend on how many processes share them.
 
     Parameters
     ----------
     maker : ChunkMaker
         Makes them.
     pairs : int
-        Batch size of this process; a multiple of `CHUNK`.
+        Batch size of all processes together; a multiple of `CHUNK` times ``world``.
     start, steps : int
         First step, and the step before which to stop.
     workers : int
@@ -362,8 +437,16 @@ def stream(
         Number of this process and of all processes that share the training.
     distinct : int, optional
         Use only this many different chunks, again and again (with a maker that keeps them on disk).
+    fewest : float in (0, 1]
+        Each step keeps a random number of the best keypoints, between this share of them and all, so that the
+        matcher sees sparse points and dense ones.
+
+    Raises
+    ------
+    ArgumentError
+        ``pairs`` cannot be shared out.
     """
-    data = _Steps(maker, pairs, steps, rank, world, distinct)
+    data = _Steps(maker, pairs, steps, rank, world, distinct, fewest)
     return iter(
         DataLoader(
             data,
@@ -372,5 +455,16 @@ def stream(
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             multiprocessing_context="spawn" if workers else None,
+            worker_init_fn=_start_worker if workers else None,
         )
     )
+
+
+def _start_worker(_: int) -> None:
+    """One core for each worker; Ctrl-C is for the process that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    with contextlib.suppress(ImportError):  # training does not need OpenCV, but SIFT does
+        import cv2
+
+        cv2.setNumThreads(1)

@@ -22,10 +22,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import TiepointError
+from ..errors import ArgumentError, TiepointError
 from ..export import atomic
 from .batches import Batch
 from .losses import MatchStatistics, match_statistics
+from .objectives import Objective, Output
 
 
 class TrainingError(TiepointError):
@@ -40,6 +41,10 @@ class FitConfig:
     ----------
     steps : int
         Optimiser steps.
+    minutes : float or None
+        Stop after this much training time if that comes first. The learning rate then falls as if the steps had run
+        out, so that a run cut short is a finished one; but how many steps it takes depends on the machine's speed, and
+        no two such runs are bit-equal.
     learning_rate : float
         Peak, after the warm-up.
     warmup : int
@@ -54,11 +59,12 @@ class FitConfig:
         Run the network under autocast.
     compile : bool
         Compile it with `torch.compile`.
-    evaluate_every, save_every : int
-        Steps between evaluations on held-out photographs, and between checkpoints.
+    log_every, evaluate_every, save_every : int
+        Steps between rows of metrics, between evaluations on held-out photographs, and between checkpoints.
     """
 
     steps: int = 10_000
+    minutes: float | None = None
     learning_rate: float = 3e-4
     warmup: int = 200
     decay: float = 0.5
@@ -67,38 +73,50 @@ class FitConfig:
     ema: float = 0.999
     bfloat16: bool = True
     compile: bool = False
+    log_every: int = 50
     evaluate_every: int = 500
     save_every: int = 250
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step.
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ArgumentError(f"minutes must be more than 0, not {self.minutes}")
+
+    def done(self, step: int, seconds: float = 0.0) -> float:
+        """Return the share of the training that lies behind after ``step`` steps and so many seconds."""
+        return max(step / self.steps, seconds / (60 * self.minutes) if self.minutes else 0.0)
+
+    def rate(self, step: int, seconds: float = 0.0) -> float:
+        """Learning rate of a step that begins after so many seconds of training.
 
         >>> c = FitConfig(steps=100, learning_rate=1.0, warmup=10, decay=0.5)
         >>> [round(c.rate(s), 2) for s in (0, 9, 40, 75, 99)]
         [0.1, 1.0, 1.0, 0.5, 0.0]
         """
         warm = min(1.0, (step + 1) / max(1, self.warmup))
-        left = (self.steps - step) / max(1, round(self.decay * self.steps))
-        return self.learning_rate * warm * 0.5 * (1 - math.cos(math.pi * min(1.0, left)))
+        left = (1 - self.done(step, seconds)) / max(self.decay, 1e-9)
+        return self.learning_rate * warm * 0.5 * (1 - math.cos(math.pi * min(1.0, max(0.0, left))))
 
 
 def fit(
-    objective: nn.Module,
+    objective: Objective,
     batches: Callable[[int], Iterator[Batch]],
     config: FitConfig,
     folder: Path,
     metadata: dict[str, Any],
     device: torch.device | str = "cpu",
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    evaluate: Callable[[Objective], dict[str, float]] | None = None,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train ``objective`` and return the last row of metrics.
 
     Parameters
     ----------
-    objective : Module
-        ``objective(batch)`` gives an output with ``loss`` and ``log_p``; ``objective.net`` is what is kept. Parameters
-        that need no gradient stay as they are.
+    objective : Objective
+        What is minimised. Parameters that need no gradient stay as they are.
     batches : callable
         ``batches(first_step)`` yields one batch a step, the same for the same step however often it is called.
     config : FitConfig
@@ -111,110 +129,141 @@ def fit(
     device : torch.device or str
         Where to train.
     evaluate : callable, optional
-        Called with the averaged network; its numbers join the metrics.
+        Called with the objective, whose network holds the averaged parameters; its numbers join the metrics.
     report : callable
         Called with every row of metrics, on the first process only.
+    stop : callable
+        Asked after every step; if any process says True, all save and stop.
 
     Raises
     ------
     TrainingError
         The loss became NaN or infinite (the batch is saved beside the metrics), or the checkpoint is of another model.
+    KeyboardInterrupt
+        ``stop`` said so; the checkpoint is saved.
     """
     device = torch.device(device)
     world = dist.get_world_size() if dist.is_initialized() else 1
     first = not dist.is_initialized() or dist.get_rank() == 0
     objective.to(device).train()
     parameters = [p for p in objective.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        parameters, lr=0.0, weight_decay=config.weight_decay, fused=device.type == "cuda"
-    )
+    optimiser = torch.optim.AdamW(parameters, lr=0.0, weight_decay=config.weight_decay, fused=device.type == "cuda")
     average = {name: tensor.detach().clone() for name, tensor in objective.net.state_dict().items()}
-    step, elapsed = 0, 0.0
+    step, before = 0, 0.0  # steps and seconds of training so far
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        step, elapsed = _resume(checkpoint, objective.net, optimiser, average, device)
+        step, before = _resume(checkpoint, objective.net, optimiser, average, device)
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         _forget_after(folder / "metrics.jsonl", step)
-    model: nn.Module = DistributedDataParallel(objective) if world > 1 else objective
     if config.compile:
-        model = torch.compile(model)  # type: ignore[assignment]
-    autocast = torch.autocast(device.type, torch.bfloat16) if config.bfloat16 else nullcontext()
+        objective.compile_parts()
+    model: nn.Module = DistributedDataParallel(objective) if world > 1 else objective
 
     row: dict[str, Any] = {}
-    statistics, losses, waited, pairs = MatchStatistics(0, 0, 0, 0, 0), [], 0.0, 0
-    started = since = time.monotonic() - 1e-9
+    window = _Window()
+    started = time.monotonic()
+    seconds, stopping = before, False
     source = batches(step)
-    while step < config.steps:
-        before = time.monotonic()
+    while config.done(step, seconds) < 1 and not stopping:
+        window.begin_wait()
         batch = next(source).to(device)
-        waited += time.monotonic() - before
+        window.end_wait()
 
+        rate = config.rate(step, seconds)
         for group in optimiser.param_groups:
-            group["lr"] = config.rate(step)
-        with autocast:
+            group["lr"] = rate
+        with torch.autocast(device.type, torch.bfloat16) if config.bfloat16 else nullcontext():
             output = model(batch)
         output.loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, config.clip)
-        if not torch.isfinite(norm):
+        if not torch.isfinite(norm + output.loss):
             _save_culprit(folder, batch, step, float(output.loss))
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         step += 1
-        with torch.no_grad():
-            decay = min(config.ema, step / (step + 10))
-            for name, tensor in objective.net.state_dict().items():
-                average[name].lerp_(tensor, 1 - decay) if tensor.is_floating_point() else average[name].copy_(
-                    tensor
-                )
+        _follow(average, objective.net, min(config.ema, step / (step + 10)))
+        window.add(output, batch, count_matches=step % 10 == 0)
 
-        losses.append(output.loss.detach())
-        pairs += len(batch) * world
-        if step % 10 == 0:
-            statistics = statistics + match_statistics(output.log_p.detach(), batch.labels)
-        evaluating = evaluate is not None and (step % config.evaluate_every == 0 or step == config.steps)
-        if step % 50 == 0 or evaluating or step == config.steps:
-            now = time.monotonic()
-            row = {
-                "step": step,
-                "loss": _mean_over_processes(torch.stack(losses).mean(), world),
-                "precision": statistics.precision,
-                "recall": statistics.recall,
-                "learning_rate": config.rate(step - 1),
-                "gradient_norm": float(norm),
-                "pairs_per_s": pairs / (now - since),
-                "waiting": waited / (now - since),
-                "seconds": elapsed + now - started,
-                "seconds_left": (config.steps - step) * (now - since) / len(losses),
-            }
-            statistics, losses, waited, pairs = MatchStatistics(0, 0, 0, 0, 0), [], 0.0, 0
-            if evaluating and first:
+        seconds, stopping = _agree(before + time.monotonic() - started, stop(), world, device)
+        ended = config.done(step, seconds) >= 1
+        evaluating = evaluate is not None and (ended or step % config.evaluate_every == 0)
+        if ended or evaluating or step % config.log_every == 0:
+            row = {"step": step, **window.numbers(world), "learning_rate": rate, "gradient_norm": float(norm)}
+            done = config.done(step, seconds)
+            row |= {"seconds": seconds, "seconds_left": seconds * (1 / done - 1)}
+            if evaluate is not None and evaluating and first:
                 row |= _evaluate(objective, average, evaluate)
             if first:
                 with (folder / "metrics.jsonl").open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                    file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()}) + "\n")
                 report(row)
-            since = time.monotonic()
-        if first and (step % config.save_every == 0 or step == config.steps):
-            save_run(
-                folder,
-                step,
-                elapsed + time.monotonic() - started,
-                objective.net,
-                optimiser,
-                average,
-                metadata,
-            )
+            window = _Window()
+        if first and (ended or stopping or step % config.save_every == 0):
+            save_run(folder, step, before + time.monotonic() - started, objective.net, optimiser, average, metadata)
+    if stopping:
+        raise KeyboardInterrupt
     return row
 
 
+class _Window:
+    """What happened since the last row of metrics."""
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
+        self.waited, self.pairs = 0.0, 0
+        self.losses: list[torch.Tensor] = []
+        self.statistics = MatchStatistics(0, 0, 0, 0, 0)
+
+    def begin_wait(self) -> None:
+        self.wait_began = time.monotonic()
+
+    def end_wait(self) -> None:
+        self.waited += time.monotonic() - self.wait_began
+
+    def add(self, output: Output, batch: Batch, count_matches: bool) -> None:
+        self.losses.append(output.loss.detach())
+        self.pairs += len(batch)
+        if count_matches or len(self.losses) == 1:
+            self.statistics = self.statistics + match_statistics(output.log_p.detach(), batch.labels)
+
+    def numbers(self, world: int) -> dict[str, float]:
+        loss = torch.stack(self.losses).mean()
+        if world > 1:
+            dist.all_reduce(loss)
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        return {
+            "loss": float(loss) / world,
+            "precision": self.statistics.precision,
+            "recall": self.statistics.recall,
+            "pairs_per_s": self.pairs * world / seconds,
+            "waiting": self.waited / seconds,
+        }
+
+
+@torch.no_grad()
+def _follow(average: dict[str, torch.Tensor], net: nn.Module, decay: float) -> None:
+    """Move the average towards the network's parameters."""
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point():
+            average[name].lerp_(tensor, 1 - decay)
+        else:
+            average[name].copy_(tensor)
+
+
+def _agree(seconds: float, stopping: bool, world: int, device: torch.device) -> tuple[float, bool]:
+    """Return the time and whether to stop, the same on all processes: otherwise one would wait for ever."""
+    if world == 1:
+        return seconds, stopping
+    both = torch.tensor([seconds, float(stopping)], dtype=torch.float64, device=device)
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    return float(both[0]), bool(both[1])
+
+
 def _evaluate(
-    objective: nn.Module,
-    average: dict[str, torch.Tensor],
-    evaluate: Callable[[nn.Module], dict[str, float]] | None,
+    objective: Objective, average: dict[str, torch.Tensor], evaluate: Callable[[Objective], dict[str, float]]
 ) -> dict[str, float]:
     """Evaluate the averaged parameters, then put the training ones back."""
-    assert evaluate is not None
     current = {name: tensor.clone() for name, tensor in objective.net.state_dict().items()}
     objective.net.load_state_dict(average)
     objective.eval()
@@ -289,20 +338,13 @@ def _forget_after(metrics: Path, step: int) -> None:
 def _save_culprit(folder: Path, batch: Batch, step: int, loss: float) -> None:
     import safetensors.torch
 
-    path = folder / f"culprit-{step:07d}.safetensors"
-    safetensors.torch.save_file(
-        {name: tensor.contiguous().cpu() for name, tensor in batch.tensors().items()}, path
-    )
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    path = folder / f"culprit-{step:07d}-{rank}.safetensors"
+    safetensors.torch.save_file({name: tensor.contiguous().cpu() for name, tensor in batch.tensors().items()}, path)
     raise TrainingError(
         f"the gradient of step {step} is not finite (loss {loss:g}); its batch is saved as {path}. Resume with a lower "
         "learning rate, or without bfloat16"
     )
-
-
-def _mean_over_processes(value: torch.Tensor, world: int) -> float:
-    if world > 1:
-        dist.all_reduce(value)
-    return float(value) / world
 
 
 def join_processes() -> tuple[int, int, torch.device | None]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..matchers.lightglue import Layout, LightGlueConfig, LightGlueNet
-from ..matchers.superglue import SuperGlueNet
+from ..matchers.lightglue import AssignmentHead, Layout, LightGlueConfig, LightGlueNet, Update, attend
+from ..matchers.superglue import MLP, SuperGlueNet, normalise_keypoints
 from . import losses
 from .batches import Batch
 
@@ -49,7 +51,29 @@ def _pairs(states: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor
     return both[:, 0], both[:, 1], there[:, 0], there[:, 1]
 
 
-class LightGlueObjective(nn.Module):
+class Objective(nn.Module):
+    """A matcher and what it minimises; `fit` trains it.
+
+    Attributes
+    ----------
+    net : Module
+        The matcher's network: what is averaged, saved and resumed.
+    """
+
+    net: nn.Module
+
+    def forward(self, batch: Batch) -> Output:
+        """Return the loss of a batch."""
+        raise NotImplementedError
+
+    def compile_parts(self) -> None:
+        """Compile what does not depend on the layout of a batch, so that one compilation serves batches of any."""
+        for module in self.modules():
+            if isinstance(module, (Update, AssignmentHead, MLP)):
+                module.compile(dynamic=True)
+
+
+class LightGlueObjective(Objective):
     """The assignment's negative log-likelihood, averaged over all layers (paper, section 3.4).
 
     Parameters
@@ -60,12 +84,15 @@ class LightGlueObjective(nn.Module):
         Recompute the states inside each layer in the backward pass instead of keeping them.
     """
 
+    net: LightGlueNet
+
     def __init__(self, net: LightGlueNet, save_memory: bool = False) -> None:
         super().__init__()
         self.net, self.save_memory = net, save_memory
         net.confidence.requires_grad_(False)  # a stage of its own
 
     def forward(self, batch: Batch) -> Output:
+        """Return the loss of a batch."""
         net = self.net
         descriptors, positions, layout = lightglue_inputs(batch, net.config)
         with torch.autocast(descriptors.device.type, enabled=False):  # positions need float32
@@ -83,8 +110,10 @@ class LightGlueObjective(nn.Module):
         return Output(total / len(net.layers), log_p)
 
 
-class ConfidenceObjective(nn.Module):
-    """Cross-entropy of the confidence classifiers on a frozen matcher: does this layer agree with the last?"""
+class ConfidenceObjective(Objective):
+    """Cross-entropy of the confidence classifiers: does this layer agree with the last? The matcher is frozen."""
+
+    net: LightGlueNet
 
     def __init__(self, net: LightGlueNet) -> None:
         super().__init__()
@@ -93,6 +122,7 @@ class ConfidenceObjective(nn.Module):
         net.confidence.requires_grad_(True)
 
     def forward(self, batch: Batch) -> Output:
+        """Return the loss of a batch."""
         with torch.no_grad():
             states = self.net(*lightglue_inputs(batch, self.net.config))
             fates = []
@@ -109,21 +139,69 @@ class ConfidenceObjective(nn.Module):
         return Output(total / max(1, len(self.net.confidence)), log_p)
 
 
-class SuperGlueObjective(nn.Module):
-    """The negative log-likelihood of SuperGlue's only assignment, after its last layer, as published."""
+class SuperGlueObjective(Objective):
+    """The negative log-likelihood of SuperGlue's only assignment, after its last layer, as published.
+
+    Unlike `SuperGlueNet.forward` it takes pictures with different numbers of keypoints: tokens are packed without
+    padding, which also keeps padding out of the batch normalisation.
+    """
+
+    net: SuperGlueNet
 
     def __init__(self, net: SuperGlueNet) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, batch: Batch) -> Output:
-        two = [
-            t.unflatten(0, (-1, 2))
-            for t in (batch.descriptors.float(), batch.keypoints, batch.scores, batch.sizes)
-        ]
-        log_assignment = self.net(*(t[:, side] for side in (0, 1) for t in two))
-        loss = losses.mean_over_labelled(losses.superglue_nll(log_assignment, batch.labels), batch.labels)
-        return Output(loss, log_assignment[:, :-1, :-1])
+        """Return the loss of a batch."""
+        net, present = self.net, batch.present
+        layout = Layout(batch.counts.tolist())
+        position = torch.cat([normalise_keypoints(batch.keypoints, batch.sizes), batch.scores[..., None]], dim=-1)
+        x = batch.descriptors.float()[present] + net.keypoint_encoder(position[present])  # equation 2
+        for i, layer in enumerate(net.layers):
+            x = _attend_packed(layer, x, layout, cross=i % 2 == 1)
+        f0, f1, present0, present1 = _pairs(net.projection(x), batch)
+        with torch.autocast(x.device.type, enabled=False):
+            similarity = f0.float() @ f1.float().mT / net.config.dim**0.5
+            log_p = _masked_transport(similarity, net.dustbin, present0, present1, net.config.sinkhorn_iterations)
+        loss = losses.mean_over_labelled(losses.superglue_nll(log_p, batch.labels), batch.labels)
+        return Output(loss, log_p[:, :-1, :-1])
+
+
+def _attend_packed(layer: Any, x: Tensor, layout: Layout, cross: bool) -> Tensor:
+    """SuperGlue's `AttentionLayer` on the packed tokens (T, dim) of all pictures at once."""
+    q = layer.query(x).unflatten(-1, (layer.heads, -1))
+    k, v = layer.key_value(x).unflatten(-1, (2, layer.heads, -1)).unbind(1)
+    message = layer.merge(attend(q, k, v, layout, cross))
+    return x + layer.mlp(torch.cat([x, message], dim=-1))
+
+
+def _masked_transport(scores: Tensor, dustbin: Tensor, present0: Tensor, present1: Tensor, iterations: int) -> Tensor:
+    """SuperGlue's `log_optimal_transport` (B, N + 1, M + 1) where padding, ``present`` False, takes no part.
+
+    Padding gets scores and masses so low that it adds exactly nothing to any sum, but finite, so that no gradient
+    becomes NaN.
+    """
+    nothing = -1e5
+    there0, there1 = (F.pad(there, (0, 1), value=True) for there in (present0, present1))
+    n, m = present0.sum(1, keepdim=True), present1.sum(1, keepdim=True)
+    b, height, width = scores.shape
+    padded = torch.cat([scores, dustbin.expand(b, height, 1)], dim=2)
+    padded = torch.cat([padded, dustbin.expand(b, 1, width + 1)], dim=1)  # equation 8
+    padded = padded.masked_fill(~(there0[:, :, None] & there1[:, None]), nothing)
+    total = (n + m).log()
+    log_a, log_b = (
+        torch.cat([torch.zeros_like(there[:, :-1], dtype=scores.dtype), others.log()], dim=1)
+        .sub(total)
+        .masked_fill(~there, nothing)
+        for there, others in ((there0, m), (there1, n))
+    )  # equation 9
+    v = padded.new_zeros(b, 1, width + 1)
+    for _ in range(iterations):
+        u = log_a[:, :, None] - torch.logsumexp(padded + v, dim=2, keepdim=True)
+        v = log_b[:, None] - torch.logsumexp(padded + u, dim=1, keepdim=True)
+    result = padded + u + v + total[:, :, None]
+    return result.masked_fill(~(there0[:, :, None] & there1[:, None]), -math.inf)
 
 
 @torch.no_grad()
@@ -142,6 +220,8 @@ def start_as_nearest_neighbour(net: LightGlueNet, sharpness: float = 24.0) -> No
         Similarity of two equal descriptors.
     """
     config = net.config
+    layers: list[Any] = list(net.layers)
+    heads: list[Any] = list(net.heads)
     gain = config.dim**0.5  # unit descriptors have entries of 1 / gain; layers like entries of about 1
     if isinstance(net.input, nn.Linear):
         nn.init.orthogonal_(net.input.weight)
@@ -150,10 +230,10 @@ def start_as_nearest_neighbour(net: LightGlueNet, sharpness: float = 24.0) -> No
         state_norm = gain
     else:
         state_norm = 1.0
-        for layer in net.layers:
+        for layer in layers:
             layer.self_attention.qkv.weight.mul_(gain)
             layer.cross_attention.kv.weight.mul_(gain)
-    for layer in net.layers:
+    for layer in layers:
         for unit in (layer.self_attention, layer.cross_attention):
             unit.update.reduce.weight.zero_()
             unit.update.reduce.bias.zero_()
@@ -161,12 +241,13 @@ def start_as_nearest_neighbour(net: LightGlueNet, sharpness: float = 24.0) -> No
                 unit.update.expand.weight[:, : config.dim].mul_(gain)
     # S = |m0| |m1| cos / sqrt(dim) with m = temperature * state
     temperature = (sharpness * config.dim**0.5) ** 0.5 / state_norm
-    for head in net.heads:
+    for head in heads:
         head.project.weight.copy_(temperature * torch.eye(config.dim))
         head.project.bias.zero_()
         head.matchability.weight.zero_()
         head.matchability.bias.zero_()
-    for classifier in net.confidence:
+    confidence: list[Any] = list(net.confidence)
+    for classifier in confidence:
         classifier.weight.zero_()
         classifier.bias.zero_()
     if config.scale_orientation:
