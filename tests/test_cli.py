@@ -250,7 +250,14 @@ def test_ctrl_c_is_clean(photos: Path, tmp_path: Path, output: str) -> None:
     target = tmp_path / "out" / output
     target.parent.mkdir()
     command = [sys.executable, "-m", "tiepoint", "extract", images, "-f", "sift", "-o", target]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background ignores SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not any(target.parent.rglob("*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

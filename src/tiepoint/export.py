@@ -12,7 +12,7 @@ import os
 import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -58,9 +58,14 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         temporary.replace(final)
     except OSError as error:
-        raise InputError(f"{final}: cannot be written: {error.strerror or error}") from error
+        raise _cannot_write(final, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was moved, or never made; a read-only disk refuses even then
+            temporary.unlink()
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be written: {error.strerror or error}")
 
 
 def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
@@ -77,6 +82,8 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Pat
     ------
     ArgumentError
         Unknown suffix, or the folder does not exist.
+    InputError
+        The folder may not be written to.
 
     Examples
     --------
@@ -92,6 +99,8 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Pat
         raise ArgumentError(f"{target}: the folder {target.parent} does not exist; create it first")
     if target.is_dir():
         raise ArgumentError(f"{target} is a folder")
+    if not os.access(target.parent, os.W_OK):
+        raise InputError(f"{target}: no permission to write to the folder {target.parent}")
     return target
 
 
@@ -152,8 +161,10 @@ class FeatureWriter:
         ``a.jpg/keypoints`` and so on. Anything else is a folder, made if need be, that gets one
         ``a.jpg.npz`` per image.
 
-    Notes ----- A folder keeps the files that were whole when something went wrong; a single file appears
-    only when all went well.
+    Notes
+    -----
+    A folder keeps the files that were whole when something went wrong; a single file appears only when all
+    went well.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -171,10 +182,12 @@ class FeatureWriter:
         self._file: Any = None
 
     def __enter__(self) -> FeatureWriter:
-        if self.kind == ".h5":
-            self._file = self._stack.enter_context(_h5py().File(self._stack.enter_context(atomic(self.path)), "w"))
-        elif self.kind == ".npz":
-            self._file = self._stack.enter_context(zipfile.ZipFile(self._stack.enter_context(atomic(self.path)), "w"))
+        with ExitStack() as stack:
+            if self.kind in (".h5", ".npz"):
+                temporary = stack.enter_context(atomic(self.path))
+                opener = _h5py().File if self.kind == ".h5" else zipfile.ZipFile
+                self._file = stack.enter_context(opener(temporary, "w"))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -192,7 +205,10 @@ class FeatureWriter:
                     np.lib.format.write_array(stream, array)
         else:
             target = self.path / f"{name}.npz"
-            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise _cannot_write(target.parent, error) from error
             write_npz(target, feature_arrays(features))
 
 
