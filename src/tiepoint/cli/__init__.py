@@ -18,7 +18,7 @@ import typer
 
 from .. import __version__
 from ..errors import TiepointError
-from . import evaluate, extract, info, match, weights
+from . import evaluate, extract, info, match, train, weights
 from .console import say, show_warning
 
 INTERRUPTED = 130  # as shells number SIGINT
@@ -37,6 +37,8 @@ app.command("eval")(evaluate.evaluate)
 app.command("bench")(evaluate.bench)
 app.command("info")(info.info)
 app.add_typer(weights.app, name="weights")
+app.add_typer(train.app, name="train")
+app.command("export-weights")(train.export_weights)
 
 
 def _print_version(wanted: bool) -> None:

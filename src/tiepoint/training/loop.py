@@ -356,5 +356,6 @@ def join_processes() -> tuple[int, int, torch.device | None]:
     gpu = torch.device("cuda", local) if torch.cuda.is_available() else None
     if gpu:
         torch.cuda.set_device(gpu)
-    dist.init_process_group("nccl" if gpu else "gloo")
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if gpu else "gloo")
     return dist.get_rank(), world, gpu

@@ -1,0 +1,251 @@
+"""``tiepoint train`` and ``tiepoint export-weights``: photographs -> a matcher of one's own."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from .console import DeviceOption, JsonOption, is_terminal, none_if_auto, print_json, print_table, say
+
+app = typer.Typer(help="Train a matcher on your own photographs: matcher, then confidence.", no_args_is_help=True)
+
+
+class PresetName(str, Enum):
+    """What ``--preset`` accepts."""
+
+    tiny = "tiny"
+    small = "small"
+    standard = "standard"
+
+
+class Kind(str, Enum):
+    """What ``--kind`` accepts."""
+
+    lightglue = "lightglue"
+    superglue = "superglue"
+
+
+class Layout(str, Enum):
+    """What ``--layout`` accepts."""
+
+    tiepoint = "tiepoint"
+    upstream = "upstream"
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of 'tiepoint train matcher'.")]
+WorkersOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=0, help="Processes that make pairs; by default one for each core but one, or none on a GPU."),
+]
+
+
+@app.command("matcher")
+def matcher(
+    images: Annotated[Path, typer.Option("--images", help="Folder of photographs, with its sub-folders.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a run there is resumed.")],
+    features: Annotated[str, typer.Option("--features", "-f", help="Extractor: sift, aliked-n16 …")] = "sift",
+    preset: Annotated[PresetName, typer.Option(help="Size, pairs and length of the training.")] = PresetName.tiny,
+    kind: Annotated[Kind, typer.Option(help="Architecture.")] = Kind.lightglue,
+    steps: Annotated[Optional[int], typer.Option(min=1, help="Optimiser steps.")] = None,  # noqa: UP045
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0, help="Finish within this time, whatever the steps; 0 for no limit."),
+    ] = None,
+    batch: Annotated[Optional[int], typer.Option(min=8, help="Pairs of one step, a multiple of 8.")] = None,  # noqa: UP045
+    detection_threshold: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Of the extractor; lower finds more points in dark and blurred pictures."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random choices.")] = 1,
+    cache: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File of decoded photographs, shared by runs; by default in RUN."),
+    ] = None,
+    chunks: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of finished pairs, shared by runs; by default in RUN."),
+    ] = None,
+    distinct: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="Make this many chunks of 8 pairs and reuse them; 0 makes new ones all the time."),
+    ] = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
+    save_memory: Annotated[
+        bool, typer.Option("--save-memory", help="Compute states again in the backward pass instead of keeping them.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Draw a few pairs, time a few steps, tell what training would need.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Train a matcher on photographs of your own.
+
+    Pairs with exact ground truth are made from single photographs. One process uses one GPU; several run under
+    'torchrun --nproc-per-node N -m tiepoint train matcher …'. Ctrl-C saves; the same command goes on.
+    """
+    from ..training import presets, run
+
+    chosen = presets.preset(preset.value)
+    fit = chosen.fit
+    if steps is not None:  # who counts steps wants them all
+        fit = replace(fit, steps=steps, minutes=None, warmup=min(fit.warmup, steps // 5))
+    if minutes is not None:
+        fit = replace(fit, minutes=minutes or None)
+    chosen = replace(
+        chosen,
+        pairs=replace(chosen.pairs, features=features, detection_threshold=detection_threshold),
+        fit=replace(fit, compile=compile),
+        batch=batch or chosen.batch,
+        distinct=chosen.distinct if distinct is None else distinct or None,
+    )
+    with _console("checking photographs and extractor"):
+        task = run.prepare(images, output, chosen, kind.value, seed, cache, chunks, workers, none_if_auto(device))
+    if dry_run:
+        with _console("making pairs, timing steps"):
+            told = run.rehearse(task, output, save_memory=save_memory)
+        _print_rehearsal(told, json)
+        return
+    with _live(f"training {kind.value} on {features}") as report, _graceful() as stop:
+        row = run.train_matcher(task, output, save_memory, report, stop)
+    if task.rank == 0:
+        _print_result(row, output, json)
+
+
+@app.command("confidence")
+def confidence(
+    run: RunArgument,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 500,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Train the confidence classifiers of a finished matcher, which stays as it is; they let it stop early."""
+    from ..training import run as training
+
+    with _console("opening the run"):
+        task = training.reopen(run, workers, none_if_auto(device))
+    with _live("training confidence") as report, _graceful() as stop:
+        row = training.train_confidence(task, run, steps, report, stop)
+    if task.rank == 0:
+        _print_result(row, run / "confidence", json)
+
+
+def export_weights(
+    run: RunArgument,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="File; by default FEATURES-KIND.safetensors (upstream: .pth) in RUN."),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store 16-bit numbers: half the size.")] = False,
+    layout: Annotated[
+        Layout, typer.Option(help="upstream: for the original authors' LightGlue and what builds on it.")
+    ] = Layout.tiepoint,
+    json: JsonOption = False,
+) -> None:
+    """Write the weights of a run's last stage as one file, with configuration, thresholds and origin in it."""
+    from ..training import export
+
+    path, note = export.export_weights(run, output, half, layout.value)
+    if note:
+        say(f"tiepoint: {note}")
+    if json:
+        print_json({"output": str(path), "bytes": path.stat().st_size})
+    else:
+        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+@contextmanager
+def _graceful() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C, or a cluster's SIGTERM, into a request to save and stop; the second one interrupts."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        say("tiepoint: saving after this step; once more to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _console(text: str) -> Iterator[None]:
+    """Say what is going on, if a person watches."""
+    with Console(stderr=True).status(text) if is_terminal() else _nothing():
+        yield
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _live(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show the newest row of metrics on a bar, and each evaluation on a line, if a person watches."""
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), console=Console(stderr=True), disable=not is_terminal()
+    )
+    with bar:
+        shown = bar.add_task(title, total=1.0)
+
+        def report(row: dict[str, Any]) -> None:
+            whole = row["seconds"] + row["seconds_left"]
+            text = (
+                f"step {row['step']}  loss {row['loss']:.3f}  precision {row['precision']:.3f}  recall "
+                f"{row['recall']:.3f}  {row['pairs_per_s']:.0f} pairs/s  {row['waiting']:.0%} waiting  "
+                f"{row['seconds_left'] / 60:.0f} min left"
+            )
+            bar.update(shown, description=text, completed=row["seconds"] / whole)
+            if "held_out_loss" in row and is_terminal():
+                bar.console.print(
+                    f"step {row['step']}: held-out loss {row['held_out_loss']:.3f}, precision "
+                    f"{row['held_out_precision']:.3f}, recall {row['held_out_recall']:.3f}",
+                    highlight=False,
+                )
+
+        yield report
+
+
+def _print_result(row: dict[str, Any], folder: Path, json: bool) -> None:
+    if json:
+        print_json({**{k: v if v == v else None for k, v in row.items()}, "run": str(folder)})
+        return
+    rows = [
+        (f"nearest neighbours, ratio {ratio}", f"{told['precision']:.3f}", f"{told['recall']:.3f}")
+        for ratio, told in row["baseline"].items()
+    ]
+    rows.append(("this matcher", f"{row['held_out_precision']:.3f}", f"{row['held_out_recall']:.3f}"))
+    print_table(("on held-out pairs", "precision", "recall"), rows)
+    print(f"{row['step']} steps in {row['seconds'] / 60:.1f} minutes, wrote {folder / 'weights.safetensors'}")
+
+
+def _print_rehearsal(told: dict[str, Any], json: bool) -> None:
+    if json:
+        print_json(told)
+        return
+    print(f"{told['parameters'] / 1e6:.1f} million parameters, {told['memory_mb']:.0f} MB of memory at most")
+    print(
+        f"{told['seconds_per_step']:.2f} s a step; {told['seconds_per_pair_made']:.2f} s to make a pair, "
+        f"by {max(1, told['workers'])} processes"
+    )
+    print(f"about {told['minutes']:.0f} minutes in all")
+    print(f"wrote {Path(told['pictures'][0]).parent}: pairs as they are trained on")

@@ -1,0 +1,112 @@
+"""Settings that go together: how large the matcher, which pairs, how long."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..errors import ArgumentError
+from ..matchers.lightglue import LightGlueConfig
+from .batches import PairConfig
+from .loop import FitConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that decides what a training gives, except photographs and seed.
+
+    Attributes
+    ----------
+    model : LightGlueConfig
+        Size of the matcher; what depends on the extractor is filled in from its first features.
+    pairs : PairConfig
+        Which pairs are made, and whose features are taken.
+    fit : FitConfig
+        How the optimiser walks.
+    batch : int
+        Pairs of one step, over all processes.
+    distinct : int or None
+        Make only this many chunks of `tiepoint.training.batches.CHUNK` pairs, and use them again and again: where a
+        hand-made extractor is slower than the matcher learns. None makes new pairs all the time.
+    fewest : float in (0, 1]
+        Each step keeps between this share of the keypoints and all, see `tiepoint.training.batches.stream`.
+    held_out : int
+        Chunks of held-out photographs that evaluations use.
+    """
+
+    model: LightGlueConfig
+    pairs: PairConfig
+    fit: FitConfig
+    batch: int
+    distinct: int | None = None
+    fewest: float = 0.5
+    held_out: int = 16
+
+
+PRESETS = {
+    # A quarter of an hour on two CPU cores, with a few hundred photographs.
+    "tiny": Preset(
+        model=LightGlueConfig(dim=128, heads=2, layers=4),
+        pairs=PairConfig(keypoints=256, size=(360, 480), photometric="mild"),
+        fit=FitConfig(
+            steps=10_000,
+            minutes=14,
+            learning_rate=1e-3,
+            warmup=100,
+            decay=0.6,
+            ema=0.998,
+            log_every=20,
+            evaluate_every=200,
+            save_every=100,
+        ),
+        batch=16,
+        distinct=256,
+    ),
+    # Hours on a CPU; the matcher to use on CPUs.
+    "small": Preset(
+        model=LightGlueConfig(dim=128, heads=2, layers=6),
+        pairs=PairConfig(
+            keypoints=384, size=(360, 480), photometric="mild", max_roll=3.14159, max_scale=2.5, scenes=0.25
+        ),
+        fit=FitConfig(
+            steps=20_000,
+            learning_rate=1e-3,
+            warmup=100,
+            decay=0.6,
+            ema=0.998,
+            log_every=20,
+            evaluate_every=500,
+            save_every=100,
+        ),
+        batch=16,
+        held_out=24,
+    ),
+    # A million pairs on a data-centre GPU; the size of the paper.
+    "standard": Preset(
+        model=LightGlueConfig(dim=256, heads=4, layers=9),
+        pairs=PairConfig(
+            keypoints=512, size=(480, 640), photometric="strong", max_roll=math.pi, max_scale=4.0, scenes=0.3
+        ),
+        fit=FitConfig(steps=16_000, learning_rate=3e-4, warmup=500, evaluate_every=1000, save_every=500),
+        batch=64,
+        held_out=32,
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """Return the preset of that name: ``"tiny"``, ``"small"`` or ``"standard"``.
+
+    Raises
+    ------
+    ArgumentError
+        There is no such preset.
+
+    Examples
+    --------
+    >>> preset("standard").model.layers
+    9
+    """
+    if name not in PRESETS:
+        raise ArgumentError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

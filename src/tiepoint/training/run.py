@@ -1,0 +1,690 @@
+"""A run: photographs in, a folder with a trained matcher out.
+
+A run's folder holds ``config.json`` (what was asked for, and by which code on which machine), ``metrics.jsonl``,
+``baseline.json`` (nearest neighbours on the same held-out pairs), ``checkpoint.pt``, ``weights.safetensors``, and
+``confidence/`` with the same files of the second stage. Starting a run again in its folder resumes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from .. import __version__, devices
+from .. import features as extractors
+from .. import weights as weights_module
+from ..errors import ArgumentError, InputError
+from ..export import atomic
+from ..matchers.lightglue import LightGlueConfig, LightGlueNet
+from ..matchers.nearest import NearestNeighbour
+from ..matchers.superglue import SuperGlueConfig, SuperGlueNet
+from .batches import CHUNK, Batch, ChunkMaker, PairConfig, stream
+from .cache import PhotoCache, build_cache, open_cache
+from .loop import FitConfig, fit, join_processes
+from .losses import MatchStatistics, match_statistics
+from .objectives import (
+    ConfidenceObjective,
+    LightGlueObjective,
+    Objective,
+    SuperGlueObjective,
+    start_as_nearest_neighbour,
+)
+from .pictures import draw_pair
+from .presets import Preset
+
+KINDS = ("lightglue", "superglue")
+RATIOS = (0.8, 0.9)  # of the ratio test that a matcher is compared with
+_LEAST = 32  # keypoints of a typical photograph, below which the extractor is of no use here
+_FEW = 100  # photographs below which we warn
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an extractor's features are like, found by trying it."""
+
+    input_dim: int
+    scale_orientation: bool
+    on_device: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A training, checked and ready to start: data, matcher, and what identifies them.
+
+    Attributes
+    ----------
+    preset : Preset
+    kind : str
+        ``"lightglue"`` or ``"superglue"``.
+    seed : int
+    maker : ChunkMaker
+        Of training pairs.
+    held_out_maker : ChunkMaker
+        Of evaluation pairs, from other photographs.
+    traits : Traits
+        Of the extractor.
+    device : torch.device
+    workers : int
+        Worker processes that make pairs.
+    rank, world : int
+        Number of this process and of all processes.
+    """
+
+    preset: Preset
+    kind: str
+    seed: int
+    maker: ChunkMaker
+    held_out_maker: ChunkMaker
+    traits: Traits
+    device: torch.device
+    workers: int
+    rank: int
+    world: int
+
+    @property
+    def features(self) -> str:
+        """Name of the extractor."""
+        return self.preset.pairs.features
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What must be equal for a run to be resumed, as JSON has it."""
+        names = hashlib.sha256("\n".join(self.maker.photos.names).encode()).hexdigest()
+        told = {"kind": self.kind, "seed": self.seed, "photographs": names, **asdict(self.preset)}
+        return json.loads(json.dumps(told))
+
+    def new_net(self) -> LightGlueNet | SuperGlueNet:
+        """Return the untrained network."""
+        model, traits = self.preset.model, self.traits
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            if self.kind == "superglue":
+                # One self- and one cross-attention layer for each layer of LightGlue. The paper's solver iterates 100
+                # times; half of that is as good in training, and is what public training code uses.
+                widths = tuple(width for width in (32, 64, 128, 256) if width <= traits.input_dim)
+                return SuperGlueNet(
+                    SuperGlueConfig(
+                        features=(self.features,),
+                        dim=traits.input_dim,
+                        keypoint_encoder=widths,
+                        heads=model.heads,
+                        layers=2 * model.layers,
+                        sinkhorn_iterations=50,
+                    )
+                )
+            net = LightGlueNet(
+                replace(
+                    model,
+                    features=(self.features,),
+                    input_dim=traits.input_dim,
+                    scale_orientation=traits.scale_orientation,
+                    log_scale=traits.scale_orientation,
+                )
+            )
+            start_as_nearest_neighbour(net)
+            return net
+
+    def batches(self, start: int) -> Any:
+        """Yield batches from step ``start`` on."""
+        preset = self.preset
+        return stream(
+            self.maker,
+            preset.batch,
+            start,
+            preset.fit.steps,
+            self.workers,
+            self.rank,
+            self.world,
+            preset.distinct,
+            preset.fewest,
+        )
+
+    def held_out(self) -> list[Batch]:
+        """Return the evaluation pairs; they are made once and kept in the run's folder."""
+        return [self.held_out_maker(chunk) for chunk in range(self.preset.held_out)]
+
+
+def prepare(
+    images: str | os.PathLike[str] | None,
+    folder: str | os.PathLike[str],
+    preset: Preset,
+    kind: str = "lightglue",
+    seed: int = 1,
+    cache: str | os.PathLike[str] | None = None,
+    chunks: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    device: torch.device | str | None = None,
+) -> Task:
+    """Check everything that can be wrong with a training before its first step.
+
+    Parameters
+    ----------
+    images : path or None
+        Folder of photographs, searched with its sub-folders. None uses those in ``cache`` as they are.
+    folder : path
+        The run's folder.
+    preset : Preset
+        What is trained, on which pairs, how long.
+    kind : str
+        ``"lightglue"``, or ``"superglue"`` for comparison.
+    seed : int
+        Of all random choices.
+    cache : path, optional
+        Where decoded photographs are kept, for several runs; by default in the run's folder.
+    chunks : path, optional
+        Where finished pairs are kept, for several runs; by default in the run's folder.
+    workers : int, optional
+        Processes that make pairs. By default none for an extractor that runs on the GPU, else one for each core but
+        one.
+    device : torch.device or str, optional
+        Where to train; by default the best there is.
+
+    Raises
+    ------
+    InputError
+        No folder, too few or unreadable photographs, or an extractor that finds next to nothing in them.
+    ArgumentError
+        An option that makes no sense, or an extractor with binary descriptors.
+    """
+    if kind not in KINDS:
+        raise ArgumentError(f"there is no kind of matcher {kind!r} to train; choose one of {', '.join(KINDS)}")
+    folder = Path(folder)
+    rank, world, gpu = join_processes()
+    if preset.batch % (CHUNK * world):
+        raise ArgumentError(
+            f"the batch size must be a multiple of {CHUNK} pairs times {world} processes, not {preset.batch}"
+        )
+    chosen = gpu or devices.pick_device(device)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made a run's folder: {error.strerror or error}") from error
+    path = Path(cache) if cache else folder / "photos.cache"
+    if rank == 0 and images is not None:
+        # A third larger than the pictures that are cut from them.
+        photos = build_cache(images, path, long_side=4 * max(preset.pairs.size) // 3)
+        _warn_about(photos, images)
+    if world > 1:
+        dist.barrier()
+    photos = open_cache(path)
+    traits = try_extractor(photos, preset.pairs, chosen)
+    on_gpu = traits.on_device and chosen.type != "cpu"
+    if workers is None:
+        workers = 0 if on_gpu else max(1, (os.cpu_count() or 2) // max(1, world) - 1)
+    keep = Path(chunks) if chunks else folder / "chunks"
+    making = chosen if on_gpu else torch.device("cpu")
+    keep_training = keep if chunks or preset.distinct else None
+    maker = ChunkMaker(photos, preset.pairs, seed, False, making, keep_training)
+    held_out = ChunkMaker(photos, preset.pairs, seed, True, making, keep)
+    if rank == 0:
+        held_out.claim_folder()
+    return Task(preset, kind, seed, maker, held_out, traits, chosen, workers, rank, world)
+
+
+def _warn_about(photos: PhotoCache, images: str | os.PathLike[str]) -> None:
+    if photos.skipped:
+        told = "; ".join(f"{name}: {why}" for name, why in photos.skipped[:3])
+        warnings.warn(f"{len(photos.skipped)} photographs of {images} cannot be used ({told} …)", stacklevel=3)
+    different = len(set(photos.sources.tolist()))
+    if different < _FEW:
+        warnings.warn(
+            f"{images} holds {different} different photographs; a matcher learns more from a few hundred", stacklevel=3
+        )
+
+
+def try_extractor(photos: PhotoCache, pairs: PairConfig, device: torch.device) -> Traits:
+    """Run the extractor on a handful of photographs and say what its features are like.
+
+    Raises
+    ------
+    InputError
+        It finds next to nothing.
+    ArgumentError
+        Its descriptors are binary; or what `tiepoint.features.load` raises.
+    """
+    extractor = extractors.load(
+        pairs.features,
+        device=device,
+        max_keypoints=pairs.keypoints,
+        detection_threshold=pairs.detection_threshold,
+    )
+    generator = torch.Generator().manual_seed(0)
+    views = photos.sample(photos.draw(5, generator), pairs.size, generator)
+    found = [extractor(view) for view in (views * 255).round().byte().permute(0, 2, 3, 1).numpy()]
+    counts = sorted(len(features) for features in found)
+    if counts[len(counts) // 2] < _LEAST:
+        raise InputError(
+            f"the extractor {pairs.features!r} finds {', '.join(map(str, counts))} keypoints in five of the "
+            f"photographs; a matcher cannot learn from fewer than {_LEAST}. Lower its detection threshold, take "
+            "another extractor, or give photographs with more texture"
+        )
+    best = max(found, key=len)
+    if best.is_binary:
+        raise ArgumentError(
+            f"the descriptors of {pairs.features!r} are bit strings; only float descriptors can be trained on"
+        )
+    return Traits(
+        best.descriptors.shape[1], best.scales is not None and best.orientations is not None, best.device.type != "cpu"
+    )
+
+
+def train_matcher(
+    task: Task,
+    folder: str | os.PathLike[str],
+    save_memory: bool = False,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train a matcher, or go on where this folder's training stopped.
+
+    Parameters
+    ----------
+    task : Task
+        From `prepare`.
+    folder : path
+        The run's folder.
+    save_memory : bool
+        Compute states again in the backward pass instead of keeping them.
+    report : callable
+        Called with every row of metrics.
+    stop : callable
+        Asked after every step; True saves a checkpoint and raises KeyboardInterrupt.
+
+    Returns
+    -------
+    dict
+        The last row of metrics and, as ``baseline``, precision and recall of mutual nearest neighbours with ratio
+        test on the same held-out pairs.
+
+    Raises
+    ------
+    InputError
+        The folder holds a run with another configuration; the message names what differs.
+    TrainingError
+        The loss is not a number.
+
+    Examples
+    --------
+    >>> from tiepoint.training import presets, run
+    >>> task = run.prepare("photographs", "runs/mine", presets.preset("tiny"))  # doctest: +SKIP
+    >>> run.train_matcher(task, "runs/mine")["held_out_precision"]  # doctest: +SKIP
+    0.87
+    """
+    folder = Path(folder)
+    _claim(folder, task.config, task)
+    net = task.new_net()
+    objective = (
+        SuperGlueObjective(net) if isinstance(net, SuperGlueNet) else LightGlueObjective(net, save_memory=save_memory)
+    )
+    return _train(task, objective, task.preset.fit, folder, report, stop)
+
+
+def train_confidence(
+    task: Task,
+    run: str | os.PathLike[str],
+    steps: int = 500,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train the confidence classifiers of a finished run, in its folder ``confidence``; the matcher stays as it is.
+
+    Parameters
+    ----------
+    task : Task
+        From `reopen`.
+    run : path
+        Folder of the matcher's run.
+    steps : int
+        Optimiser steps; linear classifiers learn quickly.
+    report, stop : callable
+        See `train_matcher`.
+
+    Raises
+    ------
+    ArgumentError
+        The run trained SuperGlue, which has no such classifiers.
+    """
+    if task.kind != "lightglue":
+        raise ArgumentError(f"{run} trained {task.kind}, which has no confidence classifiers")
+    run = Path(run)
+    path = run / "weights.safetensors"
+    state, config = weights_module.load(path)
+    net = LightGlueNet(LightGlueConfig.from_dict(config))
+    net.load_state_dict(state)
+    settings = replace(task.preset.fit, steps=steps, minutes=None, learning_rate=3e-3, warmup=20, decay=0.5, ema=0.98)
+    task = replace(task, preset=replace(task.preset, fit=settings))
+    folder = run / "confidence"
+    _claim(folder, {**task.config, "matcher": hashlib.sha256(path.read_bytes()).hexdigest()}, task)
+    return _train(task, ConfidenceObjective(net), settings, folder, report, stop)
+
+
+def reopen(run: str | os.PathLike[str], workers: int | None = None, device: torch.device | str | None = None) -> Task:
+    """Prepare the task of an existing run again, from its ``config.json``.
+
+    Raises
+    ------
+    InputError
+        The folder holds no run, or its cache of photographs is gone.
+    """
+    told = read_config(run)
+    config, paths = told["config"], told["paths"]
+    return prepare(
+        None,
+        run,
+        preset_from(config),
+        config["kind"],
+        config["seed"],
+        paths["cache"],
+        paths["chunks"],
+        workers,
+        device,
+    )
+
+
+def preset_from(config: dict[str, Any]) -> Preset:
+    """Read a preset from a run's configuration (JSON has lists where we have tuples)."""
+    pairs = {**config["pairs"], "size": tuple(config["pairs"]["size"])}
+    rest = {name: config[name] for name in ("batch", "distinct", "fewest", "held_out")}
+    return Preset(LightGlueConfig.from_dict(config["model"]), PairConfig(**pairs), FitConfig(**config["fit"]), **rest)
+
+
+def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what ``config.json`` of a run says.
+
+    Raises
+    ------
+    InputError
+        The folder holds no run.
+    """
+    path = Path(run) / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run} is not the folder of a training run ({path.name} cannot be read: {error})") from error
+
+
+def newest_weights(run: str | os.PathLike[str]) -> Path:
+    """Return the weights file of a run's last finished stage: calibrated, confidence, or matcher.
+
+    Raises
+    ------
+    InputError
+        There is none yet, or the matcher was trained on after its later stages.
+    """
+    run = Path(run)
+    files = [run / "calibrated.safetensors", run / "confidence" / "weights.safetensors", run / "weights.safetensors"]
+    there = [file for file in files if file.is_file()]
+    if not there:
+        raise InputError(f"{run} holds no weights; 'tiepoint train matcher -o {run}' writes them")
+    if (run / "confidence" / "config.json").is_file() and files[2].is_file():
+        known = read_config(run / "confidence")["config"]["matcher"]
+        if known != hashlib.sha256(files[2].read_bytes()).hexdigest():
+            raise InputError(
+                f"{run}: the matcher was trained on after its confidence stage; delete {run / 'confidence'} and run "
+                f"'tiepoint train confidence {run}' again"
+            )
+    return there[0]
+
+
+def _train(
+    task: Task,
+    objective: Objective,
+    settings: FitConfig,
+    folder: Path,
+    report: Callable[[dict[str, Any]], None],
+    stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """Train with evaluation on held-out pairs, pictures and a baseline."""
+    held_out: list[Batch] = []
+    baseline: dict[str, dict[str, float]] = {}
+    board: _Board | None = None
+    if task.rank == 0:
+        held_out = task.held_out()
+        baseline = _baseline(held_out, task.features, folder)
+        board = _Board.open(folder, task)
+
+    def evaluate(trained: Objective) -> dict[str, float]:
+        total, loss = MatchStatistics(0, 0, 0, 0, 0), 0.0
+        for i, batch in enumerate(held_out):
+            batch = batch.to(task.device)
+            output = trained(batch)
+            total = total + match_statistics(output.log_p, batch.labels)
+            loss += float(output.loss) / len(held_out)
+            if i == 0 and board:
+                board.predictions = output.log_p.cpu()
+        return {"held_out_loss": loss, "held_out_precision": total.precision, "held_out_recall": total.recall}
+
+    def note(row: dict[str, Any]) -> None:
+        if board:
+            board.add(row)
+        report(row)
+
+    fast = task.device.type == "cuda" or {"avx512_bf16", "amx_bf16"} & set(devices.describe()["cpu"]["features"])
+    metadata = {
+        **asdict(cast(Any, objective.net).config),
+        "training": {"kind": task.kind, "tiepoint": __version__, "git": _git_revision(), **task.config},
+    }
+    row = fit(
+        objective,
+        task.batches,
+        replace(settings, bfloat16=settings.bfloat16 and bool(fast)),
+        folder,
+        metadata,
+        task.device,
+        evaluate,
+        note,
+        stop,
+    )
+    if not row:  # it was finished before
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        row = json.loads(lines[-1]) if lines else {}
+    return {**row, "baseline": baseline}
+
+
+def nearest_statistics(batches: list[Batch], features: str, ratio: float) -> MatchStatistics:
+    """Judge mutual nearest neighbours with ratio test as `match_statistics` judges a matcher."""
+    matcher = NearestNeighbour(features, ratio=ratio)
+    total = MatchStatistics(0, 0, 0, 0, 0)
+    for batch in batches:
+        certain = torch.full((len(batch), batch.keypoints.shape[1], batch.keypoints.shape[1]), -math.inf)
+        for pair, found in enumerate(matcher.match_many(batch.features(features))):
+            certain[pair, found.matches[:, 0], found.matches[:, 1]] = 0.0
+        total = total + match_statistics(certain, batch.labels)
+    return total
+
+
+def _baseline(batches: list[Batch], features: str, folder: Path) -> dict[str, dict[str, float]]:
+    """Return precision and recall of nearest neighbours at each of `RATIOS`; computed once for a run."""
+    path = folder / "baseline.json"
+    if not path.exists():
+        found = {str(ratio): nearest_statistics(batches, features, ratio) for ratio in RATIOS}
+        told = {ratio: {"precision": s.precision, "recall": s.recall} for ratio, s in found.items()}
+        with atomic(path) as unfinished:
+            unfinished.write_text(json.dumps(told, indent=1))
+    return json.loads(path.read_text())
+
+
+def _claim(folder: Path, config: dict[str, Any], task: Task) -> None:
+    """Write ``config.json``, or check that the run in this folder is the same."""
+    if task.rank > 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "config.json").exists():
+        there, here = _flat(read_config(folder)["config"]), _flat(config)
+        names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+        if names:
+            differing = "; ".join(f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names[:8])
+            raise InputError(
+                f"{folder} holds a run with another configuration: {differing}. Give the options it was started with, "
+                "to resume it, or another folder"
+            )
+        return
+    told: dict[str, Any] = {
+        "config": config,
+        "paths": {
+            "cache": str(task.maker.photos.path.resolve()),
+            "chunks": str(task.held_out_maker.folder.resolve()) if task.held_out_maker.folder else None,
+        },
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "tiepoint": __version__,
+        "git": _git_revision(),
+        "processes": task.world,
+        "machine": devices.describe(),
+    }
+    with atomic(folder / "config.json") as unfinished:
+        unfinished.write_text(json.dumps(told, indent=1))
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"fit.steps": 1000, …}`` of nested dictionaries."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _git_revision() -> str | None:
+    """Return the revision of tiepoint's own checkout, with "-dirty" if it was changed; None outside of one."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class _Board:
+    """Scalars and pictures of matches for TensorBoard."""
+
+    def __init__(self, writer: Any, task: Task) -> None:
+        self.writer, self.task = writer, task
+        self.predictions: torch.Tensor | None = None
+        self._images: torch.Tensor | None = None
+
+    @classmethod
+    def open(cls, folder: Path, task: Task) -> _Board | None:
+        """Return a board, or None where TensorBoard is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        return cls(SummaryWriter(str(folder / "tensorboard")), task)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write one row of metrics and, after an evaluation, how three held-out pairs are matched."""
+        step = row["step"]
+        for name, value in row.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, step)
+        if self.predictions is not None:
+            if self._images is None:
+                self._images = self.task.held_out_maker.pictures(0)
+            batch = self.task.held_out_maker(0)
+            best, index = self.predictions.max(2)
+            mutual = self.predictions.argmax(1).gather(1, index) == torch.arange(best.shape[1])
+            predicted = torch.where(mutual & (best.exp() > 0.1), index, -1)
+            for pair in range(3):
+                drawn = draw_pair(self._images, batch, pair, predicted[pair])
+                self.writer.add_image(f"held-out/{pair}", drawn, step, dataformats="HWC")
+            self.predictions = None
+        self.writer.flush()
+
+
+def rehearse(task: Task, folder: str | os.PathLike[str], steps: int = 8, save_memory: bool = False) -> dict[str, Any]:
+    """Draw a few pairs, take a few steps, and say what the whole training would need. No run is begun.
+
+    Parameters
+    ----------
+    task : Task
+        From `prepare`.
+    folder : path
+        Pictures of one chunk's pairs go to its sub-folder ``dry-run``.
+    steps : int
+        Steps to time; the first quarter is not counted.
+    save_memory : bool
+        See `train_matcher`.
+
+    Returns
+    -------
+    dict
+        ``pictures`` (paths), ``seconds_per_step``, ``seconds_per_pair_made`` (by one process), ``workers``,
+        ``memory_mb`` (peak, of the GPU or of this process), ``minutes`` (expected), ``parameters``.
+    """
+    preset = task.preset
+    pictures = Path(folder) / "dry-run"
+    pictures.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    chunks = [task.maker(chunk) for chunk in range(max(1, preset.batch // task.world // CHUNK))]
+    making = (time.monotonic() - began) / (CHUNK * len(chunks))
+    batch, images = chunks[0], task.maker.pictures(0)
+    paths = []
+    for pair in range(CHUNK):
+        paths.append(pictures / f"pair-{pair}{'' if batch.related[pair] else '-unrelated'}.png")
+        Image.fromarray(draw_pair(images, batch, pair)).save(paths[-1])
+
+    net = task.new_net()
+    objective = (
+        SuperGlueObjective(net) if isinstance(net, SuperGlueNet) else LightGlueObjective(net, save_memory=save_memory)
+    )
+    rows: list[dict[str, Any]] = []
+    timed = replace(preset.fit, steps=steps, minutes=None, log_every=1)
+    if task.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(task.device)
+    with TemporaryDirectory() as temporary:
+        whole = Batch.cat(chunks)
+        fit(
+            objective,
+            lambda start: iter([whole] * (steps - start)),
+            timed,
+            Path(temporary),
+            {},
+            task.device,
+            report=rows.append,
+        )
+    skip = steps // 4
+    step_seconds = (rows[-1]["seconds"] - rows[skip]["seconds"]) / (steps - 1 - skip)
+    made = preset.fit.steps * preset.batch
+    if preset.distinct:
+        made = min(made, preset.distinct * CHUNK)
+    working, data = preset.fit.steps * step_seconds, made * making / max(1, task.workers)
+    seconds = max(working, data) if task.workers else working + data
+    minutes = min(seconds / 60, preset.fit.minutes or math.inf)
+    return {
+        "pictures": [str(path) for path in paths],
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "seconds_per_step": step_seconds,
+        "seconds_per_pair_made": making,
+        "workers": task.workers,
+        "memory_mb": _peak_memory(task.device) / 2**20,
+        "minutes": minutes,
+    }
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Return the most bytes in use so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
