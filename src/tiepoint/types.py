@@ -166,6 +166,9 @@ class Matches:
         The number of layers each keypoint took part in: less than ``stop_layer`` if it was pruned on the way.
     matchability0, matchability1 : float32 array (N,), (M,) or None
         How likely each keypoint is to have a partner at all, in [0, 1], as the last layer it reached saw it.
+    overlaps : bool or None
+        Whether the two photographs show something in common: `evidence` exceeds what `tiepoint calibrate` found that
+        unrelated photographs reach. None if the matcher was not calibrated.
     """
 
     matches: NDArray[np.int64]
@@ -177,9 +180,15 @@ class Matches:
     prune_layer1: NDArray[np.int64] | None = field(default=None, repr=False)
     matchability0: NDArray[np.float32] | None = field(default=None, repr=False)
     matchability1: NDArray[np.float32] | None = field(default=None, repr=False)
+    overlaps: bool | None = None
 
     def __len__(self) -> int:
         return len(self.matches)
+
+    @property
+    def evidence(self) -> float:
+        """Sum of the scores: how many right matches the matcher expects, and so how sure it is of an overlap."""
+        return float(self.scores.sum(dtype=np.float64))
 
     def swapped(self) -> Matches:
         """Return the same correspondences with the two images exchanged."""
@@ -194,4 +203,5 @@ class Matches:
             prune_layer1=self.prune_layer0,
             matchability0=self.matchability1,
             matchability1=self.matchability0,
+            overlaps=self.overlaps,
         )

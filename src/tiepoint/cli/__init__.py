@@ -18,7 +18,7 @@ import typer
 
 from .. import __version__
 from ..errors import TiepointError
-from . import evaluate, extract, info, match, train, weights
+from . import calibrate, evaluate, extract, info, match, train, weights
 from .console import say, show_warning
 
 INTERRUPTED = 130  # as shells number SIGINT
@@ -38,6 +38,7 @@ app.command("bench")(evaluate.bench)
 app.command("info")(info.info)
 app.add_typer(weights.app, name="weights")
 app.add_typer(train.app, name="train")
+app.command("calibrate")(calibrate.calibrate)
 app.command("export-weights")(train.export_weights)
 
 

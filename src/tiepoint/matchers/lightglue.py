@@ -54,6 +54,8 @@ class LightGlueConfig:
         α: a pair stops as soon as more than this share of its points is confident.
     prune_matchability : tuple of layers - 1 floats, or None
         β_l: after layer l a confident point with at most this matchability is dropped. None: no pruning.
+    overlap_threshold : float or None
+        Two photographs overlap if `Matches.evidence` exceeds this. None: not calibrated.
     """
 
     features: tuple[str, ...] = ()
@@ -67,6 +69,7 @@ class LightGlueConfig:
     exit_confidence: tuple[float, ...] | None = None
     exit_share: float = 0.95
     prune_matchability: tuple[float, ...] | None = None
+    overlap_threshold: float | None = None
 
     def __post_init__(self) -> None:
         if self.dim % (2 * self.heads):
@@ -427,6 +430,12 @@ class LightGlue(Matcher):
         assert features.scales is not None  # see _check
         scales = features.scales.log2() if self.config.log_scale else features.scales
         return normalise_positions(features.keypoints, features.image_size, scales, features.orientations)
+
+    def match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
+        """Match many pairs, see `Matcher.match_many`; calibrated weights also tell which pairs overlap."""
+        results = super().match_many(pairs)
+        threshold = self.config.overlap_threshold
+        return results if threshold is None else [replace(m, overlaps=m.evidence > threshold) for m in results]
 
     def _match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
         # Pairs of similar size share a call; the order of the results is the caller's.

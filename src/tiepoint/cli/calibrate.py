@@ -1,0 +1,125 @@
+"""``tiepoint calibrate``: thresholds for a stated price."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from .console import DeviceOption, JsonOption, is_terminal, none_if_auto, print_json, print_table
+
+
+def calibrate(
+    target: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="A run's folder, or weights of a LightGlue.")],
+    images: Annotated[Path, typer.Option("--images", help="Photographs like those that will be matched.")],
+    keep: Annotated[
+        float, typer.Option(min=0.5, max=0.9999, help="Share of the full model's right matches to keep.")
+    ] = 0.99,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Probability that the promise holds.")] = 0.95,
+    pairs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Text file with two image names a line, to calibrate on instead of pairs made from single photographs."
+        ),
+    ] = None,
+    count: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Pairs to make; by default enough for the promise."),
+    ] = None,
+    max_keypoints: Annotated[
+        int,
+        typer.Option("--max-keypoints", "-k", min=32, help="Keypoints of each picture: as many as will be matched."),
+    ] = 1024,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="File; by default calibrated.safetensors in RUN, or beside WEIGHTS."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that make pairs.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the pairs.")] = 0,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Choose when to stop early, which points to drop, and when two photographs overlap.
+
+    The cheapest setting that, with the given confidence, keeps the given share of what the full model finds is
+    stored with the weights. The promise is about pairs like those calibrated on.
+    """
+    from ..errors import ArgumentError
+    from ..export import check_output
+    from ..training.calibrate import calibrate_file
+
+    if output is not None:
+        check_output(output, (".safetensors",))
+    if pairs is not None and count is not None:
+        raise ArgumentError("--count is for pairs that are made; --pairs lists its own")
+    status = Console(stderr=True).status("preparing photographs") if is_terminal() else None
+
+    def show(related: int, unrelated: int) -> None:
+        if status:
+            status.update(f"matched {related} related and {unrelated} unrelated pairs")
+
+    if status:
+        status.start()
+    try:
+        result, path = calibrate_file(
+            target,
+            images,
+            keep,
+            confidence,
+            output,
+            pairs,
+            count,
+            max_keypoints,
+            seed,
+            workers,
+            none_if_auto(device),
+            show,
+        )
+    finally:
+        if status:
+            status.stop()
+
+    if json:
+        print_json(
+            {
+                "output": str(path),
+                "keep": keep,
+                "confidence": confidence,
+                "pairs": result.pairs,
+                "unrelated": result.unrelated,
+                "settings": result.settings,
+                "speed_up": result.speed_up,
+                "overlap_threshold": result.config.overlap_threshold,
+                "solved_kept": result.solved_kept,
+            }
+        )
+        return
+    print_table(
+        ("exit at confidence", "prune below", "lost", "p-value", "work", "time"),
+        [
+            (
+                f"{s['exit_confidence']:g}",
+                f"{s['prune_matchability']:g}",
+                f"{s['lost']:.2%}",
+                f"{s['p_value']:.3f}",
+                f"{s['work']:.0%}",
+                f"{s['seconds']:.1f} s" + (" <- chosen" if s["chosen"] else ""),
+            )
+            for s in result.settings
+        ],
+    )
+    print(
+        f"the full model took {result.seconds:.1f} s for {result.pairs} related and {result.unrelated} unrelated pairs"
+    )
+    if result.chosen is None:
+        print(f"No setting keeps {keep:g} with confidence {confidence:g} on these pairs: the full model is used.")
+    else:
+        print(f"{result.speed_up:.2f} times as fast as the full model; keeps {keep:g} with confidence {confidence:g}")
+    if result.config.overlap_threshold is not None and pairs is None:
+        print(
+            f"photographs overlap from evidence {result.config.overlap_threshold:.1f} on"
+            + ("" if result.solved_kept is None else f"; {result.solved_kept:.0%} of the pairs that can be matched do")
+        )
+    print(f"wrote {path}")

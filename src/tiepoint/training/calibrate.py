@@ -1,0 +1,427 @@
+"""Choose the thresholds of a trained LightGlue on photographs, for a stated price.
+
+How early to stop and which points to drop is a trade of matches for speed. Candidate settings, from cautious to bold,
+are run beside the full model on pairs that were not trained on, and `calibration.choose` picks the cheapest that keeps
+its promise; the theorem and its assumption stand there. Unrelated pairs among them give the threshold above which two
+photographs are said to overlap.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import devices
+from .. import features as extractors
+from .. import weights as weights_module
+from ..errors import ArgumentError, InputError
+from ..matchers.lightglue import LightGlue, LightGlueConfig
+from ..types import Features, Matches
+from . import calibration
+from .batches import CHUNK, ChunkMaker, PairConfig, stream
+from .cache import PhotoCache, build_cache
+from .run import newest_weights, try_extractor
+
+# (exit_confidence, prune_matchability) at every layer, from cautious to bold: each setting stops no later and drops no
+# fewer points than the one before. Fixed before any pair is seen, as the theorem asks.
+SETTINGS = (
+    (0.995, 0.001),
+    (0.99, 0.002),
+    (0.98, 0.005),
+    (0.97, 0.01),
+    (0.95, 0.02),
+    (0.92, 0.03),
+    (0.88, 0.04),
+    (0.82, 0.06),
+    (0.75, 0.08),
+    (0.65, 0.10),
+)
+_SOLVED = 15  # right matches with which a pair counts as one that can be matched
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image pair to calibrate on.
+
+    Attributes
+    ----------
+    features0, features1 : Features
+    partners : int64 array (N,) or None
+        True partner of each keypoint of image 0, negative if it has none; None if nobody knows.
+    related : bool
+        Whether the photographs overlap.
+    """
+
+    features0: Features
+    features1: Features
+    partners: NDArray[np.int64] | None
+    related: bool
+
+
+@dataclass
+class Calibration:
+    """What was measured, and what was chosen.
+
+    Attributes
+    ----------
+    config : LightGlueConfig
+        The weights' configuration with the chosen thresholds in it; without early exit and pruning if no setting keeps
+        the promise.
+    keep, confidence : float
+        The promise: with this confidence, at least this share of the full model's right matches is kept.
+    pairs, unrelated : int
+        Pairs used for the one and the other threshold.
+    settings : list of dict
+        Of each candidate: ``exit_confidence``, ``prune_matchability``, ``lost`` (mean share), ``p_value``, ``work``
+        (share of the full model's layers times points), ``seconds`` of matching, and whether it was ``chosen``.
+    seconds : float
+        Time that the full model took for the same pairs.
+    solved_kept : float or None
+        Share of the pairs solved at full depth (15 right matches) that are said to overlap.
+    """
+
+    config: LightGlueConfig
+    keep: float
+    confidence: float
+    pairs: int = 0
+    unrelated: int = 0
+    settings: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    solved_kept: float | None = None
+
+    @property
+    def chosen(self) -> dict[str, Any] | None:
+        """The chosen setting, or None for the full model."""
+        return next((setting for setting in self.settings if setting["chosen"]), None)
+
+    @property
+    def speed_up(self) -> float:
+        """Time of the full model divided by that of the chosen setting."""
+        return 1.0 if self.chosen is None else self.seconds / self.chosen["seconds"]
+
+
+def with_setting(config: LightGlueConfig, exit_confidence: float, prune_matchability: float) -> LightGlueConfig:
+    """Return a configuration with the same level at every layer.
+
+    Examples
+    --------
+    >>> with_setting(LightGlueConfig(layers=3), 0.9, 0.01).exit_confidence
+    (0.9, 0.9)
+    """
+    layers = config.layers - 1
+    return replace(
+        config, exit_confidence=(exit_confidence,) * layers, prune_matchability=(prune_matchability,) * layers
+    )
+
+
+def calibrate(
+    matcher: LightGlue,
+    samples: Iterator[Sequence[Sample]],
+    keep: float = 0.99,
+    confidence: float = 0.95,
+    max_false_overlaps: float = 0.05,
+    progress: Callable[[int, int], None] = lambda related, unrelated: None,
+) -> Calibration:
+    """Choose exit, pruning and overlap thresholds on image pairs.
+
+    Parameters
+    ----------
+    matcher : LightGlue
+        Its weights' confidence classifiers must be trained.
+    samples : iterator of sequences of Sample
+        Independent pairs, not trained on, like those the matcher will meet. Read to its end.
+    keep : float
+        Share of the full model's right matches to keep, on average over pairs; where the truth is not known, of all
+        its matches.
+    confidence : float
+        Probability, over the draw of the samples, that this and the share of false overlaps hold.
+    max_false_overlaps : float
+        Share of unrelated pairs that may be said to overlap.
+    progress : callable
+        Called with the numbers of related and unrelated pairs so far.
+
+    Raises
+    ------
+    ArgumentError
+        The confidence classifiers were never trained.
+    """
+    if (
+        not any(bool(parameter.any()) for parameter in matcher.net.confidence.parameters())
+        and matcher.config.layers > 1
+    ):
+        raise ArgumentError(
+            "the confidence classifiers of these weights were never trained: run 'tiepoint train confidence RUN' first"
+        )
+    full = _with_config(matcher, matcher.config, adaptive=False)
+    candidates = [_with_config(matcher, with_setting(matcher.config, *setting)) for setting in SETTINGS]
+    # By setting (the full model last) and pair.
+    kept: list[list[int]] = [[] for _ in SETTINGS]
+    work: list[list[float]] = [[] for _ in SETTINGS]
+    evidence: list[list[float]] = [[] for _ in range(len(SETTINGS) + 1)]
+    seconds = [0.0] * (len(SETTINGS) + 1)
+    right: list[int] = []
+    related: list[bool] = []
+    for group in samples:
+        pairs = [(sample.features0, sample.features1) for sample in group]
+        truths = []
+        for s, model in enumerate([full, *candidates], start=-1):
+            began = time.perf_counter()
+            found = model.match_many(pairs)
+            seconds[s] += time.perf_counter() - began
+            evidence[s].extend(matches.evidence for matches in found)
+            if s < 0:
+                truths = [_right(matches, sample) for matches, sample in zip(found, group, strict=True)]
+                right.extend(len(truth) for truth in truths)
+                continue
+            for matches, truth, sample in zip(found, truths, group, strict=True):
+                kept[s].append(int(np.isin(_keys(matches.matches, sample), truth).sum()))
+                work[s].append(_work(matches, matcher.config.layers))
+        related.extend(sample.related for sample in group)
+        progress(sum(related), len(related) - sum(related))
+
+    use = np.array(related, bool)
+    result = Calibration(matcher.config, keep, confidence, int(use.sum()), int((~use).sum()), seconds=seconds[-1])
+    losses = np.stack([calibration.share_lost(np.array(k)[use], np.array(right)[use]) for k in kept])
+    costs = np.array(work)[:, use].mean(1) if use.any() else np.ones(len(SETTINGS))
+    chosen = calibration.choose(losses, costs, keep, confidence)
+    for s, (exit_confidence, prune_matchability) in enumerate(SETTINGS):
+        result.settings.append(
+            {
+                "exit_confidence": exit_confidence,
+                "prune_matchability": prune_matchability,
+                "lost": float(losses[s].mean()) if use.any() else 0.0,
+                "p_value": calibration.hoeffding_bentkus_p_value(losses[s], 1 - keep),
+                "work": float(costs[s]),
+                "seconds": seconds[s],
+                "chosen": s == chosen,
+            }
+        )
+    config = (
+        replace(matcher.config, exit_confidence=None, prune_matchability=None)
+        if chosen is None
+        else with_setting(matcher.config, *SETTINGS[chosen])
+    )
+    scores = np.array(evidence[-1 if chosen is None else chosen])
+    threshold = None if use.all() else calibration.choose_pair_threshold(scores[~use], max_false_overlaps, confidence)
+    solved = use & (np.array(right) >= _SOLVED)
+    if threshold is not None and solved.any():
+        result.solved_kept = float((scores[solved] > threshold).mean())
+    result.config = replace(config, overlap_threshold=threshold)
+    return result
+
+
+def _with_config(matcher: LightGlue, config: LightGlueConfig, adaptive: bool = True) -> LightGlue:
+    """Return a matcher with the same network and other thresholds."""
+    other = copy.copy(matcher)
+    other.config, other.adaptive = config, adaptive
+    return other
+
+
+def _keys(matches: NDArray[np.int64], sample: Sample) -> NDArray[np.int64]:
+    """Return one number for each match."""
+    return matches[:, 0] * len(sample.features1) + matches[:, 1]
+
+
+def _right(matches: Matches, sample: Sample) -> NDArray[np.int64]:
+    """Return the numbers of the right matches; of all, where the truth is not known."""
+    rows = matches.matches
+    if sample.partners is not None:
+        rows = rows[sample.partners[rows[:, 0]] == rows[:, 1]]
+    return _keys(rows, sample)
+
+
+def _work(matches: Matches, layers: int) -> float:
+    """Return layers times points, as a share of the full model's."""
+    if matches.prune_layer0 is None or matches.prune_layer1 is None:  # a pair without keypoints
+        return 0.0
+    points = len(matches.prune_layer0) + len(matches.prune_layer1)
+    return float(matches.prune_layer0.sum() + matches.prune_layer1.sum()) / (layers * points)
+
+
+def samples_from_photographs(
+    photos: PhotoCache,
+    config: PairConfig,
+    count: int,
+    seed: int = 0,
+    held_out: bool = False,
+    workers: int = 1,
+) -> Iterator[list[Sample]]:
+    """Make related and unrelated pairs from photographs, until there are ``count`` related ones and 100 unrelated.
+
+    Parameters
+    ----------
+    photos : PhotoCache
+        Where pictures come from; pairs are the more independent the more photographs there are.
+    config : PairConfig
+        Which pairs are made; its ``negatives`` must not be 0.
+    count : int
+        Related pairs, at least.
+    seed : int
+        Of all random choices.
+    held_out : bool
+        Use only the photographs that a training on this cache did not see.
+    workers : int
+        Processes that make pairs.
+
+    Yields
+    ------
+    list of Sample
+    """
+    maker = ChunkMaker(photos, config, seed, held_out)
+    related = unrelated = 0
+    for batch in stream(maker, CHUNK, 0, 1_000_000, workers):
+        pairs = batch.features(config.features)
+        yield [Sample(f0, f1, batch.matches0[p].numpy(), bool(batch.related[p])) for p, (f0, f1) in enumerate(pairs)]
+        related += int(batch.related.sum())
+        unrelated += int((~batch.related).sum())
+        if related >= count and unrelated >= 100:
+            return
+
+
+def samples_from_list(
+    file: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    features: str,
+    max_keypoints: int = 1024,
+    long_side: int = 1024,
+    device: torch.device | str = "cpu",
+) -> Iterator[list[Sample]]:
+    """Read image pairs, two names below ``images`` on each line; their truth is not known.
+
+    Raises
+    ------
+    InputError
+        The list or an image cannot be read, or a line does not hold two names.
+    """
+    try:
+        lines = Path(file).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: the list of image pairs cannot be read ({error})") from error
+    pairs = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    for number, names in pairs:
+        if len(names) != 2:
+            raise InputError(f"{file}, line {number}: need two image names, not {len(names)}")
+    extractor = extractors.load(features, device=device, max_keypoints=max_keypoints, long_side=long_side)
+    for _, (name0, name1) in pairs:
+        yield [Sample(extractor(Path(images) / name0), extractor(Path(images) / name1), None, True)]
+
+
+def calibrate_file(
+    target: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    keep: float = 0.99,
+    confidence: float = 0.95,
+    output: str | os.PathLike[str] | None = None,
+    pairs_file: str | os.PathLike[str] | None = None,
+    count: int | None = None,
+    keypoints: int = 1024,
+    seed: int = 0,
+    workers: int = 1,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] = lambda related, unrelated: None,
+) -> tuple[Calibration, Path]:
+    """Calibrate a run or a weights file on photographs, and write weights with thresholds in their metadata.
+
+    Parameters
+    ----------
+    target : path
+        A run's folder, or LightGlue weights of ours (``.safetensors``).
+    images : path
+        Photographs like those that will be matched. If the weights were trained on this very folder, only the
+        photographs that training held out are used.
+    keep, confidence : float
+        See `calibrate`.
+    output : path, optional
+        By default ``calibrated.safetensors`` in the run, or ``NAME-calibrated.safetensors`` beside the file.
+    pairs_file : path, optional
+        Calibrate on these pairs of images, see `samples_from_list`, instead of pairs made from single photographs.
+        The overlap threshold then stays as it is.
+    count : int, optional
+        Related pairs to make; by default four times `calibration.pairs_needed`, which leaves room for some loss.
+    keypoints : int
+        Of each picture: as many as will be matched.
+    seed : int
+        Of the pairs.
+    workers : int
+        Processes that make pairs.
+    device : torch.device or str, optional
+        Where to match.
+    progress : callable
+        See `calibrate`.
+
+    Returns
+    -------
+    Calibration, Path
+        What was chosen, and the file.
+
+    Raises
+    ------
+    InputError, ArgumentError, WeightsError
+        The photographs or the weights cannot be used, or there are too few pairs to promise anything.
+    """
+    target, chosen_device = Path(target), devices.pick_device(device)
+    source = _uncalibrated(target) if target.is_dir() else target
+    if output is None:
+        output = (
+            target / "calibrated.safetensors"
+            if target.is_dir()
+            else target.with_name(f"{target.stem}-calibrated.safetensors")
+        )
+    state, told = weights_module.load(source)
+    if not told.get("features") or told.get("training", {}).get("kind", "lightglue") != "lightglue":
+        raise ArgumentError(f"{source} does not hold LightGlue weights of ours")
+    features = told["features"][0]
+    matcher = LightGlue(features, chosen_device, weights=str(source))
+    needed = calibration.pairs_needed(keep, confidence)
+    count = 4 * needed if count is None else count
+    if pairs_file is None and count < needed:
+        raise ArgumentError(
+            f"to promise {keep:g} with confidence {confidence:g} takes at least {needed} pairs, not {count}"
+        )
+    with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:  # Windows keeps a mapped file
+        if pairs_file is not None:
+            samples = samples_from_list(pairs_file, images, features, keypoints, device=chosen_device)
+        else:
+            config = PairConfig(
+                features,
+                keypoints=keypoints,
+                photometric="mild",
+                scenes=0.5,
+                negatives=0.2,
+                detection_threshold=told.get("training", {}).get("pairs", {}).get("detection_threshold"),
+            )
+            photos = build_cache(images, Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
+            try_extractor(photos, config, torch.device("cpu"))
+            names = hashlib.sha256("\n".join(photos.names).encode()).hexdigest()
+            seen = told.get("training", {}).get("photographs") == names
+            samples = samples_from_photographs(photos, config, count, seed, seen, workers)
+        result = calibrate(matcher, samples, keep, confidence, progress=progress)
+    if pairs_file is not None:
+        result.config = replace(result.config, overlap_threshold=matcher.config.overlap_threshold)
+    about = {
+        name: getattr(result, name)
+        for name in ("keep", "confidence", "pairs", "unrelated", "settings", "speed_up", "solved_kept")
+    }
+    about |= {"keypoints": keypoints, "seed": seed}
+    weights_module.save(output, state, {**told, **asdict(result.config), "calibration": about})
+    return result, Path(output)
+
+
+def _uncalibrated(run: Path) -> Path:
+    """Return a run's newest weights before calibration."""
+    newest = newest_weights(run)
+    before = run / "confidence" / "weights.safetensors"
+    if newest.name == "calibrated.safetensors" and before.is_file():
+        return before
+    return newest
