@@ -81,6 +81,7 @@ def test_match_options_reach_the_library(tiepoint, photos: Path, tmp_path: Path)
         return json.loads(ran.out)
 
     assert told("--max-keypoints", 40)["keypoints0"] == 40
+    assert told("--threshold", 60)["keypoints0"] < told()["keypoints0"] > told("--nms-radius", 9)["keypoints0"]
     assert told("--long-side", 80)["keypoints0"] < told("--long-side", 0)["keypoints0"]
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((240, 320), np.uint8))
     masked = told("--mask1", tmp_path / "black.png")
@@ -107,6 +108,13 @@ def test_no_matches_is_a_result(tiepoint, photos: Path, tmp_path: Path) -> None:
         (["match", "gone.jpg", "gone.jpg", "-o", "no/m.npz"], 2, "does not exist"),
         (["match", "{photos}/a.png", "{photos}/b.png", "-f", "sitf"], 2, "no extractor .* sift"),
         (["match", "{photos}/a.png", "{photos}/b.png", "-f", "orb", "-m", "lightglue"], 2, "orb"),
+        (["match", "{photos}/a.png", "{photos}/b.png", "-m", "lightgule"], 2, "no matcher .* lightglue"),
+        (["match", "{photos}/a.png", "{photos}/b.png", "--weights", "mine.safetensors"], 2, "--features"),
+        (
+            ["match", "{photos}/a.png", "{photos}/b.png", "-f", "sift", "-m", "lightglue", "--weights", "mine.pth"],
+            2,
+            "mine.pth is neither",
+        ),
         (["match", "{photos}/a.png", "{photos}/b.png", "--device", "abacus"], 2, "abacus"),
         (["match", "{photos}/a.png", "{photos}/b.png", "--focal", "500"], 2, "essential"),
         (["match", "{photos}/a.png", "{photos}/b.png", "--geometri", "homography"], 2, "--geometry"),
@@ -179,6 +187,28 @@ def test_extract_leaves_out_bad_images_and_says_so(tiepoint, photos: Path, tmp_p
         np.testing.assert_array_equal(found[key], getattr(expected, key).numpy())
     assert found["image_size"].tolist() == [320, 240]
     assert [path.name for path in tmp_path.iterdir()] == [output]
+
+
+def test_extract_with_a_folder_of_masks(tiepoint, photos: Path, tmp_path: Path) -> None:
+    masks, output = tmp_path / "masks", tmp_path / "f.npz"
+    masks.mkdir()
+    half = np.zeros((240, 320), np.uint8)
+    half[:, :160] = 255
+    cv2.imwrite(str(masks / "a.png.png"), half)
+    argv = ["extract", photos / "a.png", photos / "b.png", "-f", "orb", "-o", output, "--masks", masks]
+    ran = tiepoint(*argv)
+    assert ran.code == 3 and "b.png.png: no such file" in ran.err
+    with np.load(output) as file:
+        assert 0 < file["a.png/keypoints"][:, 0].max() <= 159.5 and "b.png/keypoints" not in file
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a place where not even root can write")
+def test_where_nothing_can_be_written(tiepoint, photos: Path) -> None:
+    for argv in (["match", photos / "a.png", photos / "b.png", *CLASSIC], ["extract", photos / "a.png", "-f", "orb"]):
+        for output in ("/proc/m.npz", "/proc/m.h5"):
+            ran = tiepoint(*argv, "-o", output)
+            assert ran.code == 3 and output in ran.err and "bug" not in ran.err and len(ran.err.splitlines()) == 1
+    assert tiepoint("extract", photos / "a.png", "-f", "orb", "-o", "/proc/folder").code == 3
 
 
 def test_images_are_named_below_their_common_folder(tmp_path: Path) -> None:

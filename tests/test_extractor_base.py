@@ -202,6 +202,16 @@ def test_extract_many_equals_one_by_one(texture):
         extractor.extract_many([texture, "missing.jpg"])
 
 
+def test_extract_many_with_masks(texture):
+    mask = np.zeros((240, 320), np.uint8)
+    mask[:100] = 1
+    extractor = Corners()
+    masked, whole = extractor.extract_many([texture, texture], [mask, None])
+    assert rows(masked) == rows(extractor(texture, mask)) != rows(whole) == rows(extractor(texture))
+    with pytest.raises(ArgumentError, match="1 masks for 2 images"):
+        extractor.extract_many([texture, texture], [mask])
+
+
 # ------------------------------------------------------------------------------------- tiles
 
 

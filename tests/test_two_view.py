@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import tiepoint as tp
 from tiepoint import export, two_view, weights
 from tiepoint.errors import ArgumentError, InputError, MissingDependencyError, TiepointError, WeightsError
+from tiepoint.matchers.lightglue import WEIGHTS_FOR
 
 CLASSIC: Any = {"features": "sift", "matcher": "nearest"}
 
@@ -162,6 +163,8 @@ def test_auto_never_takes_non_commercial_weights(on_this_machine: set[str], monk
 def test_every_preference_names_registered_weights_that_may_be_used() -> None:
     # sift-lightglue is ours and joins the registry once it is trained.
     known = weights.entries()
+    assert not {"aliked-t16"} & set(WEIGHTS_FOR), "its descriptors have 64 numbers, the weights want 128"
+    assert known.keys() >= set(WEIGHTS_FOR.values())
     for choice in two_view.PREFERENCES:
         for name in set(choice.weights) - {"sift-lightglue"}:
             assert known[name].commercial

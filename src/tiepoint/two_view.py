@@ -17,7 +17,7 @@ from . import export, geometry, matchers, weights
 from . import features as extractors
 from .devices import pick_device
 from .errors import ArgumentError
-from .features import Extractor
+from .features import Extractor, ExtractorOptions
 from .geometry import Camera, Estimate
 from .images import ImageSource, read_image
 from .matchers import Matcher
@@ -254,6 +254,8 @@ def match(
     *,
     max_keypoints: int | None = 2048,
     long_side: int | None = 1024,
+    detection_threshold: float | None = None,
+    nms_radius: int | None = None,
     mask0: ImageSource | None = None,
     mask1: ImageSource | None = None,
     geometry: Geometry | None = None,
@@ -277,6 +279,8 @@ def match(
     long_side : int or None
         Shrink larger photographs to this long side, in pixels, to find keypoints; None works at full size.
         Points come back in original pixels either way. A loaded extractor has its own number.
+    detection_threshold, nms_radius : number or None
+        See `tiepoint.features.ExtractorOptions`; None is the extractor's own default.
     mask0, mask1 : same kinds as the images, or None
         0 means "no keypoints here".
     geometry : {"homography", "fundamental", "essential"}, optional
@@ -319,7 +323,8 @@ def match(
     view0, view1 = read_image(image0, mask0), read_image(image1, mask1)
     clock.lap("read")
 
-    extractor, pairer, choice = _load(features, matcher, pick_device(device), max_keypoints, long_side)
+    options = ExtractorOptions(max_keypoints, detection_threshold, nms_radius, long_side)
+    extractor, pairer, choice = _load(features, matcher, pick_device(device), options)
     clock.lap("load")
     features0, features1 = extractor(view0), extractor(view1)
     clock.lap("extract")
@@ -348,7 +353,7 @@ def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str
     Raises
     ------
     ArgumentError
-        Only weights that forbid commercial use would do; those have to be asked for by name.
+        Unknown matcher; or only weights that forbid commercial use would do, which have to be asked for by name.
 
     Examples
     --------
@@ -368,6 +373,8 @@ def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str
     known = weights.entries()
     offers = [c for c in PREFERENCES if matcher in ("auto", c.matcher) and known.keys() >= set(c.weights)]
     if not offers:
+        if matcher not in matchers.names():
+            raise ArgumentError(f"no matcher is called {matcher!r}; there are: {', '.join(matchers.names())}")
         raise ArgumentError(
             f"'auto' picks nothing that forbids commercial use, and the matcher {matcher!r} has nothing else; "
             "name the features, e.g. features='superpoint'"
@@ -387,15 +394,14 @@ def _load(
     features: str | Extractor,
     matcher: str | Matcher,
     device: torch.device,
-    max_keypoints: int | None,
-    long_side: int | None,
+    options: ExtractorOptions,
 ) -> tuple[Extractor, Matcher, str]:
     feature_name, matcher_name, why = choose(
         features if isinstance(features, str) else features.name,
         matcher if isinstance(matcher, str) else matcher.name,
     )
     if isinstance(features, str):
-        features = extractors.load(feature_name, device=device, max_keypoints=max_keypoints, long_side=long_side)
+        features = extractors.load(feature_name, device=device, **vars(options))
     if isinstance(matcher, str):
         matcher = matchers.load(matcher_name, features=feature_name, device=device)
     return features, matcher, why

@@ -29,6 +29,7 @@ app = typer.Typer(
     epilog="'tiepoint VERB --help' tells more. Exit codes: 2 usage, 3 input, 4 weights, 5 missing package.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # joins the lines of a paragraph
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("match")(match.match)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TextIO, TypeVar
+from typing import Annotated, Any, Optional, TextIO, TypeVar
 
 import typer
 from rich.console import Console
@@ -27,6 +27,14 @@ MaxKeypointsOption = Annotated[
 LongSideOption = Annotated[
     int,
     typer.Option("--long-side", min=0, help="Shrink larger images to this many pixels; 0 works at full size."),
+]
+ThresholdOption = Annotated[
+    Optional[float],  # noqa: UP045  typer evaluates annotations, and Python 3.10's typer wants it so
+    typer.Option("--threshold", help="Least detection score, in the extractor's own unit; by default its own."),
+]
+NmsRadiusOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--nms-radius", min=0, help="Pixels around a keypoint that hold no other; by default its own."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …", show_default=True)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else, on stdout.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -14,6 +14,8 @@ from .console import (
     JsonOption,
     LongSideOption,
     MaxKeypointsOption,
+    NmsRadiusOption,
+    ThresholdOption,
     none_if_auto,
     none_if_zero,
     print_json,
@@ -34,13 +36,19 @@ def extract(
     features: FeaturesOption = "auto",
     max_keypoints: MaxKeypointsOption = 2048,
     long_side: LongSideOption = 1024,
+    threshold: ThresholdOption = None,
+    nms_radius: NmsRadiusOption = None,
+    masks: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of masks, as COLMAP has them: black in MASKS/a.jpg.png keeps a.jpg free."),
+    ] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Find keypoints and descriptors in many photographs.
 
     Images are called by their paths below the folder that they have in common. One that cannot be read is
-    reported and left out; the exit code is then 3.
+    reported and left out, as is one without its mask where masks are given; the exit code is then 3.
     """
     from .. import features as extractors
     from .. import two_view
@@ -56,6 +64,8 @@ def extract(
         device=pick_device(none_if_auto(device)),
         max_keypoints=none_if_zero(max_keypoints),
         long_side=none_if_zero(long_side),
+        detection_threshold=threshold,
+        nms_radius=nms_radius,
     )
 
     counts: dict[str, int] = {}
@@ -63,7 +73,7 @@ def extract(
     with writer:
         for key, path in progress(list(paths.items()), f"extracting {name}"):
             try:
-                found = extractor(path)
+                found = extractor(path, None if masks is None else masks / f"{key}.png")
             except InputError as error:
                 failed[key] = str(error)
                 say(f"tiepoint: {error}")

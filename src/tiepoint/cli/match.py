@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -15,6 +16,8 @@ from .console import (
     LongSideOption,
     MatcherOption,
     MaxKeypointsOption,
+    NmsRadiusOption,
+    ThresholdOption,
     none_if_auto,
     none_if_zero,
     print_json,
@@ -52,6 +55,12 @@ def match(
     matcher: MatcherOption = "auto",
     max_keypoints: MaxKeypointsOption = 2048,
     long_side: LongSideOption = 1024,
+    threshold: ThresholdOption = None,
+    nms_radius: NmsRadiusOption = None,
+    weights: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The matcher's weights: a file, or a name of 'tiepoint weights list'."),
+    ] = None,
     mask0: Annotated[Optional[Path], typer.Option(help="Black where A must have no keypoints.")] = None,  # noqa: UP045
     mask1: Annotated[Optional[Path], typer.Option(help="Black where B must have no keypoints.")] = None,  # noqa: UP045
     geometry: Annotated[
@@ -74,7 +83,8 @@ def match(
     Points are (x, y) pixels of the photographs as stored after EXIF rotation; (0, 0) is the centre of the
     top-left pixel.
     """
-    from .. import export, two_view
+    from .. import export, matchers, two_view
+    from ..devices import pick_device
     from ..errors import ArgumentError
     from ..geometry import Camera
     from ..images import read_image
@@ -83,19 +93,29 @@ def match(
         export.check_output(path, two_view.FILES)
     if focal is not None and geometry is not Geometry.essential:
         raise ArgumentError("--focal is for --geometry essential only")
+    if weights is not None and "auto" in (features, matcher):
+        raise ArgumentError("--weights needs --features and --matcher: which ones are these weights for?")
+    where = pick_device(none_if_auto(device))
+    begin = time.perf_counter()
     views = read_image(image0, mask0), read_image(image1, mask1)
+    read = time.perf_counter() - begin
     cameras = [None if focal is None else Camera.from_focal(focal, view.size) for view in views]
     result = two_view.match(
         *views,
         features=features,
-        matcher=matcher,
+        matcher=matcher
+        if weights is None
+        else matchers.load(matcher, features=features, device=where, weights=weights),
         max_keypoints=none_if_zero(max_keypoints),
         long_side=none_if_zero(long_side),
+        detection_threshold=threshold,
+        nms_radius=nms_radius,
         geometry=None if geometry is None else geometry.value,
         camera0=cameras[0],
         camera1=cameras[1],
-        device=none_if_auto(device),
+        device=where,
     )
+    result.seconds["read"] = read
     for path in output:
         if path.suffix.lower() in (".png", ".jpg", ".pdf", ".svg"):
             result.plot(path, picture.value)

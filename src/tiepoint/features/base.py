@@ -175,10 +175,28 @@ class Extractor(ABC):
             found.append(part.select(tile.owns(part.keypoints)))
         return finish(concatenate(found), mask, self.options)
 
-    def extract_many(self, images: Sequence[ImageSource]) -> list[Features]:
+    def extract_many(
+        self, images: Sequence[ImageSource], masks: Sequence[ImageSource | None] | None = None
+    ) -> list[Features]:
         """Extract the features of many images; the result equals calling one by one.
 
-        The first image that cannot be read raises `InputError`. To go on without it, call one by one::
+        Parameters
+        ----------
+        images : sequence of Image, path, array or file object
+            The photographs.
+        masks : sequence as long as that, or None
+            A mask for each, or None where there is none.
+
+        Raises
+        ------
+        ArgumentError
+            There are not as many masks as images.
+        InputError
+            The first image or mask that cannot be used. To go on without it, call one by one:
+
+        Examples
+        --------
+        ::
 
             for path in paths:
                 try:
@@ -186,7 +204,11 @@ class Extractor(ABC):
                 except tiepoint.errors.InputError as error:
                     print(f"skipped: {error}")
         """
-        return [self(image) for image in images]
+        if masks is None:
+            masks = [None] * len(images)
+        if len(masks) != len(images):
+            raise ArgumentError(f"there are {len(masks)} masks for {len(images)} images; give None where there is none")
+        return [self(image, mask) for image, mask in zip(images, masks, strict=True)]
 
 
 def nms(keypoints: torch.Tensor, scores: torch.Tensor, radius: float) -> torch.Tensor:

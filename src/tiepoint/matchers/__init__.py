@@ -51,7 +51,8 @@ def load(name: str, features: str = "sift", device: torch.device | str = "cpu", 
         return factory(features=features, device=device, **options)
     except TypeError as error:
         if options and "unexpected keyword" in str(error):
-            raise ArgumentError(f"matcher {name!r} does not take one of {', '.join(options)}") from error
+            wanted = ", ".join(map(repr, options))
+            raise ArgumentError(f"matcher {name!r} does not take one of these options: {wanted}") from error
         raise
 
 

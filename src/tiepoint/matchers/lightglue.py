@@ -327,10 +327,10 @@ def normalise_positions(
 
 # The registry names of the weights that match each extractor's features.
 WEIGHTS_FOR = {
-    "sift": "sift-lightglue",
+    # ours where they are bundled, else the original authors'
+    "sift": "sift-lightglue" if "sift-lightglue" in weights_module.entries() else "sift-lightglue-cvg",
     "superpoint": "superpoint-lightglue",
     "superpoint-open": "superpoint-lightglue",
-    "aliked-t16": "aliked-lightglue",
     "aliked-n16": "aliked-lightglue",
     "aliked-n16rot": "aliked-lightglue",
     "aliked-n32": "aliked-lightglue",
