@@ -1,9 +1,9 @@
 """LightGlue here against kornia's (equivalent to the original code): time, precision and recall.
 
 Same features, same weights, one process, one alternating run: in every turn each matcher matches each pair once,
-so that a machine that slows down slows all of them. Both at full depth; tiepoint's adaptive depth and width against
-kornia's full depth too, and, for completeness, kornia's own adaptivity. Precision and recall at 3 px under the exact
-homographies of `kodak`; on the other sets precision is the epipolar one.
+so that a machine that slows down slows all of them. Both at full depth; tiepoint's adaptive depth and width, and its
+bfloat16, against kornia's full depth too, and, for completeness, kornia's own adaptivity. Precision and recall at
+3 px under the exact homographies of `kodak`; on the other sets precision is the epipolar one.
 
 Run ``python benchmarks/lightglue_speed.py --pairs 1 --repeats 1`` for a rehearsal.
 """
@@ -66,6 +66,12 @@ def main(
                 "kornia, adaptive": KorniaLightGlue(name, adaptive=True, device=device),
                 "tiepoint, full depth": tp.matchers.load("lightglue", features=name, device=device, adaptive=False),
                 "tiepoint, adaptive": tp.matchers.load("lightglue", features=name, device=device),
+                "tiepoint, full depth, bfloat16": tp.matchers.load(
+                    "lightglue", features=name, device=device, adaptive=False, precision="bfloat16"
+                ),
+                "tiepoint, adaptive, bfloat16": tp.matchers.load(
+                    "lightglue", features=name, device=device, precision="bfloat16"
+                ),
             }
             for number in keypoints or [512, 1024, 2048]:
                 # A threshold of 0 lets the detector fill up to the number asked for.
