@@ -178,7 +178,7 @@ def fit(
         output.loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, config.clip)
         if not torch.isfinite(norm + output.loss):
-            _save_culprit(folder, batch, step, float(output.loss))
+            _save_culprit(folder, batch, step, float(output.loss.detach()))
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         step += 1

@@ -1,0 +1,196 @@
+"""Batches: the same pairs at every call and on any number of processes; labels that follow every cut."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tiepoint.errors import ArgumentError, InputError
+from tiepoint.training.batches import CHUNK, Batch, ChunkMaker, PairConfig, stream
+from tiepoint.training.cache import PhotoCache, build_cache
+from tiepoint.training.ground_truth import IGNORED, UNMATCHABLE
+
+CONFIG = PairConfig(keypoints=64, size=(120, 160), difficulty=0.3, photometric="none", negatives=0.3)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory, texture: np.ndarray) -> PhotoCache:
+    """Twelve photographs cut from one textured picture, each in colours of its own."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(3)
+    for i in range(12):
+        mixed = np.clip(np.roll(texture, rng.integers(0, 240, 2), (0, 1)) @ rng.dirichlet([1, 1, 1], 3).T, 0, 255)
+        Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{i}.png")
+    return build_cache(folder, folder / "photos.cache", long_side=320)
+
+
+@pytest.fixture(scope="module")
+def chunk(photos: PhotoCache) -> Batch:
+    return ChunkMaker(photos, CONFIG, seed=5)(3)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Batch))
+
+
+def test_a_chunk_depends_on_nothing_but_seed_and_number(photos: PhotoCache, chunk: Batch, tmp_path: Path) -> None:
+    other = ChunkMaker(photos, CONFIG, seed=5)
+    other(0)  # what was made before must not matter
+    assert same(other(3), chunk)
+    assert not same(ChunkMaker(photos, CONFIG, seed=6)(3), chunk)
+    assert not same(ChunkMaker(photos, CONFIG, seed=5, held_out=True)(3), chunk)
+    kept = ChunkMaker(photos, CONFIG, seed=5, folder=tmp_path)
+    assert same(kept(3), chunk)
+    assert [path.name for path in tmp_path.iterdir()] == ["train-0000003.safetensors"]
+    kept._make = None  # type: ignore[assignment]  # now it can only read
+    assert same(kept(3), chunk)
+
+
+def test_labels_are_mutual_and_negatives_have_none(chunk: Batch) -> None:
+    assert len(chunk) == CHUNK and 0 < int(chunk.related.sum()) < CHUNK
+    for p in range(CHUNK):
+        there0, there1 = chunk.present[2 * p], chunk.present[2 * p + 1]
+        matches0, matches1 = chunk.matches0[p], chunk.matches1[p]
+        assert (matches0[~there0] == IGNORED).all() and (matches1[~there1] == IGNORED).all()
+        if not chunk.related[p]:
+            assert (matches0[there0] == UNMATCHABLE).all() and (matches1[there1] == UNMATCHABLE).all()
+            continue
+        rows = torch.nonzero(matches0 >= 0).flatten()
+        assert len(rows) > 5
+        torch.testing.assert_close(matches1[matches0[rows]], rows)
+
+
+def test_true_matches_look_alike(chunk: Batch) -> None:
+    """Descriptors, made from pixels, confirm the labels, made from geometry."""
+    d = chunk.descriptors.float()
+    for p in torch.nonzero(chunk.related).flatten().tolist():
+        rows = torch.nonzero(chunk.matches0[p] >= 0).flatten()
+        true = (d[2 * p, rows] * d[2 * p + 1, chunk.matches0[p, rows]]).sum(1)
+        assert true.mean() > (d[2 * p, rows] @ d[2 * p + 1].T).mean() + 0.15
+
+
+def test_head_keeps_the_best_and_forgets_cut_partners(chunk: Batch) -> None:
+    n = 20
+    cut = chunk.head(n)
+    assert cut.keypoints.shape[1] == n and (cut.counts == chunk.counts.clamp(max=n)).all()
+    assert torch.equal(cut.descriptors, chunk.descriptors[:, :n])
+    before, after = chunk.matches0[:, :n], cut.matches0
+    assert (after[before >= n] == IGNORED).all() and (before >= n).any()
+    assert torch.equal(after[before < n], before[before < n])
+    assert same(chunk.head(chunk.keypoints.shape[1]), chunk)
+
+
+def test_features_are_the_rows_without_padding(chunk: Batch) -> None:
+    short = replace(chunk, counts=chunk.counts.clone())
+    short.counts[1] = 40
+    f0, f1 = short.features("sift")[0]
+    assert len(f0) == int(chunk.counts[0]) and len(f1) == 40
+    assert f1.image_size == (160, 120) and f1.extractor == "sift" and f1.descriptors.dtype == torch.float32
+    assert torch.equal(f1.keypoints, chunk.keypoints[1, :40]) and torch.equal(f1.scales, chunk.scales[1, :40])
+
+
+def test_pictures_belong_to_the_chunk(photos: PhotoCache, chunk: Batch) -> None:
+    maker = ChunkMaker(photos, CONFIG, seed=5)
+    images = maker.pictures(3)
+    found = maker._extract(images)
+    for i, features in enumerate(found):
+        assert torch.equal(features.keypoints, chunk.keypoints[i, : chunk.counts[i]])
+
+
+def test_steps_do_not_depend_on_the_number_of_processes(photos: PhotoCache, tmp_path: Path) -> None:
+    maker = ChunkMaker(photos, CONFIG, seed=5, folder=tmp_path)
+    options = {"workers": 0, "distinct": 3, "fewest": 0.5}
+    alone = list(stream(maker, 2 * CHUNK, 0, 5, **options))
+    shared = [list(stream(maker, 2 * CHUNK, 0, 5, **options, rank=rank, world=2)) for rank in (0, 1)]
+    for whole, *parts in zip(alone, *shared, strict=True):
+        assert same(whole, Batch.cat(parts))
+    assert same(next(stream(maker, 2 * CHUNK, 3, 5, **options)), alone[3]), "resuming begins where it stopped"
+    numbers = {batch.keypoints.shape[1] for batch in alone}
+    assert len(numbers) > 1 and min(numbers) >= 32 and max(numbers) <= 64
+
+
+def test_a_limited_set_comes_whole_and_in_another_order_each_time(photos: PhotoCache) -> None:
+    from tiepoint.training.batches import _Steps
+
+    steps = _Steps(ChunkMaker(photos, CONFIG, seed=1), CHUNK, 100, 0, 1, 10, 1.0)
+    epochs = [[steps._chunk(10 * epoch + i) for i in range(10)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_worker_processes_give_the_same(photos: PhotoCache) -> None:
+    maker = ChunkMaker(photos, CONFIG, seed=5)
+    here, there = (list(stream(maker, CHUNK, 0, 2, workers)) for workers in (0, 1))
+    assert all(same(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_chunks_of_other_pairs_are_refused(photos: PhotoCache, tmp_path: Path) -> None:
+    ChunkMaker(photos, CONFIG, 1, folder=tmp_path).claim_folder()
+    ChunkMaker(photos, CONFIG, 1, folder=tmp_path, held_out=True).claim_folder()
+    with pytest.raises(InputError, match="keypoints is 64 there and 32 here"):
+        ChunkMaker(photos, replace(CONFIG, keypoints=32), 1, folder=tmp_path).claim_folder()
+    with pytest.raises(InputError, match="seed is 1 there and 2 here"):
+        ChunkMaker(photos, CONFIG, 2, folder=tmp_path).claim_folder()
+
+
+def test_damaged_chunk_is_named(photos: PhotoCache, tmp_path: Path) -> None:
+    (tmp_path / "train-0000000.safetensors").write_bytes(b"half a file")
+    with pytest.raises(InputError, match=r"train-0000000\.safetensors: damaged"):
+        ChunkMaker(photos, CONFIG, 1, folder=tmp_path)(0)
+
+
+def test_errors(photos: PhotoCache, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="negatives"):
+        PairConfig(negatives=1.5)
+    with pytest.raises(ArgumentError, match="multiple of 8 times 2"):
+        stream(ChunkMaker(photos, CONFIG, 1), CHUNK, 0, 1, 0, world=2)
+    for i in range(8):
+        Image.fromarray(np.full((130, 170, 3), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    blank = build_cache(tmp_path, tmp_path / "photos.cache")
+    with pytest.raises(InputError, match="detection threshold"):
+        ChunkMaker(blank, CONFIG, 1)(0)
+
+
+def test_training_needs_no_opencv(photos: PhotoCache) -> None:
+    """Everything up to a batch, with a stand-in for a torch extractor."""
+    script = f"""
+import sys
+for name in ("cv2", "poselib", "typer", "rich", "tensorboard"):
+    sys.modules[name] = None
+import torch
+from tiepoint import features, types
+from tiepoint.features.base import Extractor
+from tiepoint.training import calibrate, export, presets, run
+from tiepoint.training.batches import ChunkMaker, PairConfig
+from tiepoint.training.cache import open_cache
+
+class Grid(Extractor):
+    name, default_threshold = "grid", 0.0
+    def _extract(self, pixels, mask):
+        grey = torch.tensor(pixels).float().mean(2)
+        y, x = torch.meshgrid(torch.arange(8, 112, 12), torch.arange(8, 152, 12), indexing="ij")
+        points = torch.stack([x, y], -1).flatten(0, 1)
+        patches = torch.stack([grey[v - 4 : v + 4, u - 4 : u + 4].flatten() for u, v in points.tolist()])
+        patches = torch.nn.functional.normalize(patches - patches.mean(1, keepdim=True) + 0.1)
+        return types.Features(points.float(), torch.ones(len(points)), patches, pixels.shape[1::-1], "grid")
+
+stand_in = type(sys)("grid")
+stand_in.Grid = Grid
+sys.modules["tiepoint.features.grid"] = stand_in
+features._BUILTIN["grid"] = ("grid", "Grid", {{}})
+config = PairConfig("grid", keypoints=64, size=(120, 160))
+photos = open_cache({str(photos.path)!r})
+assert run.try_extractor(photos, config, torch.device("cpu")).input_dim == 64
+batch = ChunkMaker(photos, config, 1)(0)
+assert batch.scales.shape == (16, 0) and (batch.matches0 >= 0).any()
+print("made", len(batch))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "made 8", done.stderr
