@@ -10,10 +10,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import errors
 from .errors import TiepointError
 
 if TYPE_CHECKING:
-    from . import evaluation, export, features, geometry, matchers, viz, weights
+    from . import evaluation, export, features, geometry, images, matchers, training, viz, weights
     from .devices import best_device
     from .geometry import Camera
     from .images import read_image
@@ -29,13 +30,16 @@ __all__ = [
     "TiepointError",
     "TwoView",
     "best_device",
+    "errors",
     "evaluation",
     "export",
     "features",
     "geometry",
+    "images",
     "match",
     "matchers",
     "read_image",
+    "training",
     "viz",
     "weights",
 ]

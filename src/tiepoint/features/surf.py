@@ -27,8 +27,8 @@ class SURF(Extractor):
     The score is the determinant of the Hessian, for grey values in [0, 1]; ``detection_threshold`` is the least.
     `Features.scales` are filter widths, as in OpenCV.
 
-    OpenCV's packages leave SURF out because it is patented (US 8,165,401, filed in 2007). Whether that
-    concerns you depends on where and when you use it.
+    SURF is patented (among others US 8,165,401, filed in 2007), which is why OpenCV's packages leave it out. The
+    patents may still be in force in some countries: check before you use it.
 
     Raises
     ------
