@@ -36,7 +36,7 @@ def extract(
     features: FeaturesOption = "auto",
     max_keypoints: MaxKeypointsOption = 2048,
     long_side: LongSideOption = 1024,
-    threshold: ThresholdOption = None,
+    detection_threshold: ThresholdOption = None,
     nms_radius: NmsRadiusOption = None,
     masks: Annotated[
         Optional[Path],  # noqa: UP045
@@ -64,7 +64,7 @@ def extract(
         device=pick_device(none_if_auto(device)),
         max_keypoints=none_if_zero(max_keypoints),
         long_side=none_if_zero(long_side),
-        detection_threshold=threshold,
+        detection_threshold=detection_threshold,
         nms_radius=nms_radius,
     )
 

@@ -55,7 +55,7 @@ def match(
     matcher: MatcherOption = "auto",
     max_keypoints: MaxKeypointsOption = 2048,
     long_side: LongSideOption = 1024,
-    threshold: ThresholdOption = None,
+    detection_threshold: ThresholdOption = None,
     nms_radius: NmsRadiusOption = None,
     weights: Annotated[
         Optional[str],  # noqa: UP045
@@ -108,7 +108,7 @@ def match(
         else matchers.load(matcher, features=features, device=where, weights=weights),
         max_keypoints=none_if_zero(max_keypoints),
         long_side=none_if_zero(long_side),
-        detection_threshold=threshold,
+        detection_threshold=detection_threshold,
         nms_radius=nms_radius,
         geometry=None if geometry is None else geometry.value,
         camera0=cameras[0],
