@@ -30,7 +30,9 @@ LongSideOption = Annotated[
 ]
 ThresholdOption = Annotated[
     Optional[float],  # noqa: UP045  typer evaluates annotations, and Python 3.10's typer wants it so
-    typer.Option("--detection-threshold", help="Least detection score, in the extractor's own unit; by default its own."),
+    typer.Option(
+        "--detection-threshold", help="Least score of a keypoint, in the extractor's unit; by default its own."
+    ),
 ]
 NmsRadiusOption = Annotated[
     Optional[int],  # noqa: UP045
