@@ -138,8 +138,13 @@ def confidence(
         task = training.reopen(run, workers, none_if_auto(device))
     with _live("training confidence") as report, _graceful() as stop:
         row = training.train_confidence(task, run, steps, report, stop)
-    if task.rank == 0:
-        _print_result(row, run / "confidence", json)
+    if task.rank > 0:
+        return
+    if json:
+        print_json({**_finite(row), "run": str(run / "confidence")})
+    else:
+        print(f"cross-entropy on held-out pairs {row['held_out_loss']:.3f} (knowing nothing: 0.693)")
+        print(f"wrote {run / 'confidence' / 'weights.safetensors'}")
 
 
 def export_weights(
@@ -227,7 +232,7 @@ def _live(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 def _print_result(row: dict[str, Any], folder: Path, json: bool) -> None:
     if json:
-        print_json({**{k: v if v == v else None for k, v in row.items()}, "run": str(folder)})
+        print_json({**_finite(row), "run": str(folder)})
         return
     rows = [
         (f"nearest neighbours, ratio {ratio}", f"{told['precision']:.3f}", f"{told['recall']:.3f}")
@@ -236,6 +241,11 @@ def _print_result(row: dict[str, Any], folder: Path, json: bool) -> None:
     rows.append(("this matcher", f"{row['held_out_precision']:.3f}", f"{row['held_out_recall']:.3f}"))
     print_table(("on held-out pairs", "precision", "recall"), rows)
     print(f"{row['step']} steps in {row['seconds'] / 60:.1f} minutes, wrote {folder / 'weights.safetensors'}")
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {name: None if value != value else value for name, value in row.items()}
 
 
 def _print_rehearsal(told: dict[str, Any], json: bool) -> None:

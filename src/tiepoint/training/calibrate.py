@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ from ..types import Features, Matches
 from . import calibration
 from .batches import CHUNK, ChunkMaker, PairConfig, stream
 from .cache import PhotoCache, build_cache
-from .run import newest_weights, try_extractor
+from .run import newest_weights, pairs_from_dict, try_extractor
 
 # (exit_confidence, prune_matchability) at every layer, from cautious to bold: each setting stops no later and drops no
 # fewer points than the one before. Fixed before any pair is seen, as the theorem asks.
@@ -252,21 +253,22 @@ def _work(matches: Matches, layers: int) -> float:
 def samples_from_photographs(
     photos: PhotoCache,
     config: PairConfig,
-    count: int,
+    related: int,
+    unrelated: int,
     seed: int = 0,
     held_out: bool = False,
     workers: int = 1,
 ) -> Iterator[list[Sample]]:
-    """Make related and unrelated pairs from photographs, until there are ``count`` related ones and 100 unrelated.
+    """Make pairs from photographs: related ones first, then unrelated ones.
 
     Parameters
     ----------
     photos : PhotoCache
         Where pictures come from; pairs are the more independent the more photographs there are.
     config : PairConfig
-        Which pairs are made; its ``negatives`` must not be 0.
-    count : int
-        Related pairs, at least.
+        Which pairs are made; its ``negatives`` is not used.
+    related, unrelated : int
+        How many of each, rounded up to whole chunks.
     seed : int
         Of all random choices.
     held_out : bool
@@ -278,15 +280,13 @@ def samples_from_photographs(
     ------
     list of Sample
     """
-    maker = ChunkMaker(photos, config, seed, held_out)
-    related = unrelated = 0
-    for batch in stream(maker, CHUNK, 0, 1_000_000, workers):
-        pairs = batch.features(config.features)
-        yield [Sample(f0, f1, batch.matches0[p].numpy(), bool(batch.related[p])) for p, (f0, f1) in enumerate(pairs)]
-        related += int(batch.related.sum())
-        unrelated += int((~batch.related).sum())
-        if related >= count and unrelated >= 100:
-            return
+    for negatives, count in ((0.0, related), (1.0, unrelated)):
+        maker = ChunkMaker(photos, replace(config, negatives=negatives), seed, held_out)
+        for batch in stream(maker, CHUNK, 0, math.ceil(count / CHUNK), workers):
+            yield [
+                Sample(f0, f1, batch.matches0[p].numpy(), bool(batch.related[p]))
+                for p, (f0, f1) in enumerate(batch.features(config.features))
+            ]
 
 
 def samples_from_list(
@@ -332,6 +332,8 @@ def calibrate_file(
     progress: Callable[[int, int], None] = lambda related, unrelated: None,
 ) -> tuple[Calibration, Path]:
     """Calibrate a run or a weights file on photographs, and write weights with thresholds in their metadata.
+
+    Pairs are made as for training, with another number of keypoints, and from other photographs.
 
     Parameters
     ----------
@@ -379,7 +381,7 @@ def calibrate_file(
             else target.with_name(f"{target.stem}-calibrated.safetensors")
         )
     state, told = weights_module.load(source)
-    if not told.get("features") or told.get("training", {}).get("kind", "lightglue") != "lightglue":
+    if told.get("training", {}).get("kind") != "lightglue":
         raise ArgumentError(f"{source} does not hold LightGlue weights of ours")
     features = told["features"][0]
     matcher = LightGlue(features, chosen_device, weights=str(source))
@@ -393,19 +395,12 @@ def calibrate_file(
         if pairs_file is not None:
             samples = samples_from_list(pairs_file, images, features, keypoints, device=chosen_device)
         else:
-            config = PairConfig(
-                features,
-                keypoints=keypoints,
-                photometric="mild",
-                scenes=0.5,
-                negatives=0.2,
-                detection_threshold=told.get("training", {}).get("pairs", {}).get("detection_threshold"),
-            )
+            config = replace(pairs_from_dict(told["training"]["pairs"]), keypoints=keypoints)
             photos = build_cache(images, Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
             try_extractor(photos, config, torch.device("cpu"))
             names = hashlib.sha256("\n".join(photos.names).encode()).hexdigest()
-            seen = told.get("training", {}).get("photographs") == names
-            samples = samples_from_photographs(photos, config, count, seed, seen, workers)
+            seen = told["training"]["photographs"] == names
+            samples = samples_from_photographs(photos, config, count, max(100, count // 4), seed, seen, workers)
         result = calibrate(matcher, samples, keep, confidence, progress=progress)
     if pairs_file is not None:
         result.config = replace(result.config, overlap_threshold=matcher.config.overlap_threshold)

@@ -398,9 +398,15 @@ def reopen(run: str | os.PathLike[str], workers: int | None = None, device: torc
 
 def preset_from(config: dict[str, Any]) -> Preset:
     """Read a preset from a run's configuration (JSON has lists where we have tuples)."""
-    pairs = {**config["pairs"], "size": tuple(config["pairs"]["size"])}
     rest = {name: config[name] for name in ("batch", "distinct", "fewest", "held_out")}
-    return Preset(LightGlueConfig.from_dict(config["model"]), PairConfig(**pairs), FitConfig(**config["fit"]), **rest)
+    return Preset(
+        LightGlueConfig.from_dict(config["model"]), pairs_from_dict(config["pairs"]), FitConfig(**config["fit"]), **rest
+    )
+
+
+def pairs_from_dict(values: dict[str, Any]) -> PairConfig:
+    """Read a `PairConfig` from JSON, which has lists where we have tuples."""
+    return PairConfig(**{**values, "size": tuple(values["size"])})
 
 
 def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
