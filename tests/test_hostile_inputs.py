@@ -261,6 +261,7 @@ def test_bad_path(make, says, tmp_path):
         tp.read_image(path)
     message = str(caught.value)
     assert message.isprintable(), "an error must not break the terminal or its encoding"
+    assert not str(path) or message.count(str(path)) <= 1, "named once, not an error within an error"
     assert Path(path).name[:5].isprintable() is False or Path(path).name[:5] in message
 
 

@@ -174,12 +174,15 @@ def _open_file(path: str, name: str) -> IO[bytes]:
         if not stat.S_ISREG(mode):
             raise InputError(f"{name}: is a device or a pipe; save the image to a regular file first")
         return Path(path).open("rb")
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{name or repr(name)}: no such file; check the path") from error
     except PermissionError as error:
         raise InputError(f"{name}: no permission to read it; change its access rights") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{name}: cannot be opened ({_reason(error)}); check the path") from error
+        reason = getattr(error, "strerror", None) or _reason(error)
+        raise InputError(f"{name}: cannot be opened ({reason}); check the path") from error
 
 
 def _buffer(stream: IO[bytes], name: str) -> IO[bytes]:

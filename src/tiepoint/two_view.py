@@ -61,7 +61,7 @@ PICTURES: tuple[Picture, ...] = ("matches", "pruning", "scores")
 FILES = (".npz", ".h5", ".csv", ".json", ".html", ".png", ".jpg", ".pdf", ".svg")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TwoView:
     """What `match` found out about two photographs.
 
@@ -91,10 +91,14 @@ class TwoView:
     choice: str = ""
     kind: Geometry | None = None
     geometry: Estimate | None = None
-    seconds: dict[str, float] = field(default_factory=dict, repr=False)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.matches)
+
+    def __repr__(self) -> str:
+        inliers = "" if self.inliers is None else f", {self.inliers.sum()} inliers ({self.kind})"
+        return f"<TwoView: {len(self)} matches{inliers}; {self.choice}>"
 
     @property
     def points0(self) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ NumPy arrays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from .errors import ArgumentError, InputError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Image:
     """A decoded photograph.
 
@@ -52,13 +52,17 @@ class Image:
         if mask is not None and (mask.dtype != np.uint8 or mask.shape != pixels.shape[:2]):
             raise InputError(f"{self.name}: the mask must be uint8 {pixels.shape[:2]}, not {mask.dtype} {mask.shape}")
 
+    def __repr__(self) -> str:
+        masked = "" if self.mask is None else ", masked"
+        return f"<Image {self.name}: {self.size[0]}x{self.size[1]}{masked}>"
+
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
         return self.pixels.shape[1], self.pixels.shape[0]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Features:
     """Keypoints of one image and what describes them, sorted by falling score.
 
@@ -81,8 +85,8 @@ class Features:
     --------
     >>> import torch
     >>> f = Features(torch.tensor([[3.0, 4.0]]), torch.ones(1), torch.eye(128)[:1], (640, 480), "sift")
-    >>> len(f), f.is_binary
-    (1, False)
+    >>> f, f.is_binary
+    (<Features: 1 sift keypoints in 640x480 pixels>, False)
     """
 
     keypoints: torch.Tensor
@@ -112,6 +116,9 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.keypoints)
+
+    def __repr__(self) -> str:
+        return f"<Features: {len(self)} {self.extractor} keypoints in {self.image_size[0]}x{self.image_size[1]} pixels>"
 
     @property
     def is_binary(self) -> bool:
@@ -147,7 +154,7 @@ class Features:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Matches:
     """Correspondences between two sets of features.
 
@@ -176,14 +183,18 @@ class Matches:
     points0: NDArray[np.float32]
     points1: NDArray[np.float32]
     stop_layer: int | None = None
-    prune_layer0: NDArray[np.int64] | None = field(default=None, repr=False)
-    prune_layer1: NDArray[np.int64] | None = field(default=None, repr=False)
-    matchability0: NDArray[np.float32] | None = field(default=None, repr=False)
-    matchability1: NDArray[np.float32] | None = field(default=None, repr=False)
+    prune_layer0: NDArray[np.int64] | None = None
+    prune_layer1: NDArray[np.int64] | None = None
+    matchability0: NDArray[np.float32] | None = None
+    matchability1: NDArray[np.float32] | None = None
     overlaps: bool | None = None
 
     def __len__(self) -> int:
         return len(self.matches)
+
+    def __repr__(self) -> str:
+        stopped = "" if self.stop_layer is None else f", stopped after layer {self.stop_layer}"
+        return f"<Matches: {len(self)}{stopped}>"
 
     @property
     def evidence(self) -> float:

@@ -89,7 +89,10 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
         return factory(options=shared, device=device, **variant, **own)
     except TypeError as error:
         if own and "unexpected keyword" in str(error):
-            raise ArgumentError(f"extractor {name!r} does not take {', '.join(map(repr, own))}") from error
+            raise ArgumentError(
+                f"extractor {name!r} does not take {', '.join(map(repr, own))}; all extractors take "
+                f"{', '.join(f.name for f in fields(ExtractorOptions))}"
+            ) from error
         raise
 
 
