@@ -239,7 +239,10 @@ def prepare(
 def _warn_about(photos: PhotoCache, images: str | os.PathLike[str]) -> None:
     if photos.skipped:
         told = "; ".join(f"{name}: {why}" for name, why in photos.skipped[:3])
-        warnings.warn(f"{len(photos.skipped)} photographs of {images} cannot be used ({told} …)", stacklevel=3)
+        warnings.warn(
+            f"{len(photos.skipped)} of {len(photos) + len(photos.skipped)} files of {images} cannot be used ({told})",
+            stacklevel=3,
+        )
     different = len(set(photos.sources.tolist()))
     if different < _FEW:
         warnings.warn(

@@ -1,0 +1,270 @@
+"""``tiepoint train``, ``calibrate`` and ``export-weights``, from a folder of photographs to a matcher in use."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tiepoint import weights
+from tiepoint.cli import main
+from tiepoint.matchers.lightglue import LightGlue, LightGlueConfig, from_upstream
+from tiepoint.training import presets
+from tiepoint.training.batches import PairConfig
+from tiepoint.training.loop import FitConfig
+
+MINIATURE = presets.Preset(
+    model=LightGlueConfig(dim=32, heads=2, layers=2),
+    pairs=PairConfig(keypoints=48, size=(120, 160), difficulty=0.3, photometric="none", negatives=0.2),
+    fit=FitConfig(steps=6, learning_rate=1e-3, warmup=2, log_every=2, evaluate_every=3, save_every=2),
+    batch=8,
+    distinct=2,
+    held_out=1,
+)
+
+
+class Ran:
+    """Exit code, stdout and stderr of one run."""
+
+    def __init__(self, code: int, captured: pytest.CaptureResult[str]) -> None:
+        self.code, self.out, self.err = code, captured.out, captured.err
+
+
+@pytest.fixture
+def tiepoint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Run the command line in this process, with a preset that takes no time."""
+    monkeypatch.setitem(presets.PRESETS, "tiny", MINIATURE)
+
+    def run(*argv: object) -> Ran:
+        capsys.readouterr()
+        code = main([str(arg) for arg in argv])
+        return Ran(code, capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, texture: np.ndarray) -> Path:
+    """Ten photographs, and a file that only claims to be one."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(3)
+    for i in range(10):
+        mixed = np.clip(np.roll(texture, rng.integers(0, 240, 2), (0, 1)) @ rng.dirichlet([1, 1, 1], 3).T, 0, 255)
+        Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{i}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 this is not a photograph")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with both stages."""
+    run = tmp_path_factory.mktemp("runs") / "first"
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.PRESETS, "tiny", MINIATURE)
+        assert main(["train", "matcher", "--images", str(images), "-o", str(run), "--workers", "0"]) == 0
+        assert main(["train", "confidence", str(run), "--steps", "6", "--workers", "0"]) == 0
+    return run
+
+
+def test_a_run_tells_everything_about_itself(finished: Path, images: Path) -> None:
+    told = json.loads((finished / "config.json").read_text())
+    assert told["config"]["kind"] == "lightglue" and told["config"]["fit"]["steps"] == 6
+    assert told["machine"]["packages"]["torch"]
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 3, 4, 6]
+    assert {"loss", "precision", "recall", "pairs_per_s", "waiting", "seconds_left"} <= set(rows[0])
+    assert "held_out_precision" in rows[1] and "held_out_recall" in rows[-1]
+    baseline = json.loads((finished / "baseline.json").read_text())
+    assert set(baseline) == {"0.8", "0.9"} and baseline["0.8"]["precision"] > 0.5
+    _, config = weights.load(finished / "weights.safetensors")
+    assert config["features"] == ["sift"] and config["scale_orientation"] and config["log_scale"]
+    assert config["training"]["pairs"]["keypoints"] == 48
+    assert any((finished / "tensorboard").iterdir())
+
+
+def test_the_stages_share_one_matcher(finished: Path) -> None:
+    first, _ = weights.load(finished / "weights.safetensors")
+    second, _ = weights.load(finished / "confidence" / "weights.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first if not name.startswith("confidence"))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_same_command_resumes_and_another_configuration_is_refused(
+    tiepoint, images: Path, tmp_path: Path, finished: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = (run / "metrics.jsonl").read_text()
+    again = tiepoint("train", "matcher", "--images", images, "-o", run, "--workers", 0, "--json")
+    assert again.code == 0 and json.loads(again.out)["step"] == 6 and "held_out_recall" in json.loads(again.out)
+    assert (run / "metrics.jsonl").read_text() == before, "it was finished"
+    other = tiepoint("train", "matcher", "--images", images, "-o", run, "--steps", 9, "--batch", 16)
+    assert other.code == 3
+    assert "fit.steps is 6 there and 9 here" in other.err and "batch is 8 there and 16 here" in other.err
+
+
+def test_unreadable_photographs_and_small_folders_are_reported(tiepoint, images: Path, tmp_path: Path) -> None:
+    ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "run", "--workers", 0, "--dry-run")
+    assert ran.code == 0
+    assert "1 of 11 files" in ran.err and "broken.jpg" in ran.err and "10 different photographs" in ran.err
+    assert "parameters" in ran.out and "minutes in all" in ran.out
+    pictures = list((tmp_path / "run" / "dry-run").glob("*.png"))
+    assert len(pictures) == 8 and Image.open(pictures[0]).size == (320, 120)
+    assert not (tmp_path / "run" / "config.json").exists(), "no run was begun"
+
+
+def test_superglue_trains_in_the_same_way(tiepoint, images: Path, tmp_path: Path) -> None:
+    options = ("--kind", "superglue", "--workers", 0, "--steps", 2, "--distinct", 1)
+    ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "run", *options)
+    assert ran.code == 0 and "nearest neighbours, ratio 0.8" in ran.out
+    assert tiepoint("train", "confidence", tmp_path / "run").code == 2
+    exported = tiepoint("export-weights", tmp_path / "run", "--layout", "upstream")
+    assert exported.code == 2 and "superglue" in exported.err
+
+
+def test_calibrate_then_export(tiepoint, images: Path, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    options = ("--images", images, "--keep", 0.5, "--count", 5, "-k", 64, "--workers", 0)
+    ran = tiepoint("calibrate", run, *options, "--json")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    assert told["pairs"] == 8 and told["unrelated"] == 104 and len(told["settings"]) == 10
+    assert told["overlap_threshold"] is not None
+    _, config = weights.load(run / "calibrated.safetensors")
+    assert config["calibration"]["keep"] == 0.5 and config["overlap_threshold"] == told["overlap_threshold"]
+
+    assert tiepoint("export-weights", run, "--half", "-o", tmp_path / "mine.safetensors").code == 0
+    _, exported = weights.load(tmp_path / "mine.safetensors")
+    assert (
+        exported == config
+        and (tmp_path / "mine.safetensors").stat().st_size < 0.6 * (run / "calibrated.safetensors").stat().st_size
+    )
+    matcher = LightGlue("sift", weights=str(tmp_path / "mine.safetensors"))
+    assert matcher.config.overlap_threshold == told["overlap_threshold"]
+    upstream = tiepoint("export-weights", run, "--layout", "upstream", "-o", tmp_path / "theirs.pth")
+    assert upstream.code == 0 and "log2" in upstream.err
+    back = from_upstream(torch.load(tmp_path / "theirs.pth", weights_only=True), 2)
+    for name, tensor in matcher.net.state_dict().items():
+        torch.testing.assert_close(back[name].float(), tensor, atol=2e-3, rtol=2e-3)
+
+
+def test_calibrate_on_listed_pairs(tiepoint, images: Path, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("0.png 1.png\n\n2.png 3.png\n")
+    output = tmp_path / "out.safetensors"
+    weights_file = finished / "confidence" / "weights.safetensors"
+    ran = tiepoint("calibrate", weights_file, "--images", images, "--pairs", tmp_path / "pairs.txt", "-o", output)
+    assert ran.code == 0 and "the full model is used" in ran.out and "exit at confidence" in ran.out
+    assert weights.load(output)[1]["calibration"]["pairs"] == 2
+    (tmp_path / "pairs.txt").write_text("0.png 1.png 2.png")
+    ran = tiepoint("calibrate", weights_file, "--images", images, "--pairs", tmp_path / "pairs.txt", "-o", output)
+    assert ran.code == 3 and "line 1" in ran.err
+
+
+def test_a_matcher_trained_on_after_its_confidence_stage_is_noticed(tiepoint, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    state, config = weights.load(run / "weights.safetensors")
+    weights.save(run / "weights.safetensors", {k: v + 1 for k, v in state.items()}, config)
+    ran = tiepoint("export-weights", run)
+    assert ran.code == 3 and "train confidence" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["train", "matcher", "--images", "nowhere", "-o", "run"], 3, "nowhere: there is no such folder"),
+        (["train", "matcher", "--images", "{few}", "-o", "run"], 3, "at least 8"),
+        (["train", "matcher", "--images", "{blank}", "-o", "run"], 3, "finds 0, 0, 0, 0, 0 keypoints"),
+        (["train", "matcher", "--images", "{images}", "-o", "run", "-f", "orb"], 2, "bit strings"),
+        (["train", "matcher", "--images", "{images}", "-o", "run", "-f", "sitf"], 2, "no extractor .* 'sitf'"),
+        (["train", "matcher", "--images", "{images}", "-o", "run", "--batch", "12"], 2, "multiple of 8"),
+        (["train", "matcher", "--images", "{images}", "-o", "{few}/0.png/x"], 3, "cannot be made"),
+        (["train", "matcher", "--images", "{images}", "-o", "run", "--preset", "huge"], 2, "standard"),
+        (["train", "matcher", "--images", "{images}", "-o", "run", "--device", "abacus"], 2, "abacus"),
+        (["train", "confidence", "{few}"], 3, "not the folder of a training run"),
+        (["export-weights", "{few}"], 3, "holds no weights"),
+        (["calibrate", "{few}", "--images", "{images}"], 3, "holds no weights"),
+        (["calibrate", "none.safetensors", "--images", "{images}"], 2, "none.safetensors"),
+        (["calibrate", "{run}/weights.safetensors", "--images", "{images}", "--keep", "0.9"], 2, "never trained"),
+        (["calibrate", "{run}", "--images", "{images}", "--count", "50"], 2, "at least 299 pairs, not 50"),
+        (["export-weights", "{run}", "-o", "w.pth"], 2, r"\.safetensors"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_errors_come_before_the_first_step(
+    tiepoint, images: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv, code, words
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("few", 3), ("blank", 9)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.fromarray(np.full((130, 170, 3), 20 * i, np.uint8)).save(tmp_path / name / f"{i}.png")
+    named = {"few": tmp_path / "few", "blank": tmp_path / "blank", "images": images, "run": finished}
+    ran = tiepoint(
+        *[arg.format(**named) for arg in argv],
+        *(["--workers", "0"] if "-o" in argv[:6] and argv[1] == "matcher" else []),
+    )
+    assert ran.code == code, ran.err
+    assert re.search(words, ran.err) and "Traceback" not in ran.err and ran.out == ""
+    assert not list(tmp_path.rglob("checkpoint.pt")) and not list(tmp_path.rglob("config.json"))
+
+
+def test_no_setting_can_be_trusted_with_untrained_classifiers(tiepoint, finished: Path) -> None:
+    state, _ = weights.load(finished / "weights.safetensors")
+    assert not state["confidence.0.weight"].any(), "the first stage leaves them alone"
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from dataclasses import replace
+import test_cli_train as t
+from tiepoint.cli import main
+from tiepoint.training import presets
+presets.PRESETS["tiny"] = replace(t.MINIATURE, fit=replace(t.MINIATURE.fit, steps=100_000, save_every=100_000))
+sys.exit(main({argv!r}))
+"""
+
+
+def test_ctrl_c_saves_and_says_so(images: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    argv = ["train", "matcher", "--images", str(images), "-o", str(run), "--workers", "0"]
+    script = SCRIPT.format(tests=str(Path(__file__).parent), argv=argv)
+    running = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 100
+        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130 and "interrupted" in err and "Traceback" not in err
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] >= 2
+    assert (run / "weights.safetensors").exists()
+
+
+def test_presets_are_consistent() -> None:
+    for name, preset in presets.PRESETS.items():
+        assert preset.batch % 8 == 0 and preset.model.dim % (2 * preset.model.heads) == 0, name
+        assert replace(preset.fit, minutes=None).rate(preset.fit.steps - 1) < 0.01 * preset.fit.learning_rate
