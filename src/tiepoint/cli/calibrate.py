@@ -36,6 +36,10 @@ def calibrate(
         Optional[Path],  # noqa: UP045
         typer.Option("--output", "-o", help="File; by default calibrated.safetensors in RUN, or beside WEIGHTS."),
     ] = None,
+    cache: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File of decoded photographs, shared by runs; by default they are decoded anew."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that make pairs.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the pairs.")] = 0,
     device: DeviceOption = "auto",
@@ -73,6 +77,7 @@ def calibrate(
             count,
             max_keypoints,
             seed,
+            cache,
             workers,
             none_if_auto(device),
             show,

@@ -327,6 +327,7 @@ def calibrate_file(
     count: int | None = None,
     keypoints: int = 1024,
     seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
     workers: int = 1,
     device: torch.device | str | None = None,
     progress: Callable[[int, int], None] = lambda related, unrelated: None,
@@ -355,6 +356,8 @@ def calibrate_file(
         Of each picture: as many as will be matched.
     seed : int
         Of the pairs.
+    cache : path, optional
+        Where decoded photographs are kept, see `tiepoint.training.run.prepare`; by default nowhere.
     workers : int
         Processes that make pairs.
     device : torch.device or str, optional
@@ -396,7 +399,7 @@ def calibrate_file(
             samples = samples_from_list(pairs_file, images, features, keypoints, device=chosen_device)
         else:
             config = replace(pairs_from_dict(told["training"]["pairs"]), keypoints=keypoints)
-            photos = build_cache(images, Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
+            photos = build_cache(images, cache or Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
             try_extractor(photos, config, torch.device("cpu"))
             names = hashlib.sha256("\n".join(photos.names).encode()).hexdigest()
             seen = told["training"]["photographs"] == names
