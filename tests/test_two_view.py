@@ -134,6 +134,7 @@ def test_auto_without_weights_is_classical(on_this_machine: set[str]) -> None:
 
 
 def test_auto_takes_the_best_that_is_here(on_this_machine: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_view, "find_spec", lambda package: object())  # as if kornia were installed
     on_this_machine.update(["xfeat", "xfeat-lighterglue"])
     assert two_view.choose()[:2] == ("xfeat", "lightglue")
     on_this_machine.add("aliked-lightglue")
