@@ -194,3 +194,25 @@ print("made", len(batch))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "made 8", done.stderr
+
+
+def test_reframed_pictures_keep_what_labels_and_descriptors_rest_on(photos: PhotoCache) -> None:
+    """Shapes, and orientations against them, stay; the frame contains all points; upright pairs are upright."""
+    batch = Batch.cat([ChunkMaker(photos, CONFIG, seed=1)(chunk) for chunk in range(2)])
+    framed = batch.reframed(np.random.default_rng(0), upright=1.0)
+    assert torch.equal(framed.matches0, batch.matches0) and torch.equal(framed.scales, batch.scales)
+    turned = 0
+    for i, count in enumerate(batch.counts.tolist()):
+        before, after = batch.keypoints[i, :count].double(), framed.keypoints[i, :count].double()
+        assert (after >= -0.5 - 1e-3).all() and (after <= framed.sizes[i] - 0.5 + 1e-3).all()
+        step0, step1 = before[1:] - before[:-1], after[1:] - after[:-1]
+        torch.testing.assert_close(step1.norm(dim=1), step0.norm(dim=1), atol=1e-3, rtol=0)
+        bearing0, bearing1 = (torch.atan2(step[:, 1], step[:, 0]) for step in (step0, step1))
+        far = step0.norm(dim=1) > 5  # of near points the bearing is rounded
+        change = bearing1 - bearing0 - (framed.orientations[i, : count - 1] - batch.orientations[i, : count - 1])
+        torch.testing.assert_close(change[far].cos(), torch.ones_like(change[far]), atol=1e-5, rtol=0)
+        turned += bool((bearing1 - bearing0).cos()[far].mean() < 0.9)
+    assert turned > len(batch) / 2
+    many = (batch.matches0 >= 0).sum(1).numpy() > 20
+    assert many.any() and (np.abs(framed._roll()[many]) < 0.6).all()
+    assert (np.abs(batch._roll()[many]) > 0.6).any()

@@ -109,7 +109,7 @@ def test_loss_falls_on_a_fixed_batch(tmp_path: Path) -> None:
         LightGlueObjective(make_net()), lambda _: iter([batch] * 60), config, tmp_path, {"a": 1}, report=rows.append
     )
     assert rows[-1] == last and [row["step"] for row in rows] == list(range(1, 61))
-    assert last["loss"] < 0.25 * rows[0]["loss"]
+    assert last["loss"] < 0.35 < 1.0 < rows[0]["loss"]
     assert last["precision"] > 0.95 and last["recall"] > 0.95
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in written] == [row["loss"] for row in rows]

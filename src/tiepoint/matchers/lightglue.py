@@ -117,16 +117,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, cross: bool) -> Tens
         q, k, v = (t.unflatten(0, (images, -1)).transpose(1, 2) for t in (q, k, v))
         if cross:
             k, v = (t.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for t in (k, v))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1)
+        return attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1)
     partner = [i ^ cross for i in range(images)]
     if q.device.type == "cpu":
         by_image = [[t.transpose(0, 1)[None] for t in layout.split(rows)] for rows in (q, k, v)]
-        contexts = [
-            F.scaled_dot_product_attention(by_image[0][i], by_image[1][j], by_image[2][j])[0]
-            for i, j in enumerate(partner)
-        ]
+        contexts = [attention(by_image[0][i], by_image[1][j], by_image[2][j])[0] for i, j in enumerate(partner)]
         return torch.cat([context.transpose(0, 1).flatten(1) for context in contexts])
     return attend_padded(q, k, v, layout, cross)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention (images, heads, N, D); to train in bfloat16 on a CPU, its plain formula.
+
+    There PyTorch's fused kernel multiplies without the bfloat16 units: forward and backward take twice as long.
+    """
+    if v.requires_grad and v.device.type == "cpu" and v.dtype == torch.bfloat16:
+        with torch.autocast("cpu", enabled=False):
+            return ((q * q.shape[-1] ** -0.5).bfloat16() @ k.bfloat16().mT).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, cross: bool) -> Tensor:

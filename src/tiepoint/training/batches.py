@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from .ground_truth import IGNORED, Labels
 CHUNK = 8  # pairs made together
 _ROUNDS = 8  # times a chunk is topped up before we conclude that the extractor finds too little
 _LEAST = 32  # keypoints without which a picture is not used
+_TEXTURE = 512  # side of the textures of rendered scenes, pixels; about what the photographs of a pool resolve
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,48 @@ class Batch:
             related=self.related,
         )
 
+    def reframed(self, random: np.random.Generator, largest: float = 2.5, upright: float = 0.5) -> Batch:
+        """Pretend that every picture is a part of a larger one, taken with the camera rolled.
+
+        A matcher sees photographs only through keypoints, so what would cost another extraction costs nothing: one set
+        of features stands for many frames. Points gather in a part of the frame as dense as in photographs with more of
+        them, small scales come with large photographs, and nothing depends on the position in the frame. Where the
+        extractor measures orientations (its descriptors then do not change when the camera rolls) pictures are turned,
+        too.
+
+        Parameters
+        ----------
+        random : numpy.random.Generator
+            Chooses.
+        largest : float
+            How much longer, at most, the side of the frame is than that of the picture.
+        upright : float in [0, 1]
+            Share of pairs whose second picture is turned nearly as the first: few people take photographs upside down.
+        """
+        pairs = len(self)
+        sizes, keypoints, orientations = self.sizes, self.keypoints, self.orientations
+        if self.has_scales:
+            angles = random.uniform(-math.pi, math.pi, (pairs, 2))
+            alike = random.random(pairs) < upright
+            angles[alike, 1] = (angles[:, 0] - self._roll() + random.normal(0, 0.1, pairs))[alike]
+            turn = torch.from_numpy(angles.ravel()).float()[:, None]
+            cos, sin = turn.cos(), turn.sin()
+            x, y = (keypoints - (sizes[:, None] - 1) / 2).unbind(-1)
+            bounds = torch.stack([(sizes * torch.cat(row, 1).abs()).sum(1) for row in ((cos, sin), (sin, cos))], 1)
+            keypoints = torch.stack([cos * x - sin * y, sin * x + cos * y], -1) + (bounds[:, None] - 1) / 2
+            orientations = torch.remainder(orientations + turn, 2 * math.pi)
+            sizes = bounds
+        frames = sizes * torch.from_numpy(random.uniform(1, largest, (2 * pairs, 1))).float()
+        offsets = (frames - sizes) * torch.from_numpy(random.random((2 * pairs, 2))).float()
+        return replace(self, keypoints=keypoints + offsets[:, None], orientations=orientations, sizes=frames)
+
+    def _roll(self) -> np.ndarray:
+        """Mean angle by which the orientations of matched keypoints differ in each pair, radians (B,)."""
+        first, second = self.orientations.unflatten(0, (-1, 2)).unbind(1)
+        differ = second.gather(1, self.matches0.clamp(min=0)) - first
+        matched = self.matches0 >= 0
+        return torch.atan2((differ.sin() * matched).sum(1), (differ.cos() * matched).sum(1)).numpy()
+
     @staticmethod
     def cat(batches: list[Batch]) -> Batch:
         """Join batches with the same number of keypoints."""
@@ -308,9 +352,8 @@ class ChunkMaker:
 
     def _scenes(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         config = self.config
-        side = 1 << (max(config.size) - 1).bit_length() - 1
         textures = self.photos.sample(
-            self.photos.draw(4 * CHUNK, generator, self.held_out), (side, side), generator, self.device
+            self.photos.draw(4 * CHUNK, generator, self.held_out), (_TEXTURE, _TEXTURE), generator, self.device
         )
         roll360 = config.max_roll > 3
         scene = scenes.SceneConfig.roll360(config.size) if roll360 else scenes.SceneConfig.standard(config.size)
@@ -378,11 +421,19 @@ class _Steps(Dataset[Batch]):
     """Item i is the batch of step i for one of ``world`` processes."""
 
     def __init__(
-        self, maker: ChunkMaker, pairs: int, steps: int, rank: int, world: int, distinct: int | None, fewest: float
+        self,
+        maker: ChunkMaker,
+        pairs: int,
+        steps: int,
+        rank: int,
+        world: int,
+        distinct: int | None,
+        fewest: float,
+        reframe: bool = False,
     ) -> None:
         if pairs % (CHUNK * world):
             raise ArgumentError(f"the batch size must be a multiple of {CHUNK} times {world} processes, not {pairs}")
-        self.maker, self.steps, self.distinct, self.fewest = maker, steps, distinct, fewest
+        self.maker, self.steps, self.distinct, self.fewest, self.reframe = maker, steps, distinct, fewest, reframe
         self.chunks = pairs // CHUNK
         share = self.chunks // world
         self.mine = range(rank * share, (rank + 1) * share)
@@ -394,7 +445,9 @@ class _Steps(Dataset[Batch]):
         batch = Batch.cat([self.maker(self._chunk(step * self.chunks + i)) for i in self.mine])
         most = batch.keypoints.shape[1]
         fewest = max(1, round(self.fewest * most))
-        return batch.head(int(self._random(step).integers(fewest, most + 1)))
+        random = self._random(step)
+        batch = batch.head(int(random.integers(fewest, most + 1)))
+        return batch.reframed(random) if self.reframe else batch
 
     def _random(self, *what: int) -> np.random.Generator:
         """Return random numbers that all processes agree on."""
@@ -418,6 +471,7 @@ def stream(
     world: int = 1,
     distinct: int | None = None,
     fewest: float = 1.0,
+    reframe: bool = False,
 ) -> Iterator[Batch]:
     """Yield the batches of steps ``start`` to ``steps`` - 1 in order, made ahead by worker processes.
 
@@ -440,13 +494,15 @@ def stream(
     fewest : float in (0, 1]
         Each step keeps a random number of the best keypoints, between this share of them and all, so that the
         matcher sees sparse points and dense ones.
+    reframe : bool
+        Also put pictures into random frames, see `Batch.reframed`.
 
     Raises
     ------
     ArgumentError
         ``pairs`` cannot be shared out.
     """
-    data = _Steps(maker, pairs, steps, rank, world, distinct, fewest)
+    data = _Steps(maker, pairs, steps, rank, world, distinct, fewest, reframe)
     return iter(
         DataLoader(
             data,

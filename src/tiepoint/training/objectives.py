@@ -104,7 +104,8 @@ class LightGlueObjective(Objective):
                 if self.save_memory
                 else layer(x, cos, sin, layout)
             )
-            log_p, z0, z1 = head(*_pairs(x, batch))
+            with torch.autocast(x.device.type, enabled=False):  # bfloat16 rounds a log-probability of -20 by 0.1
+                log_p, z0, z1 = head(*_pairs(x.float(), batch))
             per_pair = losses.lightglue_nll(log_p, z0, z1, batch.labels)
             total = total + losses.mean_over_labelled(per_pair, batch.labels)
         return Output(total / len(net.layers), log_p)
@@ -127,7 +128,8 @@ class ConfidenceObjective(Objective):
             states = self.net(*lightglue_inputs(batch, self.net.config))
             fates = []
             for x, head in zip(states, self.net.heads, strict=True):
-                log_p, z0, z1 = head(*_pairs(x, batch))
+                with torch.autocast(x.device.type, enabled=False):
+                    log_p, z0, z1 = head(*_pairs(x.float(), batch))
                 fates.append(losses.partners(log_p, F.logsigmoid(-z0), F.logsigmoid(-z1)))
         total = torch.zeros((), device=log_p.device)
         for x, layer_fates, classifier in zip(states, fates, self.net.confidence, strict=False):
@@ -245,7 +247,7 @@ def start_as_nearest_neighbour(net: LightGlueNet, sharpness: float = 24.0) -> No
         head.project.weight.copy_(temperature * torch.eye(config.dim))
         head.project.bias.zero_()
         head.matchability.weight.zero_()
-        head.matchability.bias.zero_()
+        head.matchability.bias.fill_(2.0)  # most points may match: P of a sure match is 0.78, far above any threshold
     confidence: list[Any] = list(net.confidence)
     for classifier in confidence:
         classifier.weight.zero_()

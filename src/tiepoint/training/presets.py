@@ -30,6 +30,8 @@ class Preset:
         hand-made extractor is slower than the matcher learns. None makes new pairs all the time.
     fewest : float in (0, 1]
         Each step keeps between this share of the keypoints and all, see `tiepoint.training.batches.stream`.
+    reframe : bool
+        Put the pictures of each step into random frames, see `tiepoint.training.batches.Batch.reframed`.
     held_out : int
         Chunks of held-out photographs that evaluations use.
     """
@@ -40,6 +42,7 @@ class Preset:
     batch: int
     distinct: int | None = None
     fewest: float = 0.5
+    reframe: bool = False
     held_out: int = 16
 
 
@@ -66,12 +69,13 @@ PRESETS = {
     "small": Preset(
         model=LightGlueConfig(dim=128, heads=2, layers=6),
         pairs=PairConfig(
-            keypoints=384, size=(360, 480), photometric="mild", max_roll=3.14159, max_scale=2.5, scenes=0.25
+            keypoints=512, size=(360, 480), photometric="mild", max_roll=math.pi, max_scale=2.5, scenes=0.4
         ),
         fit=FitConfig(
             steps=20_000,
+            minutes=110,
             learning_rate=1e-3,
-            warmup=100,
+            warmup=200,
             decay=0.6,
             ema=0.998,
             log_every=20,
@@ -79,6 +83,9 @@ PRESETS = {
             save_every=100,
         ),
         batch=16,
+        distinct=1600,
+        fewest=0.35,
+        reframe=True,
         held_out=24,
     ),
     # A million pairs on a data-centre GPU; the size of the paper.

@@ -152,6 +152,7 @@ class Task:
             self.world,
             preset.distinct,
             preset.fewest,
+            preset.reframe,
         )
 
     def held_out(self) -> list[Batch]:
@@ -401,7 +402,7 @@ def reopen(run: str | os.PathLike[str], workers: int | None = None, device: torc
 
 def preset_from(config: dict[str, Any]) -> Preset:
     """Read a preset from a run's configuration (JSON has lists where we have tuples)."""
-    rest = {name: config[name] for name in ("batch", "distinct", "fewest", "held_out")}
+    rest = {name: config[name] for name in ("batch", "distinct", "fewest", "reframe", "held_out")}
     return Preset(
         LightGlueConfig.from_dict(config["model"]), pairs_from_dict(config["pairs"]), FitConfig(**config["fit"]), **rest
     )
