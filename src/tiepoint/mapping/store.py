@@ -1,0 +1,919 @@
+"""The store: a COLMAP database, the only state between the steps of mapping.
+
+COLMAP's own tables are the truth: cameras, images, keypoints, matches, two-view geometries; any tool that reads
+a COLMAP database reads this one. What COLMAP has no place for lies in tables of the same file that it ignores:
+
+===================== ===============================================================================
+``tiepoint_features`` extractor, detection scores, descriptors that are not SIFT's (float16, or bits)
+``tiepoint_matches``  matching scores, whether the matcher believes that the two photographs overlap
+``tiepoint_cameras``  which key (see `NewImage`) stands for which camera
+===================== ===============================================================================
+
+Two conventions differ from ours, and are converted here and nowhere else. COLMAP counts pixels from the image's
+corner, so keypoints and principal points are 0.5 larger there. Its SIFT scale is the standard deviation of the blob,
+half of our diameter. A keypoint comes back bit for bit, except that x + 0.5 in float32 may round
+(by less than 0.0003 pixels in photographs up to 8192 pixels wide); writing it again changes nothing more.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ArgumentError, InputError, MissingDependencyError
+from ..export import atomic
+from ..types import Features
+
+if TYPE_CHECKING:
+    import pycolmap
+
+MAX_IMAGES = 2**31 - 1
+"""COLMAP's: image ids are smaller, and a pair's id is ``MAX_IMAGES * smaller + larger``."""
+
+Config = Literal[
+    "UNDEFINED",
+    "DEGENERATE",
+    "CALIBRATED",
+    "UNCALIBRATED",
+    "PLANAR",
+    "PANORAMIC",
+    "PLANAR_OR_PANORAMIC",
+    "WATERMARK",
+    "MULTIPLE",
+    "CALIBRATED_RIG",
+]
+CONFIGS: tuple[Config, ...] = Config.__args__  # type: ignore[attr-defined]
+"""COLMAP's kinds of two-view geometry; the place in this list is the number in the database."""
+
+Matrix = NDArray[np.float64]
+
+
+def pair_ids(pairs: ArrayLike) -> NDArray[np.int64]:
+    """Return COLMAP's ids of image pairs.
+
+    Parameters
+    ----------
+    pairs : int array (P, 2)
+        Image ids, in either order.
+
+    Returns
+    -------
+    int64 array (P,)
+        Ids sort as pairs (smaller, larger) do.
+
+    Examples
+    --------
+    >>> pair_ids([(1, 2), (2, 1)])
+    array([2147483649, 2147483649])
+    """
+    table = np.asarray(pairs, np.int64).reshape(-1, 2)
+    return table.min(axis=1) * MAX_IMAGES + table.max(axis=1)
+
+
+def pairs_of(ids: ArrayLike) -> NDArray[np.int64]:
+    """Return the pairs (smaller id, larger id), int64 (P, 2), of COLMAP's pair ids (P,).
+
+    Examples
+    --------
+    >>> pairs_of(pair_ids([(7, 3)]))
+    array([[3, 7]])
+    """
+    return np.stack(np.divmod(np.asarray(ids, np.int64), MAX_IMAGES), axis=1)
+
+
+@dataclass(frozen=True)
+class NewImage:
+    """A photograph to be entered into a `Store`.
+
+    Attributes
+    ----------
+    name : str
+        Path relative to the folder of the photographs, with forward slashes.
+    camera : pycolmap.Camera
+        In COLMAP's convention; its id does not matter.
+    camera_key : str or None
+        Images with the same key share the camera that the first of them brought, also across calls. None is a
+        camera of its own.
+    position : (float, float, float) or None
+        WGS84 latitude and longitude in degrees and altitude in metres; the altitude may be nan.
+    """
+
+    name: str
+    camera: pycolmap.Camera
+    camera_key: str | None = None
+    position: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A photograph as a `Store` knows it; ``camera`` is in COLMAP's convention, ``size`` is (width, height)."""
+
+    image_id: int
+    name: str
+    camera_id: int
+    camera: pycolmap.Camera
+    size: tuple[int, int]
+    position: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PairResult:
+    """What matching, and verification if it took place, found out about two images.
+
+    Attributes
+    ----------
+    id0, id1 : int
+        Image ids, in either order.
+    matches : int array (K, 2)
+        Each row is (keypoint of image ``id0``, keypoint of image ``id1``).
+    scores : float array (K,)
+        In [0, 1].
+    overlaps : bool or None
+        See `Matches.overlaps`.
+    inliers : bool array (K,) or None
+        Which matches agree with the two-view geometry; None if the pair has not been verified.
+    config : str
+        Kind of the geometry, one of `CONFIGS`. COLMAP's mappers use CALIBRATED (by E), UNCALIBRATED (by F) and
+        the planar and panoramic ones (by H).
+    F, E, H : float array (3, 3) or None
+        Fundamental, essential matrix and homography from image ``id0`` to image ``id1``, as far as they were
+        estimated, **in COLMAP's pixels**: centre of the top-left pixel at (0.5, 0.5).
+    R, t : float array (3, 3) and (3,), or None
+        Relative pose, ``x_1 = R x_0 + t``.
+    """
+
+    id0: int
+    id1: int
+    matches: NDArray[np.integer[Any]]
+    scores: NDArray[np.floating[Any]]
+    overlaps: bool | None = None
+    inliers: NDArray[np.bool_] | None = None
+    config: Config = "UNDEFINED"
+    F: Matrix | None = None
+    E: Matrix | None = None
+    H: Matrix | None = None
+    R: Matrix | None = None
+    t: Matrix | None = None
+
+    def __post_init__(self) -> None:
+        pair, count = f"pair ({self.id0}, {self.id1})", len(self.matches)
+        if self.id0 == self.id1 or min(self.id0, self.id1) < 0:
+            raise ArgumentError(f"{pair}: a pair is two different image ids, 0 or larger")
+        if np.shape(self.matches) != (count, 2) or np.shape(self.scores) != (count,):
+            raise ArgumentError(
+                f"{pair}: matches must be (K, 2) and scores (K,), not {np.shape(self.matches)} and "
+                f"{np.shape(self.scores)}"
+            )
+        if self.inliers is not None and (self.inliers.shape != (count,) or self.inliers.dtype != np.bool_):
+            raise ArgumentError(
+                f"{pair}: inliers must be bool ({count},), not {self.inliers.dtype} {self.inliers.shape}"
+            )
+        if self.config not in CONFIGS:
+            raise ArgumentError(f"{pair}: no geometry is called {self.config!r}; there are: {', '.join(CONFIGS)}")
+        if (self.R is None) != (self.t is None):
+            raise ArgumentError(f"{pair}: R and t go together")
+
+
+@dataclass(frozen=True, eq=False)
+class PairMatches:
+    """Matches of two images: ``indices`` int64 (K, 2), sorted by the first, and ``scores`` float32 (K,).
+
+    ``overlaps`` is as in `Matches`. Scores of matches that COLMAP made are 1.
+    """
+
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    overlaps: bool | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StoredGeometry:
+    """Two-view geometry of two images: ``matches`` int64 (K, 2) that agree with it, and the fields of `PairResult`."""
+
+    matches: NDArray[np.int64]
+    config: Config
+    F: Matrix | None = None
+    E: Matrix | None = None
+    H: Matrix | None = None
+    R: Matrix | None = None
+    t: Matrix | None = None
+
+
+class Store:
+    """A COLMAP database, read and written in whole transactions; make one with `Store.open`.
+
+    Each ``write_`` method first gathers everything it was given and then commits it at once, within
+    milliseconds. A process that dies loses the open transaction and nothing else. Write in batches: a
+    transaction for each image or pair is slow.
+
+    Any number of processes may read at the same time, COLMAP among them, but only one should write. One `Store` belongs
+    to the thread that opened it; other threads open their own.
+
+    Notes
+    -----
+    The file is in SQLite's write-ahead mode, as COLMAP leaves it: while somebody has it open, recent
+    transactions are in the file beside it whose name ends in ``-wal``. Copy or move the two together.
+
+    pycolmap brings its own copy of SQLite, and two copies in one process do not see each other's locks: when
+    `pycolmap.Database` closes the file, the log of a store that is open in the same process is gone. The store notices
+    before each of its operations and opens the file anew, so the two may take turns; but let no other thread of the
+    process have the file open in pycolmap while a store writes to it.
+
+    Examples
+    --------
+    >>> import pycolmap, tempfile, torch, numpy as np
+    >>> camera = pycolmap.Camera(model="SIMPLE_RADIAL", width=640, height=480, params=[768, 320, 240, 0])
+    >>> features = Features(torch.tensor([[3.0, 4.0]]), torch.ones(1), torch.eye(64)[:1], (640, 480), "xfeat")
+    >>> with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder, "database.db")) as store:
+    ...     ids = store.add_images([NewImage("a.jpg", camera, "phone"), NewImage("b.jpg", camera, "phone")])
+    ...     store.write_features([(ids["a.jpg"], features), (ids["b.jpg"], features)])
+    ...     store.write_matches([PairResult(1, 2, np.array([[0, 0]]), np.array([0.9]))])
+    ...     store.matched_pairs(), store.matches(1, 2).indices.tolist(), store.features(1)
+    ({(1, 2)}, [[0, 0]], <Features: 1 xfeat keypoints in 640x480 pixels>)
+    """
+
+    path: Path
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db = self._connect()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], create: bool = True) -> Store:
+        """Open a database, of ours or of COLMAP's making.
+
+        Parameters
+        ----------
+        path : path
+            The database file.
+        create : bool
+            Make it if it does not exist; its folder must.
+
+        Raises
+        ------
+        InputError
+            Missing, read-only, not a COLMAP database, or one that a newer or a much older COLMAP made.
+        MissingDependencyError
+            pycolmap is not installed.
+        """
+        path = Path(path)
+        pycolmap = _pycolmap()
+        if not path.exists():
+            if not create:
+                raise InputError(f"{path}: does not exist; 'tiepoint map' makes one")
+            _create(path)
+        try:
+            with path.open("rb") as stream:
+                start = stream.read(16)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}; give the path of a COLMAP database") from error
+        if start != b"SQLite format 3\0":
+            raise InputError(f"{path}: not a database; give the path of a COLMAP database, or a new one")
+        store = cls(path)
+        try:
+            _check_version(store._db, path, pycolmap.__version__)
+            with store._transaction() as db:  # also finds out whether the file may be written to
+                for statement in _OWN_TABLES:
+                    db.execute(statement)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Close the file; a store that is closed twice stays closed."""
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- images ----
+
+    def add_images(self, images: Sequence[NewImage]) -> dict[str, int]:
+        """Enter photographs and their cameras; those that are there already stay as they are.
+
+        Parameters
+        ----------
+        images : sequence of NewImage
+
+        Returns
+        -------
+        dict
+            Name -> image id, for all of ``images``.
+
+        Raises
+        ------
+        ArgumentError
+            Two images of different size are to share a camera.
+        InputError
+            The database cannot be written to.
+        """
+        with self._transaction() as db:
+            known = dict(db.execute("SELECT name, image_id FROM images"))
+            keys = dict(db.execute("SELECT key, camera_id FROM tiepoint_cameras"))
+            sizes = {i: (w, h) for i, w, h in db.execute("SELECT camera_id, width, height FROM cameras")}
+            rigs = dict(db.execute("SELECT ref_sensor_id, rig_id FROM rigs WHERE ref_sensor_type = 0"))
+            next_image, next_camera, next_rig, next_frame, next_prior = (
+                1 + (db.execute(f"SELECT max({column}) FROM {table}").fetchone()[0] or 0)
+                for table, column in (
+                    ("images", "image_id"),
+                    ("cameras", "camera_id"),
+                    ("rigs", "rig_id"),
+                    ("frames", "frame_id"),
+                    ("pose_priors", "pose_prior_id"),
+                )
+            )
+            rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in _INSERT}
+            for new in images:
+                if new.name in known:
+                    continue
+                camera, camera_id = new.camera, keys.get(new.camera_key)
+                size = (camera.width, camera.height)
+                if camera_id is None:
+                    camera_id, next_camera = next_camera, next_camera + 1
+                    params = np.asarray(camera.params, np.float64).tobytes()
+                    prior = int(camera.has_prior_focal_length)
+                    rows["cameras"].append((camera_id, int(camera.model), *size, params, prior))
+                    sizes[camera_id] = size
+                    if new.camera_key is not None:
+                        keys[new.camera_key] = camera_id
+                        rows["tiepoint_cameras"].append((new.camera_key, camera_id))
+                elif sizes[camera_id] != size:
+                    raise ArgumentError(
+                        f"{new.name}: is {size[0]}x{size[1]} pixels, but the camera {new.camera_key!r} that it is to "
+                        f"share is {sizes[camera_id][0]}x{sizes[camera_id][1]}; give it another key"
+                    )
+                if camera_id not in rigs:  # since COLMAP 4 every camera sits on a rig, if only on its own
+                    rigs[camera_id], next_rig = next_rig, next_rig + 1
+                    rows["rigs"].append((rigs[camera_id], camera_id, 0))
+                known[new.name], next_image = next_image, next_image + 1
+                rows["images"].append((known[new.name], new.name, camera_id))
+                rows["frames"].append((next_frame, rigs[camera_id]))
+                rows["frame_data"].append((next_frame, known[new.name], camera_id, 0))
+                next_frame += 1
+                if new.position is not None:
+                    position, unknown = np.asarray(new.position, np.float64), np.full(12, np.nan)
+                    blobs = position.tobytes(), unknown[:9].tobytes(), unknown[:3].tobytes()
+                    rows["pose_priors"].append((next_prior, known[new.name], camera_id, 0, *blobs, _WGS84))
+                    next_prior += 1
+            for table, values in rows.items():
+                db.executemany(_INSERT[table], values)
+        return {new.name: known[new.name] for new in images}
+
+    def images(self) -> list[StoredImage]:
+        """Return all photographs, sorted by name; those that share a camera hold the same object."""
+        pycolmap = _pycolmap()
+        with self._reading() as db:
+            cameras = {
+                row[0]: pycolmap.Camera(
+                    camera_id=row[0],
+                    model=pycolmap.CameraModelId(row[1]),
+                    width=row[2],
+                    height=row[3],
+                    params=np.frombuffer(row[4], np.float64),
+                    has_prior_focal_length=bool(row[5]),
+                )
+                for row in db.execute("SELECT camera_id, model, width, height, params, prior_focal_length FROM cameras")
+            }
+            priors = db.execute(
+                "SELECT corr_data_id, position FROM pose_priors WHERE corr_sensor_type = 0 AND coordinate_system = ?",
+                (_WGS84,),
+            )
+            positions = {image_id: tuple(np.frombuffer(blob, np.float64).tolist()) for image_id, blob in priors}
+            return [
+                StoredImage(
+                    image_id,
+                    name,
+                    camera_id,
+                    cameras[camera_id],
+                    (cameras[camera_id].width, cameras[camera_id].height),
+                    positions.get(image_id),
+                )
+                for image_id, name, camera_id in db.execute(
+                    "SELECT image_id, name, camera_id FROM images ORDER BY name"
+                )
+            ]
+
+    # ---- features ----
+
+    def write_features(self, items: Iterable[tuple[int, Features]]) -> None:
+        """Write the features of some images in one transaction.
+
+        Descriptors of the extractor "sift" are kept as COLMAP keeps its own: one byte each, 512 for 1. All other
+        real ones are kept as float16.
+
+        Features that were there are replaced, and the matches of these images deleted: they point to the old
+        keypoints.
+
+        Parameters
+        ----------
+        items : iterable of (image id, Features)
+
+        Raises
+        ------
+        ArgumentError
+            An id that is not in the store, or features made of a photograph of another size.
+        InputError
+            The database cannot be written to.
+        """
+        batch = dict(items)
+        with self._reading() as db:
+            for image_id, features in batch.items():
+                size = db.execute(
+                    "SELECT width, height FROM images JOIN cameras USING (camera_id) WHERE image_id = ?",
+                    (int(image_id),),
+                ).fetchone()
+                if size is None:
+                    raise ArgumentError(f"there is no image {image_id} in {self.path}; enter it with add_images")
+                if size != tuple(features.image_size):
+                    width, height = features.image_size
+                    raise ArgumentError(
+                        f"image {image_id}: the features are of {width}x{height} pixels, but its camera in {self.path} "
+                        f"has {size[0]}x{size[1]}; extract them from the same file"
+                    )
+        rows = [_feature_rows(int(image_id), features) for image_id, features in batch.items()]
+        ids = [(int(image_id),) for image_id in batch]
+        with self._transaction() as db:
+            old = {i for (i,) in ids if db.execute("SELECT 1 FROM keypoints WHERE image_id = ?", (i,)).fetchone()}
+            if old:
+                _delete_matches_of(db, old)
+            for table in ("keypoints", "descriptors", "tiepoint_features"):
+                db.executemany(f"DELETE FROM {table} WHERE image_id = ?", ids)
+                db.executemany(_INSERT[table], [row[table] for row in rows if table in row])
+
+    def has_features(self) -> set[int]:
+        """Return the ids of the images whose features are in the store, be it that none were found."""
+        with self._reading() as db:
+            return {image_id for (image_id,) in db.execute("SELECT image_id FROM keypoints")}
+
+    def features(self, image_id: int, descriptors: bool = True) -> Features:
+        """Return the features of one image, on the CPU.
+
+        Features made by COLMAP's SIFT come back with all scores 1, and RootSIFT descriptors of unit length.
+
+        Parameters
+        ----------
+        image_id : int
+        descriptors : bool
+            False leaves them in the file, and gives an array (N, 0) in their place.
+
+        Raises
+        ------
+        ArgumentError
+            No such image, or its features are not in the store.
+        InputError
+            COLMAP made them by a method other than SIFT.
+        """
+        image_id = int(image_id)
+        with self._reading() as db:
+            found = db.execute(
+                "SELECT k.rows, k.cols, k.data, c.width, c.height, t.extractor, t.shape, t.scores FROM keypoints AS k "
+                "JOIN images USING (image_id) JOIN cameras AS c USING (camera_id) "
+                "LEFT JOIN tiepoint_features AS t USING (image_id) WHERE image_id = ?",
+                (image_id,),
+            ).fetchone()
+            if found is None:
+                raise ArgumentError(f"the features of image {image_id} are not in {self.path}; extract them first")
+            n, columns, data, width, height, extractor, shape, scores = found
+            table = _array(data, np.float32, columns)
+            if extractor is None:
+                kind = db.execute("SELECT type FROM descriptors WHERE image_id = ?", (image_id,)).fetchone()
+                if kind is None or kind[0] != _SIFT:
+                    raise InputError(
+                        f"{self.path}: the features of image {image_id} were made elsewhere, and not by SIFT; extract "
+                        "into a new database"
+                    )
+                extractor, shape = "sift", "so" if columns > 2 else ""
+            values = self._descriptors(db, image_id) if descriptors else np.zeros((n, 0), np.float32)
+        scales, orientations = _scale_and_orientation(table)
+        return Features(
+            keypoints=torch.from_numpy(table[:, :2] - np.float32(0.5)),
+            scores=torch.ones(n) if scores is None else torch.from_numpy(np.frombuffer(scores, np.float32).copy()),
+            descriptors=torch.from_numpy(values),
+            image_size=(width, height),
+            extractor=extractor,
+            scales=torch.from_numpy(scales) if "s" in shape else None,
+            orientations=torch.from_numpy(orientations) if "o" in shape else None,
+        )
+
+    def _descriptors(self, db: sqlite3.Connection, image_id: int) -> NDArray[Any]:
+        own = db.execute("SELECT kind, cols, descriptors FROM tiepoint_features WHERE image_id = ?", (image_id,))
+        kind, columns, data = own.fetchone() or ("colmap", 0, None)
+        if kind == "float16":
+            return _array(data, np.float16, columns).astype(np.float32)
+        if kind == "bits":
+            return _array(data, np.uint8, columns).copy()
+        columns, data = db.execute("SELECT cols, data FROM descriptors WHERE image_id = ?", (image_id,)).fetchone()
+        values = _array(data, np.uint8, columns).astype(np.float32)
+        return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1)
+
+    # ---- pairs ----
+
+    def write_matches(self, items: Iterable[PairResult]) -> None:
+        """Write the matches of some pairs, and the geometry of those that were verified, in one transaction.
+
+        What was there of a pair is replaced; if the new result is not verified, the old geometry goes.
+
+        Parameters
+        ----------
+        items : iterable of PairResult
+
+        Raises
+        ------
+        ArgumentError
+            Matches of an image without features in the store, or beyond its last keypoint.
+        InputError
+            The database cannot be written to.
+        """
+        batch = list(items)
+        with self._reading() as db:
+            counts = {}
+            for image_id in {int(i) for item in batch for i in (item.id0, item.id1)}:
+                row = db.execute("SELECT rows FROM keypoints WHERE image_id = ?", (image_id,)).fetchone()
+                if row is None:
+                    raise ArgumentError(f"the features of image {image_id} are not in {self.path}; write them first")
+                counts[image_id] = row[0]
+        rows = []
+        for item in batch:
+            last = counts[int(item.id0)], counts[int(item.id1)]
+            if len(item.matches) and ((item.matches < 0) | (item.matches >= last)).any():
+                raise ArgumentError(
+                    f"pair ({item.id0}, {item.id1}): matches of keypoints that do not exist; the images have {last[0]} "
+                    f"and {last[1]}"
+                )
+            rows.append(_pair_rows(item))
+        ids = [row["matches"][:1] for row in rows]
+        with self._transaction() as db:
+            for table in ("matches", "tiepoint_matches", "two_view_geometries"):
+                db.executemany(f"DELETE FROM {table} WHERE pair_id = ?", ids)
+                db.executemany(_INSERT[table], [row[table] for row in rows if table in row])
+
+    def matched_pair_ids(self) -> NDArray[np.int64]:
+        """Return the ids (see `pair_ids`) of all pairs that were matched, sorted: int64 (P,), 8 bytes a pair."""
+        with self._reading() as db:
+            ids = (pair_id for (pair_id,) in db.execute("SELECT pair_id FROM matches INDEXED BY tiepoint_matched"))
+            return np.sort(np.fromiter(ids, np.int64))
+
+    def matched_pairs(self) -> set[tuple[int, int]]:
+        """Return all pairs (smaller id, larger id) that were matched, be it that nothing was found.
+
+        A million of them take 200 MB; `matched_pair_ids` takes 8.
+        """
+        smaller, larger = pairs_of(self.matched_pair_ids()).T.tolist()
+        return set(zip(smaller, larger, strict=True))
+
+    def verified_pair_ids(self) -> NDArray[np.int64]:
+        """Return the ids of all pairs that were verified, be it that no geometry was found, sorted: int64 (P,)."""
+        with self._reading() as db:
+            found = db.execute("SELECT pair_id FROM two_view_geometries INDEXED BY tiepoint_verified")
+            return np.sort(np.fromiter((pair_id for (pair_id,) in found), np.int64))
+
+    def matches(self, id0: int, id1: int) -> PairMatches | None:
+        """Return the matches of two images; their columns follow the order of the arguments.
+
+        Returns
+        -------
+        PairMatches or None
+            None if the pair was not matched yet.
+        """
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT m.data, t.scores, t.overlaps FROM matches AS m LEFT JOIN tiepoint_matches AS t USING (pair_id) "
+                "WHERE pair_id = ?",
+                (_pair_id(id0, id1),),
+            ).fetchone()
+        if row is None:
+            return None
+        data, scores, overlaps = row
+        indices = _indices(data, swap=id0 > id1)
+        order = np.lexsort(indices.T[::-1])
+        values = np.ones(len(indices), np.float32) if scores is None else np.frombuffer(scores, np.float32)
+        return PairMatches(indices[order], values[order], None if overlaps is None else bool(overlaps))
+
+    def verified_pairs(self) -> dict[tuple[int, int], int]:
+        """Return the pairs (smaller id, larger id) with a two-view geometry -> the number of its inliers, above 0."""
+        with self._reading() as db:
+            found = db.execute(
+                "SELECT pair_id, rows FROM two_view_geometries INDEXED BY tiepoint_verified WHERE rows > 0"
+            )
+            table = np.array(found.fetchall(), np.int64).reshape(-1, 2)
+        table = table[np.argsort(table[:, 0])]
+        smaller, larger = pairs_of(table[:, 0]).T.tolist()
+        return dict(zip(zip(smaller, larger, strict=True), table[:, 1].tolist(), strict=True))
+
+    def geometry(self, id0: int, id1: int) -> StoredGeometry | None:
+        """Return the two-view geometry from image ``id0`` to image ``id1``; None if the pair was not verified."""
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT data, config, F, E, H, qvec, tvec FROM two_view_geometries WHERE pair_id = ?",
+                (_pair_id(id0, id1),),
+            ).fetchone()
+        if row is None:
+            return None
+        data, config, *blobs = row
+        F, E, H, q, t = (None if blob is None else np.frombuffer(blob, np.float64).copy() for blob in blobs)
+        F, E, H = (None if matrix is None else matrix.reshape(3, 3) for matrix in (F, E, H))
+        model = F, E, H, None if q is None else _rotation(q), t
+        if id0 > id1:
+            model = _inverse(*model)
+        indices = _indices(data, swap=id0 > id1)
+        return StoredGeometry(indices[np.lexsort(indices.T[::-1])], CONFIGS[config], *model)
+
+    # ---- the file ----
+
+    def _connect(self) -> sqlite3.Connection:
+        with _explained(self.path):
+            db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")  # of a power failure too nothing comes but the loss of the last
+            db.execute("PRAGMA foreign_keys = ON")
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # makes the log exist
+            self._log = self._log_now()
+        return db
+
+    def _log_now(self) -> tuple[int, int] | None:
+        """Return which file the log is, or None if there is none."""
+        try:
+            found = os.stat(f"{self.path}-wal")  # noqa: PTH116 - called before every operation
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        if self._log != self._log_now():  # pycolmap took it away, after moving its content into the database
+            self._db.close()
+            self._db = self._connect()
+        with _explained(self.path):
+            yield self._db
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # SQLite has done so already where the disk is full
+                    db.execute("ROLLBACK")
+                raise
+
+
+_SIFT = 0  # of COLMAP's FeatureExtractorType
+_WGS84 = 0  # of COLMAP's PosePriorCoordinateSystem
+
+_COLUMNS = {
+    "cameras": "camera_id, model, width, height, params, prior_focal_length",
+    "rigs": "rig_id, ref_sensor_id, ref_sensor_type",
+    "images": "image_id, name, camera_id",
+    "frames": "frame_id, rig_id",
+    "frame_data": "frame_id, data_id, sensor_id, sensor_type",
+    "pose_priors": "pose_prior_id, corr_data_id, corr_sensor_id, corr_sensor_type, position, position_covariance, "
+    "gravity, coordinate_system",
+    "keypoints": "image_id, rows, cols, data",
+    "descriptors": "image_id, type, rows, cols, data",
+    "matches": "pair_id, rows, cols, data",
+    "two_view_geometries": "pair_id, rows, cols, data, config, F, E, H, qvec, tvec",
+}
+"""COLMAP's tables and their columns, as far as they are read or written here."""
+
+_OWN_COLUMNS = {
+    "tiepoint_cameras": "key, camera_id",
+    "tiepoint_features": "image_id, extractor, shape, scores, kind, cols, descriptors",
+    "tiepoint_matches": "pair_id, scores, overlaps",
+}
+
+_INSERT = {
+    table: f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(columns.split(',')))})"
+    for table, columns in {**_COLUMNS, **_OWN_COLUMNS}.items()
+}
+
+_OWN_TABLES = (
+    "CREATE TABLE IF NOT EXISTS tiepoint_cameras (key TEXT PRIMARY KEY NOT NULL, camera_id INTEGER NOT NULL)",
+    # shape: which of scales (s) and orientations (o) there are. kind: float16, bits, or colmap (see write_features).
+    "CREATE TABLE IF NOT EXISTS tiepoint_features (image_id INTEGER PRIMARY KEY NOT NULL, extractor TEXT NOT NULL, "
+    "shape TEXT NOT NULL, scores BLOB NOT NULL, kind TEXT NOT NULL, cols INTEGER NOT NULL, descriptors BLOB, "
+    "FOREIGN KEY(image_id) REFERENCES images(image_id) ON DELETE CASCADE)",
+    "CREATE TABLE IF NOT EXISTS tiepoint_matches (pair_id INTEGER PRIMARY KEY NOT NULL, scores BLOB NOT NULL, "
+    "overlaps INTEGER)",
+    # With these, listing all pairs does not read all matches. COLMAP's own counts use them too.
+    "CREATE INDEX IF NOT EXISTS tiepoint_matched ON matches(rows)",
+    "CREATE INDEX IF NOT EXISTS tiepoint_verified ON two_view_geometries(rows)",
+)
+
+
+def _create(path: Path) -> None:
+    """Make an empty COLMAP database, whole or not at all."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+    with atomic(path) as temporary:
+        try:
+            _pycolmap().Database.open(temporary).close()
+        except RuntimeError as error:
+            raise InputError(
+                f"{path}: the database cannot be made; is there space on the disk, and permission to write to "
+                f"{path.parent}?"
+            ) from error
+
+
+def _check_version(db: sqlite3.Connection, path: Path, installed: str) -> None:
+    """Raise `InputError` unless this is a COLMAP database with the tables and columns that are used here."""
+    with _explained(path):
+        version = db.execute("PRAGMA user_version").fetchone()[0]  # 4020100 is 4.2.1
+        present = {
+            table: {row[1] for row in db.execute(f"PRAGMA table_info({table})")}  # of a table that is not there: none
+            for table in _COLUMNS
+        }
+    if not present["images"]:
+        raise InputError(f"{path}: an SQLite database, but not one of COLMAP's; give another path")
+    made_by = f"{version // 1_000_000}.{version // 10_000 % 100}" if version else "an early version"
+    if (version // 1_000_000, version // 10_000 % 100) > tuple(int(part) for part in installed.split(".")[:2]):
+        raise InputError(
+            f"{path}: made by COLMAP {made_by}, which is newer than the installed pycolmap {installed}; "
+            "pip install --upgrade pycolmap"
+        )
+    for table, columns in _COLUMNS.items():
+        lacking = [column for column in columns.split(", ") if column not in present[table]]
+        if lacking:
+            raise InputError(
+                f"{path}: made by COLMAP {made_by}, its table {table!r} lacks {', '.join(lacking)}; make a copy, and "
+                f"let pycolmap {installed} bring it up to date: "
+                f"""python -c "import pycolmap; pycolmap.Database.open('{path}').close()\""""
+            )
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into `InputError` that says what to do."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        reason = str(error)
+        advice = next((advice for words, advice in _ADVICE.items() if words in reason), None)
+        if advice is None:
+            if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
+                raise  # a fault of ours
+            advice = "check the disk and the permissions"
+        raise InputError(f"{path}: {reason}; {advice}") from error
+
+
+_ADVICE = {
+    "disk is full": "free some space and run the same again: what was written before is kept",
+    "readonly": "give the right to write to the file and its folder, or work on a copy",
+    "unable to open": "give the right to write to the file and its folder, or work on a copy",
+    "locked": "another program has been writing to it for a minute; wait until it is done, or end it",
+    "not a database": "give the path of a COLMAP database, or a new one",
+    "malformed": "the file is damaged; go back to a copy, or start with a new one",
+}
+
+
+def _feature_rows(image_id: int, features: Features) -> dict[str, tuple[Any, ...]]:
+    """Return table -> row."""
+    parts = [
+        None if part is None else part.detach().cpu().numpy().astype(np.float32, copy=False)
+        for part in (features.keypoints, features.scales, features.orientations)
+    ]
+    points, scales, orientations = parts
+    assert points is not None
+    columns = [points + np.float32(0.5)]
+    shape = ("" if scales is None else "s") + ("" if orientations is None else "o")
+    if shape:  # COLMAP wants both or neither
+        columns += [
+            np.ones(len(points), np.float32)[:, None] if scales is None else scales[:, None] / 2,
+            np.zeros(len(points), np.float32)[:, None] if orientations is None else orientations[:, None],
+        ]
+    table = np.concatenate(columns, axis=1)
+    n, descriptors = len(points), features.descriptors.detach().cpu().numpy()
+    rows: dict[str, tuple[Any, ...]] = {"keypoints": (image_id, n, table.shape[1], _blob(table))}
+    blob = None
+    if features.is_binary:
+        kind, blob = "bits", _blob(descriptors)
+    elif features.extractor == "sift" and descriptors.shape[1] == 128:
+        kind, quantised = "colmap", np.rint(descriptors * 512).clip(0, 255).astype(np.uint8)
+        rows["descriptors"] = (image_id, _SIFT, n, 128, _blob(quantised))
+    else:
+        kind, blob = "float16", _blob(descriptors.astype(np.float16))
+    scores = features.scores.detach().cpu().numpy().astype(np.float32).tobytes()
+    extra = (image_id, features.extractor, shape, scores, kind, descriptors.shape[1], blob)
+    return {**rows, "tiepoint_features": extra}
+
+
+def _scale_and_orientation(table: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return diameters (N,) and angles (N,) of COLMAP's keypoints (N, 2), (N, 4) or (N, 6)."""
+    if table.shape[1] == 4:
+        return table[:, 2] * 2, table[:, 3].copy()
+    if table.shape[1] == 6:  # x, y, and the affine shape [[a, b], [c, d]], for SIFT a scaled rotation
+        a, b, c, d = table[:, 2:].T
+        return np.hypot(a, c) + np.hypot(b, d), np.arctan2(c, a)
+    return np.ones(len(table), np.float32), np.zeros(len(table), np.float32)
+
+
+def _pair_rows(item: PairResult) -> dict[str, tuple[Any, ...]]:
+    """Return table -> row."""
+    pair_id, swap = _pair_id(item.id0, item.id1), item.id0 > item.id1
+    matches = np.asarray(item.matches, np.uint32)[:, :: -1 if swap else 1]
+    scores = np.asarray(item.scores, np.float32).tobytes()
+    rows: dict[str, tuple[Any, ...]] = {
+        "matches": (pair_id, len(matches), 2, _blob(matches)),
+        "tiepoint_matches": (pair_id, scores, None if item.overlaps is None else int(item.overlaps)),
+    }
+    if item.inliers is not None:
+        model = item.F, item.E, item.H, item.R, item.t
+        F, E, H, R, t = _inverse(*model) if swap else model
+        blobs = [
+            None if part is None else np.asarray(part, np.float64).tobytes()
+            for part in (F, E, H, None if R is None else _quaternion(R), t)
+        ]
+        kept = matches[item.inliers]
+        rows["two_view_geometries"] = (pair_id, len(kept), 2, _blob(kept), CONFIGS.index(item.config), *blobs)
+    return rows
+
+
+def _delete_matches_of(db: sqlite3.Connection, image_ids: set[int]) -> None:
+    for table in ("matches", "two_view_geometries", "tiepoint_matches"):
+        ids = np.fromiter((pair_id for (pair_id,) in db.execute(f"SELECT pair_id FROM {table}")), np.int64)
+        stale = ids[np.isin(pairs_of(ids), list(image_ids)).any(axis=1)]
+        db.executemany(f"DELETE FROM {table} WHERE pair_id = ?", [(pair_id,) for pair_id in stale.tolist()])
+
+
+def _pair_id(id0: int, id1: int) -> int:
+    return int(pair_ids((id0, id1))[0])
+
+
+def _blob(array: NDArray[Any]) -> bytes | None:
+    """Return the bytes row by row; as in COLMAP, NULL stands for no rows."""
+    return array.tobytes() if array.size else None
+
+
+def _array(blob: bytes | None, dtype: type, columns: int) -> NDArray[Any]:
+    values: NDArray[Any] = np.frombuffer(blob or b"", dtype)
+    return values.reshape(-1, columns) if values.size else np.zeros((0, columns), dtype)
+
+
+def _indices(blob: bytes | None, swap: bool) -> NDArray[np.int64]:
+    return _array(blob, np.uint32, 2)[:, :: -1 if swap else 1].astype(np.int64)
+
+
+def _inverse(
+    F: Matrix | None, E: Matrix | None, H: Matrix | None, R: Matrix | None, t: Matrix | None
+) -> tuple[Matrix | None, Matrix | None, Matrix | None, Matrix | None, Matrix | None]:
+    """Return the same geometry seen from the other image."""
+    return (
+        None if F is None else np.ascontiguousarray(np.transpose(F)),
+        None if E is None else np.ascontiguousarray(np.transpose(E)),
+        None if H is None else np.asarray(np.linalg.inv(H), np.float64),
+        None if R is None else np.ascontiguousarray(np.transpose(R)),
+        None if R is None or t is None else -np.transpose(R) @ t,
+    )
+
+
+def _quaternion(R: ArrayLike) -> Matrix:
+    """Return the unit quaternion (w, x, y, z), w >= 0, of a rotation matrix (Bar-Itzhack, JGCD 23 (6), 2000).
+
+    It is the eigenvector of the largest eigenvalue of a symmetric matrix made of R: no case distinctions, and a
+    matrix that is a rotation only nearly gives the nearest one.
+    """
+    (a, b, c), (d, e, f), (g, h, i) = np.asarray(R, np.float64)
+    K = np.array(
+        [
+            [a + e + i, h - f, c - g, d - b],
+            [h - f, a - e - i, b + d, c + g],
+            [c - g, b + d, e - a - i, f + h],
+            [d - b, c + g, f + h, i - a - e],
+        ]
+    )
+    q = np.linalg.eigh(K)[1][:, -1]
+    return q if q[0] >= 0 else -q
+
+
+def _rotation(q: Matrix) -> Matrix:
+    """Return the rotation matrix of a quaternion (w, x, y, z)."""
+    w, x, y, z = q / np.linalg.norm(q)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def _pycolmap() -> Any:
+    try:
+        import pycolmap
+    except ImportError as error:
+        raise MissingDependencyError("pycolmap", "map", "mapping") from error
+    return pycolmap
