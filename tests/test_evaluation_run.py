@@ -238,7 +238,10 @@ def test_made_up_pair_is_always_the_same() -> None:
 
 
 def test_combinations() -> None:
-    assert evaluation.parse_combination("sift+nearest") == ("sift", "nearest")
+    assert evaluation.parse_combination("sift+nearest") == ("sift", "nearest", None)
+    assert evaluation.parse_combination("sift+lightglue@a/b.safetensors").label == "sift+lightglue@a/b.safetensors"
+    with pytest.raises(ArgumentError, match="these weights"):
+        evaluation.parse_combination("sift@a/b.safetensors")
     for wrong in ("shift+nearest", "sift+furthest", ""):
         with pytest.raises(ArgumentError, match="there are"):
             evaluation.parse_combination(wrong)

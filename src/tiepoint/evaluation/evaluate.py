@@ -17,13 +17,14 @@ Rows are appended to a file as they come, so that an interrupted run continues w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from ..geometry.camera import Camera
 from ..geometry.epipolar import pose_error
 from ..geometry.homography import corner_error, estimate_dlt
 from ..geometry.robust import estimate_homography, estimate_relative_pose
+from ..matchers import Matcher
 from ..two_view import choose
 from ..types import Features, Image, Matches
 from . import metrics
@@ -125,6 +127,7 @@ def run(
     data: str | Path,
     features: str = "sift",
     matcher: str = "nearest",
+    weights: str | None = None,
     *,
     sets: Sequence[str] | None = None,
     limit: int | None = None,
@@ -143,6 +146,8 @@ def run(
         Evaluation sets, see `tiepoint.evaluation.datasets.load_pairs`.
     features, matcher : str
         Names known to `tiepoint.features.load` and `tiepoint.matchers.load`.
+    weights : str or None
+        The matcher's weights, a file or a registered name; None takes those that belong to the features.
     sets, limit
         Which sets, and how many pairs of each; None takes all.
     max_keypoints, long_side : int or None
@@ -150,7 +155,7 @@ def run(
     device : str
         Where networks run.
     output : path or None
-        Folder for ``<features>+<matcher>.jsonl``; None keeps the rows in memory only.
+        Folder for ``<features>+<matcher>.jsonl`` (with weights: ``...@<name of the file>.jsonl``); None keeps the rows in memory only.
     resume : bool
         Continue a file of the same configuration; False starts it again.
     progress : callable or None
@@ -169,8 +174,8 @@ def run(
     """
     pairs = load_pairs(data, sets, limit)
     extract = extractors.load(features, device=device, max_keypoints=max_keypoints, long_side=long_side)
-    match = matchers.load(matcher, features=features, device=device)
-    label = f"{features}+{matcher}"
+    combination = Combination(features, matcher, weights)
+    match = combination.load_matcher(device)
     configuration = {
         "features": features,
         "matcher": matcher,
@@ -178,8 +183,13 @@ def run(
         "long_side": long_side,
         "device": device,
     }
-    path = None if output is None else Path(output) / f"{label}.jsonl"
-    return evaluate(pairs, extract, match, label, configuration, path, resume, progress)
+    if weights is not None:
+        configuration["weights"] = weights
+        if Path(weights).is_file():
+            configuration["sha256"] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    name = f"{features}+{matcher}" + ("" if weights is None else f"@{Path(weights).name}")
+    path = None if output is None else Path(output) / f"{name}.jsonl"
+    return evaluate(pairs, extract, match, combination.label, configuration, path, resume, progress)
 
 
 def compare(
@@ -212,13 +222,11 @@ def compare(
         For `tiepoint.evaluation.rich_tables` and `tiepoint.evaluation.save`.
     """
     runs = []
-    for features, matcher in dict.fromkeys(map(parse_combination, combinations)):
-        label = f"{features}+{matcher}"
+    for combination in dict.fromkeys(map(parse_combination, combinations)):
         runs.append(
             run(
                 data,
-                features,
-                matcher,
+                *combination,
                 sets=sets,
                 limit=limit,
                 max_keypoints=max_keypoints,
@@ -226,17 +234,35 @@ def compare(
                 device=device,
                 output=output,
                 resume=resume,
-                progress=None if progress is None else partial(progress, label),
+                progress=None if progress is None else partial(progress, combination.label),
             )
         )
     return runs
 
 
-def parse_combination(text: str) -> tuple[str, str]:
-    """Return the names of extractor and matcher in ``"features+matcher"``.
+class Combination(NamedTuple):
+    """An extractor and a matcher by name, and the matcher's weights (a file or a name) if not its own."""
+
+    features: str
+    matcher: str
+    weights: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Short name for tables, as `parse_combination` reads it."""
+        return f"{self.features}+{self.matcher}" + ("" if self.weights is None else f"@{self.weights}")
+
+    def load_matcher(self, device: str) -> Matcher:
+        """Load the matcher; raises what `tiepoint.matchers.load` raises."""
+        options = {} if self.weights is None else {"weights": self.weights}
+        return matchers.load(self.matcher, features=self.features, device=device, **options)
+
+
+def parse_combination(text: str) -> Combination:
+    """Read ``"features+matcher"`` or ``"features+matcher@weights"``.
 
     ``"features"`` alone takes the best matcher for them, as `tiepoint.match` does, and so does the name
-    ``auto``.
+    ``auto``. Weights are a file or a name of ``tiepoint weights list``.
 
     Raises
     ------
@@ -245,10 +271,13 @@ def parse_combination(text: str) -> tuple[str, str]:
 
     Examples
     --------
-    >>> parse_combination("sift+nearest"), parse_combination("orb")
-    (('sift', 'nearest'), ('orb', 'nearest'))
+    >>> parse_combination("sift+lightglue@mine.safetensors").weights
+    'mine.safetensors'
+    >>> parse_combination("orb").label
+    'orb+nearest'
     """
-    features, _, matcher = text.partition("+")
+    names_only, _, weights = text.partition("@")
+    features, _, matcher = names_only.partition("+")
     matcher = matcher or "auto"
     for kind, name, names in (
         ("extractor", features, extractors.names()),
@@ -256,7 +285,11 @@ def parse_combination(text: str) -> tuple[str, str]:
     ):
         if name not in ("auto", *names):
             raise ArgumentError(f"{text!r}: no {kind} is called {name!r}; there are: {', '.join(names)}")
-    return choose(features, matcher)[:2]
+    if not weights:
+        return Combination(*choose(features, matcher)[:2])
+    if "auto" in (features, matcher):
+        raise ArgumentError(f"{text!r}: name extractor and matcher; which ones are these weights for?")
+    return Combination(features, matcher, weights)
 
 
 def evaluate(

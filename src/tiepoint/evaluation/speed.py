@@ -115,10 +115,12 @@ def bench(
     alternatives: dict[tuple[str, str], Callable[[], Any]] = {}
     timings = []
     with cpu_threads(threads):
-        for features, matcher in dict.fromkeys(map(parse_combination, combinations)):
-            label = f"{features}+{matcher}"
-            extract = extractors.load(features, device=device, max_keypoints=max_keypoints, long_side=long_side)
-            match = matchers.load(matcher, features=features, device=device)
+        for combination in dict.fromkeys(map(parse_combination, combinations)):
+            label = combination.label
+            extract = extractors.load(
+                combination.features, device=device, max_keypoints=max_keypoints, long_side=long_side
+            )
+            match = combination.load_matcher(device)
             both = extract(pair[0]), extract(pair[1])
             alternatives[label, "extract"] = partial(extract.extract_many, pair)
             alternatives[label, "match"] = partial(match, *both)
