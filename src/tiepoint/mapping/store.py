@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -278,9 +278,9 @@ class Store:
             raise InputError(f"{path}: cannot be read: {error.strerror}; give the path of a COLMAP database") from error
         if start != b"SQLite format 3\0":
             raise InputError(f"{path}: not a database; give the path of a COLMAP database, or a new one")
+        _check_version(path, pycolmap.__version__)
         store = cls(path)
         try:
-            _check_version(store._db, path, pycolmap.__version__)
             with store._transaction() as db:  # also finds out whether the file may be written to
                 for statement in _OWN_TABLES:
                     db.execute(statement)
@@ -729,9 +729,9 @@ def _create(path: Path) -> None:
             ) from error
 
 
-def _check_version(db: sqlite3.Connection, path: Path, installed: str) -> None:
+def _check_version(path: Path, installed: str) -> None:
     """Raise `InputError` unless this is a COLMAP database with the tables and columns that are used here."""
-    with _explained(path):
+    with _explained(path), closing(sqlite3.connect(path)) as db:
         version = db.execute("PRAGMA user_version").fetchone()[0]  # 4020100 is 4.2.1
         present = {
             table: {row[1] for row in db.execute(f"PRAGMA table_info({table})")}  # of a table that is not there: none

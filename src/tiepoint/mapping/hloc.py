@@ -1,0 +1,300 @@
+"""Exchange with hloc (Hierarchical-Localization): features and matches as HDF5 files, pairs as text.
+
+hloc's keypoints have whole numbers at pixel centres, as ours have: it adds COLMAP's half pixel itself when it fills a
+database. So does the `Store`, and x + 0.5 may round; what comes out of a store and goes back into one is the same bit
+for bit.
+
+hloc's files do not say which extractor made them, nor whether a pair was verified. Of a file of features, what is read
+is ``keypoints`` (N, 2), ``scores`` (N,), ``descriptors`` (D, N) and ``image_size`` (2,).
+`tiepoint.mapping.pairs.from_list` reads lists of pairs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..export import FeatureWriter, _h5py, atomic, check_output
+from ..types import Features
+from .store import PairResult, Store, pairs_of
+
+BATCH = 256  # images or pairs in one transaction
+
+
+def export_features(store: Store, path: str | os.PathLike[str]) -> int:
+    """Write all features of a store to one HDF5 file.
+
+    Parameters
+    ----------
+    store : Store
+    path : path
+        Ends in ``.h5``; it appears whole or not at all.
+
+    Returns
+    -------
+    int
+        Number of images.
+
+    Raises
+    ------
+    ArgumentError
+        Another suffix, or the folder does not exist.
+    InputError
+        The file cannot be written.
+    MissingDependencyError
+        h5py is not installed.
+    """
+    check_output(path, (".h5",))
+    have = store.has_features()
+    images = [image for image in store.images() if image.image_id in have]
+    with FeatureWriter(path) as writer:
+        for image in images:
+            writer.write(image.name, store.features(image.image_id))
+    return len(images)
+
+
+def import_features(store: Store, path: str | os.PathLike[str], extractor: str) -> list[str]:
+    """Read features into a store; its images must have been entered before, since hloc's files hold no cameras.
+
+    Parameters
+    ----------
+    store : Store
+        Images of it that the file lacks stay as they are; all others get the file's features.
+    path : path
+        HDF5 file in hloc's layout. Where there are no ``scores`` they become 1; where one is above 1, those of its
+        image are divided by the largest.
+    extractor : str
+        What made them, by tiepoint's names: matchers ask for it.
+
+    Returns
+    -------
+    list of str
+        Images of the file that the store does not know.
+
+    Raises
+    ------
+    InputError
+        Missing or damaged file, or features of a photograph of another size.
+    MissingDependencyError
+        h5py is not installed.
+    """
+    images = {image.name: image for image in store.images()}
+    unknown = []
+    batch: list[tuple[int, Features]] = []
+    with _opened(path) as file:
+        for name in _groups_with(file, "keypoints"):
+            if name not in images:
+                unknown.append(name)
+                continue
+            image = images[name]
+            features = _features(file[name], image.size, extractor, f"{path}: {name}")
+            batch.append((image.image_id, features))
+            if len(batch) == BATCH:
+                store.write_features(batch)
+                batch = []
+    store.write_features(batch)
+    return unknown
+
+
+def export_matches(store: Store, path: str | os.PathLike[str]) -> int:
+    """Write all matches of a store to one HDF5 file: ``<name0>/<name1>/matches0`` and ``matching_scores0``.
+
+    Parameters
+    ----------
+    store : Store
+    path : path
+        Ends in ``.h5``; it appears whole or not at all.
+
+    Returns
+    -------
+    int
+        Number of pairs.
+
+    Raises
+    ------
+    ArgumentError
+        Another suffix, or the folder does not exist.
+    InputError
+        The file cannot be written, or two images have one name there, where "/" becomes "-".
+    MissingDependencyError
+        h5py is not installed.
+    """
+    check_output(path, (".h5",))
+    names = {image_id: key for key, image_id in _keys(store).items()}
+    pairs = pairs_of(store.matched_pair_ids()).tolist()
+    h5py = _h5py()
+    with atomic(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+        counts: dict[int, int] = {}
+        for id0, id1 in pairs:
+            if id0 not in counts:
+                counts[id0] = len(store.features(id0, descriptors=False))
+            found = store.matches(id0, id1)
+            assert found is not None
+            partner, scores = np.full(counts[id0], -1, np.int32), np.zeros(counts[id0], np.float32)
+            partner[found.indices[:, 0]] = found.indices[:, 1]
+            scores[found.indices[:, 0]] = found.scores
+            group = file.create_group(f"{names[id0]}/{names[id1]}")
+            group.create_dataset("matches0", data=partner)
+            group.create_dataset("matching_scores0", data=scores)
+    return len(pairs)
+
+
+def import_matches(store: Store, path: str | os.PathLike[str]) -> list[str]:
+    """Read matches into a store that has the features they belong to.
+
+    hloc allows several keypoints of the first image to have one partner; the best of them is kept.
+
+    Parameters
+    ----------
+    store : Store
+    path : path
+        HDF5 file in hloc's layout.
+
+    Returns
+    -------
+    list of str
+        Pairs of the file, of which the store does not know an image or its features.
+
+    Raises
+    ------
+    InputError
+        Missing or damaged file, matches that belong to other features, or two images of the store that cannot be told
+        apart because "/" became "-".
+    MissingDependencyError
+        h5py is not installed.
+    """
+    keys = _keys(store)
+    have = store.has_features()
+    counts = {i: len(store.features(i, descriptors=False)) for i in have}
+    unknown = []
+    batch: list[PairResult] = []
+    with _opened(path) as file:
+        for pair in _groups_with(file, "matches0"):
+            ids = [keys.get(key) for key in pair.split("/")]
+            if len(ids) != 2 or ids[0] not in have or ids[1] not in have:
+                unknown.append(pair)
+                continue
+            id0, id1 = int(ids[0]), int(ids[1])
+            matches, scores = _matches(file[pair], (counts[id0], counts[id1]), f"{path}: {pair}")
+            batch.append(PairResult(id0, id1, matches, scores))
+            if len(batch) == BATCH:
+                store.write_matches(batch)
+                batch = []
+    store.write_matches(batch)
+    return unknown
+
+
+def write_pairs(store: Store, path: str | os.PathLike[str], pairs: Iterable[tuple[int, int]]) -> None:
+    """Write pairs as hloc and COLMAP's ``matches_importer`` read them: two names a line.
+
+    Parameters
+    ----------
+    store : Store
+    path : path
+        Text file; it appears whole or not at all.
+    pairs : iterable of (image id, image id)
+        For example ``store.matched_pairs()``.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    names = {image.image_id: image.name for image in store.images()}
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        # Most readers cut at any space; a tab lets those that care tell names with spaces apart.
+        for id0, id1 in pairs:
+            space = "\t" if " " in names[id0] + names[id1] else " "
+            stream.write(f"{names[id0]}{space}{names[id1]}\n")
+
+
+def _features(group: Any, size: tuple[int, int], extractor: str, name: str) -> Features:
+    """Return the features of one image of a file."""
+    n = len(group["keypoints"])
+    if "descriptors" not in group:
+        raise InputError(f"{name}: has keypoints but no descriptors; is this a file of features?")
+    arrays = {
+        key: np.asarray(group[key]) for key in ("keypoints", "descriptors", "scores", "image_size") if key in group
+    }
+    scores = arrays.get("scores", np.ones(n)).astype(np.float32)
+    found = tuple(int(side) for side in arrays.get("image_size", size))
+    shapes = arrays["keypoints"].shape, arrays["descriptors"].shape[1:], scores.shape
+    if shapes != ((n, 2), (n,), (n,)):
+        raise InputError(
+            f"{name}: keypoints (N, 2), descriptors (D, N) and scores (N,) do not fit; is the file damaged?"
+        )
+    if found != size:
+        raise InputError(
+            f"{name}: features of {found[0]}x{found[1]} pixels, but the image in the store has {size[0]}x{size[1]}; "
+            "they belong to another version of the photograph"
+        )
+    binary = arrays["descriptors"].dtype == np.uint8
+    descriptors = np.ascontiguousarray(arrays["descriptors"].T, np.uint8 if binary else np.float32)
+    return Features(
+        keypoints=torch.from_numpy(arrays["keypoints"].astype(np.float32)),
+        scores=torch.from_numpy(scores / max(1.0, float(scores.max(initial=0)))),
+        descriptors=torch.from_numpy(descriptors),
+        image_size=size,
+        extractor=extractor,
+    )
+
+
+def _matches(group: Any, counts: tuple[int, int], name: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the matches (K, 2) and scores (K,) of one pair of a file."""
+    partner = np.asarray(group["matches0"]).astype(np.int64)
+    if partner.shape != (counts[0],) or (partner >= counts[1]).any():
+        raise InputError(
+            f"{name}: matches of {len(partner)} keypoints, up to number {partner.max(initial=-1)} of the other image, "
+            f"but the store has {counts[0]} and {counts[1]}; import the features that they were made with"
+        )
+    scores = np.asarray(group["matching_scores0"] if "matching_scores0" in group else np.ones(len(partner)), np.float32)
+    matched = np.flatnonzero(partner >= 0)
+    best_first = matched[np.argsort(-scores[matched], kind="stable")]
+    _, first = np.unique(partner[best_first], return_index=True)
+    kept = np.sort(best_first[first])
+    return np.stack([kept, partner[kept]], axis=1), scores[kept]
+
+
+def _keys(store: Store) -> dict[str, int]:
+    """Return name, as the groups of match files have it -> image id."""
+    keys: dict[str, int] = {}
+    for image in store.images():
+        key = image.name.replace("/", "-")
+        if key in keys:
+            raise InputError(
+                f"{store.path}: hloc's match files write '/' as '-', so that {image.name!r} and another image are both "
+                f"{key!r}; rename one of the photographs"
+            )
+        keys[key] = image.image_id
+    return keys
+
+
+def _groups_with(file: Any, dataset: str) -> Iterator[str]:
+    """Yield the names of all groups that hold the dataset, in order."""
+    for name, item in file.items():
+        if not hasattr(item, "items"):
+            continue
+        if dataset in item:
+            yield name
+        else:
+            yield from (f"{name}/{inner}" for inner in _groups_with(item, dataset))
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    h5py = _h5py()
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; give an HDF5 file in hloc's layout")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"{path}: damaged, or not an HDF5 file in hloc's layout ({error})") from error
