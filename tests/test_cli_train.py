@@ -268,3 +268,23 @@ def test_presets_are_consistent() -> None:
     for name, preset in presets.PRESETS.items():
         assert preset.batch % 8 == 0 and preset.model.dim % (2 * preset.model.heads) == 0, name
         assert replace(preset.fit, minutes=None).rate(preset.fit.steps - 1) < 0.01 * preset.fit.learning_rate
+
+
+def test_training_goes_on_from_given_weights(tiepoint, images: Path, finished: Path, tmp_path: Path) -> None:
+    """With a learning rate of nearly nothing the matcher stays what it was."""
+    weights_file = finished / "weights.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        still = replace(MINIATURE, fit=replace(MINIATURE.fit, learning_rate=1e-12, weight_decay=0.0))
+        patch.setitem(presets.PRESETS, "tiny", still)
+        ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "on", "--start", weights_file)
+    assert ran.code == 0, ran.err
+    before, after = (weights.load(file)[0] for file in (weights_file, tmp_path / "on" / "weights.safetensors"))
+    assert before.keys() == after.keys()
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
+    assert json.loads((tmp_path / "on" / "config.json").read_text())["config"]["start"]
+    with pytest.MonkeyPatch.context() as patch:
+        wider = replace(MINIATURE, model=LightGlueConfig(dim=64, heads=2, layers=2))
+        patch.setitem(presets.PRESETS, "tiny", wider)
+        ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "wider", "--start", weights_file)
+    assert ran.code == 2 and "dim is 32 there, 64 here" in ran.err

@@ -13,9 +13,12 @@ import torch
 from PIL import Image
 
 from tiepoint.errors import ArgumentError, InputError
+from tiepoint.geometry.epipolar import fundamental_from_pose, symmetric_epipolar_error
+from tiepoint.training import scenes
 from tiepoint.training.batches import CHUNK, Batch, ChunkMaker, PairConfig, stream
 from tiepoint.training.cache import PhotoCache, build_cache
 from tiepoint.training.ground_truth import IGNORED, UNMATCHABLE
+from tiepoint.training.posed import PosedPool, View
 
 CONFIG = PairConfig(keypoints=64, size=(120, 160), difficulty=0.3, photometric="none", negatives=0.3)
 
@@ -216,3 +219,59 @@ def test_reframed_pictures_keep_what_labels_and_descriptors_rest_on(photos: Phot
     many = (batch.matches0 >= 0).sum(1).numpy() > 20
     assert many.any() and (np.abs(framed._roll()[many]) < 0.6).all()
     assert (np.abs(batch._roll()[many]) > 0.6).any()
+
+
+@pytest.fixture(scope="module")
+def posed(photos: PhotoCache, tmp_path_factory: pytest.TempPathFactory) -> PosedPool:
+    """Twelve rendered scenes as files: depth as arrays, photographs as pictures, every world turned its own way."""
+    folder = tmp_path_factory.mktemp("posed")
+    generator = torch.Generator().manual_seed(4)
+    textures = photos.sample(photos.draw(48, generator), (128, 128), generator)
+    config = replace(scenes.SceneConfig.standard((120, 160)), moved=0.0)
+    pairs = scenes.make_pairs(textures, 12, config, generator)
+    found = []
+    for b in range(12):
+        turn = np.linalg.qr(np.random.default_rng(b).normal(size=(3, 3)))[0]
+        turn *= np.linalg.det(turn)
+        views = []
+        for side in ("0", "1"):
+            pixels = getattr(pairs, f"images{side}")[b].permute(1, 2, 0).numpy()
+            image, depth = folder / f"{b}-{side}.png", folder / f"{b}-{side}.npy"
+            Image.fromarray((pixels * 255).round().astype(np.uint8)).save(image)
+            np.save(depth, getattr(pairs, f"depth{side}")[b].numpy())
+            R = (pairs.R[b].numpy().astype(float) if side == "1" else np.eye(3)) @ turn
+            t = pairs.t[b].numpy().astype(float) if side == "1" else np.zeros(3)
+            views.append(View(image, depth, getattr(pairs, f"K{side}")[b].numpy().astype(float), R, t))
+        found.append(views)
+    return PosedPool(found, folder, max_overlap=1.0)
+
+
+def test_posed_photographs_are_labelled_by_their_depth_and_pose(photos: PhotoCache, posed: PosedPool) -> None:
+    config = replace(CONFIG, posed=1.0)
+    batch = ChunkMaker(photos, config, seed=2, posed=posed)(0)
+    assert same(ChunkMaker(photos, config, seed=2, posed=posed)(0), batch)
+    drawn = posed.draw(100, np.random.default_rng(0)), posed.draw(100, np.random.default_rng(0), held_out=True)
+    names = [{view.image for pair in pairs for view in (pair.view0, pair.view1)} for pairs in drawn]
+    assert not posed.chosen[True].size or not names[0] & names[1]
+    assert batch.related.all() and (batch.matches0 >= 0).sum() > 50
+    with pytest.raises(ArgumentError, match="none are given"):
+        ChunkMaker(photos, config, seed=2)
+    with pytest.raises(ArgumentError, match="more than 1"):
+        replace(CONFIG, posed=0.7, scenes=0.7)
+
+    # The labelled partners of a pair of views satisfy its epipolar constraint; those of other views would not.
+    seed = torch.Generator().manual_seed(7)
+    maker = ChunkMaker(photos, replace(config, keypoints=256), seed=2, posed=posed)
+    state = seed.get_state()
+    made = [batch for batch, _ in maker._posed(seed)]
+    seed.set_state(state)
+    pairs = posed.draw(CHUNK, np.random.default_rng(int(torch.randint(2**62, (), generator=seed))))
+    assert len(made) == len(pairs)
+    errors = []
+    for one, pair in zip(made, pairs, strict=True):
+        i = (one.matches0[0] >= 0).nonzero()[:, 0]
+        F = fundamental_from_pose(pair.view0.K, pair.view1.K, pair.R, pair.t)
+        errors.append(
+            symmetric_epipolar_error(F, one.keypoints[0, i].numpy(), one.keypoints[1, one.matches0[0, i]].numpy())
+        )
+    assert len(np.concatenate(errors)) > 100 and (np.concatenate(errors) < 5).all()

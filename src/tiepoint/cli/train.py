@@ -56,6 +56,17 @@ def matcher(
     features: Annotated[str, typer.Option("--features", "-f", help="Extractor: sift, aliked-n16 …")] = "sift",
     preset: Annotated[PresetName, typer.Option(help="Size, pairs and length of the training.")] = PresetName.tiny,
     kind: Annotated[Kind, typer.Option(help="Architecture.")] = Kind.lightglue,
+    start: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--start", help="Train these LightGlue weights on: a file, or a name of 'tiepoint weights list'."),
+    ] = None,
+    posed: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Scenes with depth and pose: MegaDepth, COLMAP's dense workspace, 7-Scenes, TUM RGB-D."),
+    ] = None,
+    posed_share: Annotated[
+        float, typer.Option("--posed-share", min=0, max=1, help="Share of the pairs that come from them.")
+    ] = 0.5,
     steps: Annotated[Optional[int], typer.Option(min=1, help="Optimiser steps.")] = None,  # noqa: UP045
     minutes: Annotated[
         Optional[float],  # noqa: UP045
@@ -92,8 +103,9 @@ def matcher(
 ) -> None:
     """Train a matcher on photographs of your own.
 
-    Pairs with exact ground truth are made from single photographs. One process uses one GPU; several run under
-    'torchrun --nproc-per-node N -m tiepoint train matcher …'. Ctrl-C saves; the same command goes on.
+    Pairs with exact ground truth are made from single photographs, or taken from photographs with depth and pose.
+    One process uses one GPU; several run under 'torchrun --nproc-per-node N -m tiepoint train matcher …'. Ctrl-C
+    saves; the same command goes on.
     """
     from ..training import presets, run
 
@@ -103,15 +115,20 @@ def matcher(
         fit = replace(fit, steps=steps, minutes=None, warmup=min(fit.warmup, steps // 5))
     if minutes is not None:
         fit = replace(fit, minutes=minutes or None)
+    pairs = replace(chosen.pairs, features=features, detection_threshold=detection_threshold)
+    if posed is not None:
+        pairs = replace(pairs, posed=posed_share, scenes=pairs.scenes * (1 - posed_share))
     chosen = replace(
         chosen,
-        pairs=replace(chosen.pairs, features=features, detection_threshold=detection_threshold),
+        pairs=pairs,
         fit=replace(fit, compile=compile),
         batch=batch or chosen.batch,
         distinct=chosen.distinct if distinct is None else distinct or None,
     )
     with _console("checking photographs and extractor"):
-        task = run.prepare(images, output, chosen, kind.value, seed, cache, chunks, workers, none_if_auto(device))
+        task = run.prepare(
+            images, output, chosen, kind.value, seed, cache, chunks, workers, none_if_auto(device), posed, start
+        )
     if dry_run:
         with _console("making pairs, timing steps"):
             told = run.rehearse(task, output, save_memory=save_memory)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ..types import Features
 from . import ground_truth, homographies, photometric, scenes
 from .cache import PhotoCache
 from .ground_truth import IGNORED, Labels
+from .posed import PosedPool
 
 CHUNK = 8  # pairs made together
 _ROUNDS = 8  # times a chunk is topped up before we conclude that the extractor finds too little
@@ -57,6 +58,8 @@ class PairConfig:
         Preset of `tiepoint.training.photometric.PhotometricConfig`.
     scenes : float in [0, 1]
         Share of chunks that show rendered scenes instead of homographies.
+    posed : float in [0, 1]
+        Share of chunks of photographs whose depth and pose are known, see `tiepoint.training.posed.PosedPool`.
     negatives : float in [0, 1]
         Share of pairs that show two unrelated photographs, so that the matcher learns to say "no".
     """
@@ -70,12 +73,17 @@ class PairConfig:
     max_scale: float = 2.0
     photometric: str = "strong"
     scenes: float = 0.0
+    posed: float = 0.0
     negatives: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("scenes", "negatives"):
+        for name in ("scenes", "posed", "negatives"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
+        if self.scenes + self.posed > 1:
+            raise ArgumentError(
+                f"scenes and posed are shares of one whole: {self.scenes} + {self.posed} is more than 1"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,6 +247,8 @@ class ChunkMaker:
         Where pictures are made and, if it can, the extractor runs.
     folder : path, optional
         Chunks found here are read, others written here after they are made.
+    posed : PosedPool, optional
+        Photographs with depth and pose; needed if ``config.posed`` is not zero.
     """
 
     def __init__(
@@ -249,8 +259,11 @@ class ChunkMaker:
         held_out: bool = False,
         device: torch.device | str = "cpu",
         folder: Path | None = None,
+        posed: PosedPool | None = None,
     ) -> None:
-        self.photos, self.config, self.seed, self.held_out = photos, config, seed, held_out
+        if config.posed and posed is None:
+            raise ArgumentError("a share of posed photographs is asked for, but none are given")
+        self.photos, self.config, self.seed, self.held_out, self.posed = photos, config, seed, held_out, posed
         self.device = torch.device(device)
         self.folder = folder
         self._extractor: Any = None
@@ -288,13 +301,16 @@ class ChunkMaker:
         if self.folder is None:
             return
         names = hashlib.sha256(repr((self.photos.names, self.photos.sizes.tolist())).encode()).hexdigest()
-        mine = json.loads(json.dumps({"seed": self.seed, "photographs": names, **asdict(self.config)}))
+        told: dict[str, Any] = {"seed": self.seed, "photographs": names, **asdict(self.config)}
+        if self.posed is not None:
+            told["posed photographs"] = self.posed.digest
+        mine = json.loads(json.dumps(told))
         note = self.folder / "pairs.json"
         if note.exists():
             theirs = json.loads(note.read_text())
             if differing := [name for name in mine if mine[name] != theirs.get(name)]:
-                told = "; ".join(f"{name} is {theirs.get(name)} there and {mine[name]} here" for name in differing)
-                raise InputError(f"{self.folder} holds chunks of other pairs: {told}. Give another folder")
+                what = "; ".join(f"{name} is {theirs.get(name)} there and {mine[name]} here" for name in differing)
+                raise InputError(f"{self.folder} holds chunks of other pairs: {what}. Give another folder")
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic(note) as unfinished:
@@ -304,10 +320,16 @@ class ChunkMaker:
         generator = torch.Generator().manual_seed(
             int(np.random.SeedSequence([self.seed, chunk, self.held_out]).generate_state(1, np.uint64)[0] >> 1)
         )
-        rendered = bool(torch.rand((), generator=generator) < self.config.scenes)
+        kind = float(torch.rand((), generator=generator))
+        if kind < self.config.scenes:
+            make = self._scenes
+        elif kind < self.config.scenes + self.config.posed:
+            make = self._posed
+        else:
+            make = self._homographies
         found: list[tuple[Batch, list[torch.Tensor]]] = []
         for _ in range(_ROUNDS):
-            found.extend(self._scenes(generator) if rendered else self._homographies(generator))
+            found.extend(make(generator))
             if len(found) >= CHUNK:
                 batches, pictures = zip(*found[:CHUNK], strict=True)
                 return Batch.cat(list(batches)), [picture for pair in pictures for picture in pair]
@@ -317,7 +339,7 @@ class ChunkMaker:
             "photographs with more texture"
         )
 
-    def _extract(self, images: torch.Tensor) -> list[Features]:
+    def _extract(self, images: Sequence[torch.Tensor]) -> list[Features]:
         if self._extractor is None:
             self._extractor = extractors.load(
                 self.config.features,
@@ -325,8 +347,8 @@ class ChunkMaker:
                 max_keypoints=self.config.keypoints,
                 detection_threshold=self.config.detection_threshold,
             )
-        pixels = (images * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        return self._extractor.extract_many(list(pixels))
+        pixels = [(image * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy() for image in images]
+        return self._extractor.extract_many(pixels)
 
     def _homographies(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         config = self.config
@@ -348,7 +370,7 @@ class ChunkMaker:
                 size,
             )
 
-        yield from self._featurise(pairs.images0, pairs.images1, label, generator)
+        yield from self._relit(pairs.images0, pairs.images1, label, generator)
 
     def _scenes(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         config = self.config
@@ -366,20 +388,57 @@ class ChunkMaker:
             }
             return ground_truth.from_depth(f0.keypoints[None].cpu(), f1.keypoints[None].cpu(), **of_pair)
 
-        yield from self._featurise(pairs.images0, pairs.images1, label, generator)
+        yield from self._relit(pairs.images0, pairs.images1, label, generator)
 
-    def _featurise(
+    def _posed(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
+        config, light = self.config, photometric.PhotometricConfig.preset(self.config.photometric)
+        assert self.posed is not None  # see __init__
+        seed = int(torch.randint(2**62, (), generator=generator))
+        pairs = self.posed.draw(CHUNK, np.random.default_rng(seed), self.held_out)
+        views = [[view.read(max(config.size)) for view in (pair.view0, pair.view1)] for pair in pairs]
+        images = [
+            [
+                photometric.augment(torch.tensor(view.pixels).permute(2, 0, 1)[None] / 255, light, generator)[0]
+                for view in both
+            ]
+            for both in views
+        ]
+
+        def label(b: int, f0: Features, f1: Features) -> Labels:
+            (view0, view1), pair = views[b], pairs[b]
+            depth0, depth1, K0, K1, R, t = (
+                torch.from_numpy(np.asarray(x, np.float32))[None]
+                for x in (view0.depth, view1.depth, view0.K, view1.K, pair.R, pair.t)
+            )
+            points0, points1 = f0.keypoints[None].cpu(), f1.keypoints[None].cpu()
+            return ground_truth.from_depth(points0, points1, depth0, depth1, K0, K1, R, t)
+
+        images0, images1 = zip(*images, strict=True)
+        # None is called unrelated: two pairs of one scene may well show the same thing.
+        yield from self._featurise(images0, images1, label, torch.zeros(len(pairs), dtype=torch.bool))
+
+    def _relit(
         self,
         images0: torch.Tensor,
         images1: torch.Tensor,
         label: Callable[[int, Features, Features], Labels],
         generator: torch.Generator,
     ) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
-        """Relight, extract and label; pairs in which too few keypoints are found are left out."""
-        config = self.config
-        light = photometric.PhotometricConfig.preset(config.photometric)
+        """Change light and camera, declare some pairs unrelated, go on with `_featurise`."""
+        light = photometric.PhotometricConfig.preset(self.config.photometric)
         images0, images1 = (photometric.augment(images, light, generator) for images in (images0, images1))
-        unrelated = torch.rand(len(images0), generator=generator) < config.negatives
+        unrelated = torch.rand(len(images0), generator=generator) < self.config.negatives
+        yield from self._featurise(images0.unbind(), images1.unbind(), label, unrelated)
+
+    def _featurise(
+        self,
+        images0: Sequence[torch.Tensor],
+        images1: Sequence[torch.Tensor],
+        label: Callable[[int, Features, Features], Labels],
+        unrelated: torch.Tensor,
+    ) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
+        """Extract and label; pairs in which too few keypoints are found are left out."""
+        config = self.config
         features0, features1 = self._extract(images0), self._extract(images1)
         for b in range(len(images0)):
             negative = bool(unrelated[b])
@@ -511,12 +570,12 @@ def stream(
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_start_worker if workers else None,
+            worker_init_fn=start_worker if workers else None,
         )
     )
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
     """One core for each worker; Ctrl-C is for the process that trains."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

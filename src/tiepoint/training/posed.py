@@ -10,8 +10,11 @@ Calibrations refer to pixels as the file stores them, so EXIF orientation is **n
 from __future__ import annotations
 
 import bisect
+import hashlib
 import math
+import os
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError, MissingDependencyError
+from ..export import atomic
 
 Matrix = NDArray[np.float64]
 
@@ -240,6 +244,109 @@ def sample_pairs(
         a, b = (j, i) if swap else (i, j)
         pairs.append(PosedPair(views[a], views[b], float(overlaps[i, j])))
     return pairs
+
+
+class PosedPool:
+    """All scenes below a folder, and which pairs of their views overlap as training wants it.
+
+    Every fifth view, chosen by its name, is held out: training pairs have none of these, evaluation pairs no others.
+
+    Parameters
+    ----------
+    scenes : sequence of sequences of View
+        Each in one world frame.
+    folder : path, optional
+        Where the overlaps of each scene, which take a while to find, are kept.
+    min_overlap, max_overlap : float
+        See `sample_pairs`.
+
+    Raises
+    ------
+    InputError
+        No two views overlap like that.
+    """
+
+    def __init__(
+        self,
+        scenes: Sequence[Sequence[View]],
+        folder: Path | None = None,
+        min_overlap: float = 0.1,
+        max_overlap: float = 0.7,
+    ) -> None:
+        self.views: list[View] = [view for scene in scenes for view in scene]
+        told = "\n".join(f"{view.image} {view.R.tolist()} {view.t.tolist()}" for view in self.views)
+        self.digest = hashlib.sha256(told.encode()).hexdigest()
+        kept = folder and folder / f"overlaps-{self.digest[:16]}.npz"
+        if kept and kept.is_file():
+            with np.load(kept) as arrays:
+                overlaps = [arrays[f"arr_{i}"] for i in range(len(scenes))]
+        else:
+            overlaps = [overlap_matrix(scene) for scene in scenes]
+            if kept:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                with atomic(kept) as unfinished:
+                    np.savez(unfinished, *overlaps)
+        held_out = np.array([zlib.crc32(view.image.name.encode()) % 5 == 0 for view in self.views], bool)
+        rows, values, first = [], [], 0
+        for overlap in overlaps:
+            wanted = np.triu((overlap >= min_overlap) & (overlap <= max_overlap), 1)
+            pair = np.argwhere(wanted)
+            rows.append(pair + first)
+            values.append(overlap[wanted])
+            first += len(overlap)
+        pairs, self.overlaps = np.concatenate(rows), np.concatenate(values)
+        sides = held_out[pairs].sum(1)
+        self.pairs = pairs
+        self.chosen = {False: np.flatnonzero(sides == 0), True: np.flatnonzero(sides == 2)}
+        if not len(self.chosen[False]):
+            raise InputError(
+                f"of {len(self.views)} photographs with depth and pose, no two overlap between {min_overlap:g} and "
+                f"{max_overlap:g}"
+            )
+
+    def draw(self, count: int, random: np.random.Generator, held_out: bool = False) -> list[PosedPair]:
+        """Draw pairs at random, in either order; training pairs where nothing could be held out."""
+        numbers = self.chosen[held_out] if len(self.chosen[held_out]) else self.chosen[False]
+        drawn = []
+        for number, swap in zip(random.choice(numbers, count), random.random(count) < 0.5, strict=True):
+            i, j = self.pairs[number][:: -1 if swap else 1]
+            drawn.append(PosedPair(self.views[i], self.views[j], float(self.overlaps[number])))
+        return drawn
+
+
+def find_scenes(folder: str | os.PathLike[str]) -> list[list[View]]:
+    """List the views of every scene below a folder, whatever its layout.
+
+    Recognised are MegaDepth as unpacked; COLMAP's dense workspace (``sparse``, ``images`` and ``stereo/depth_maps`` or
+    ``depths``); sequences of 7-Scenes (``frame-*.pose.txt``) and of TUM RGB-D (``groundtruth.txt``).
+
+    Raises
+    ------
+    InputError
+        There is nothing of these, or what there is cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder")
+    if (folder / "MegaDepth_v1_SfM").is_dir():
+        scenes = sorted((folder / "phoenix/S6/zl548/MegaDepth_v1").glob("[0-9]*"))
+        return [views for scene in scenes for views in megadepth_views(folder, scene.name)]
+    found: list[list[View]] = []
+    for place in sorted({folder, *(path for path in folder.rglob("*") if path.is_dir())}):
+        depths = next((place / name for name in ("stereo/depth_maps", "depths") if (place / name).is_dir()), None)
+        if depths is not None and (place / "sparse").is_dir() and (place / "images").is_dir():
+            model = place / "sparse/0" if (place / "sparse/0").is_dir() else place / "sparse"
+            found.append(colmap_views(model, place / "images", depths))
+        elif any(place.glob("frame-*.pose.txt")):
+            found.append(seven_scenes_views(place))
+        elif (place / "groundtruth.txt").is_file() and (place / "rgb.txt").is_file():
+            found.append(tum_views(place))
+    if not found:
+        raise InputError(
+            f"{folder}: no scenes with depth and pose here: neither MegaDepth, nor a dense workspace of COLMAP "
+            "(sparse, images, stereo/depth_maps), nor sequences of 7-Scenes or TUM RGB-D"
+        )
+    return found
 
 
 # --- COLMAP and MegaDepth

@@ -45,6 +45,7 @@ from .objectives import (
     start_as_nearest_neighbour,
 )
 from .pictures import draw_pair
+from .posed import PosedPool, find_scenes
 from .presets import Preset
 
 KINDS = ("lightglue", "superglue")
@@ -83,6 +84,10 @@ class Task:
         Worker processes that make pairs.
     rank, world : int
         Number of this process and of all processes.
+    posed : Path or None
+        Folder of photographs with depth and pose.
+    start : Path or None
+        Weights that training starts from.
     """
 
     preset: Preset
@@ -95,6 +100,8 @@ class Task:
     workers: int
     rank: int
     world: int
+    posed: Path | None = None
+    start: Path | None = None
 
     @property
     def features(self) -> str:
@@ -106,6 +113,8 @@ class Task:
         """What must be equal for a run to be resumed, as JSON has it."""
         names = hashlib.sha256("\n".join(self.maker.photos.names).encode()).hexdigest()
         told = {"kind": self.kind, "seed": self.seed, "photographs": names, **asdict(self.preset)}
+        if self.start:
+            told["start"] = hashlib.sha256(self.start.read_bytes()).hexdigest()
         return json.loads(json.dumps(told))
 
     def new_net(self) -> LightGlueNet | SuperGlueNet:
@@ -136,8 +145,21 @@ class Task:
                     log_scale=traits.scale_orientation,
                 )
             )
-            start_as_nearest_neighbour(net)
-            return net
+            if self.start is None:
+                start_as_nearest_neighbour(net)
+                return net
+        state, told = weights_module.load(self.start)
+        there, here = LightGlueConfig.from_dict(told), net.config
+        shape = ("features", "input_dim", "dim", "heads", "layers", "scale_orientation", "log_scale")
+        if differing := [name for name in shape if getattr(there, name) != getattr(here, name)]:
+            what = "; ".join(
+                f"{name} is {getattr(there, name)} there, {getattr(here, name)} here" for name in differing
+            )
+            raise ArgumentError(
+                f"{self.start} cannot start this training: {what}. Choose the preset it was trained with"
+            )
+        net.load_state_dict(state)
+        return net
 
     def batches(self, start: int) -> Any:
         """Yield batches from step ``start`` on."""
@@ -170,6 +192,8 @@ def prepare(
     chunks: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     device: torch.device | str | None = None,
+    posed: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
 ) -> Task:
     """Check everything that can be wrong with a training before its first step.
 
@@ -194,6 +218,11 @@ def prepare(
         one.
     device : torch.device or str, optional
         Where to train; by default the best there is.
+    posed : path, optional
+        Folder of photographs with depth and pose, see `tiepoint.training.posed.find_scenes`, for the share
+        ``preset.pairs.posed``.
+    start : path, optional
+        LightGlue weights of ours, of the same shape, to train on instead of starting anew.
 
     Raises
     ------
@@ -202,6 +231,8 @@ def prepare(
     ArgumentError
         An option that makes no sense, or an extractor with binary descriptors.
     """
+    if start is not None and kind != "lightglue":
+        raise ArgumentError(f"only a LightGlue can start from weights, not {kind}")
     if kind not in KINDS:
         raise ArgumentError(f"there is no kind of matcher {kind!r} to train; choose one of {', '.join(KINDS)}")
     folder = Path(folder)
@@ -230,11 +261,27 @@ def prepare(
     keep = Path(chunks) if chunks else folder / "chunks"
     making = chosen if on_gpu else torch.device("cpu")
     keep_training = keep if chunks or preset.distinct else None
-    maker = ChunkMaker(photos, preset.pairs, seed, False, making, keep_training)
-    held_out = ChunkMaker(photos, preset.pairs, seed, True, making, keep)
+    pool = None if posed is None else PosedPool(find_scenes(posed), folder)
+    maker = ChunkMaker(photos, preset.pairs, seed, False, making, keep_training, pool)
+    held_out = ChunkMaker(photos, preset.pairs, seed, True, making, keep, pool)
     if rank == 0:
         held_out.claim_folder()
-    return Task(preset, kind, seed, maker, held_out, traits, chosen, workers, rank, world)
+    task = Task(
+        preset,
+        kind,
+        seed,
+        maker,
+        held_out,
+        traits,
+        chosen,
+        workers,
+        rank,
+        world,
+        None if posed is None else Path(posed),
+        None if start is None else Path(start) if Path(start).is_file() else weights_module.resolve(str(start)),
+    )
+    task.new_net()  # weights that do not fit are to be known now
+    return task
 
 
 def _warn_about(photos: PhotoCache, images: str | os.PathLike[str]) -> None:
@@ -397,6 +444,8 @@ def reopen(run: str | os.PathLike[str], workers: int | None = None, device: torc
         paths["chunks"],
         workers,
         device,
+        paths["posed"],
+        paths["start"],
     )
 
 
@@ -549,6 +598,8 @@ def _claim(folder: Path, config: dict[str, Any], task: Task) -> None:
         "paths": {
             "cache": str(task.maker.photos.path.resolve()),
             "chunks": str(task.held_out_maker.folder.resolve()) if task.held_out_maker.folder else None,
+            "posed": str(task.posed.resolve()) if task.posed else None,
+            "start": str(task.start.resolve()) if task.start else None,
         },
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
