@@ -18,7 +18,7 @@ import typer
 
 from .. import __version__
 from ..errors import TiepointError
-from . import calibrate, evaluate, extract, info, match, train, weights
+from . import calibrate, db, evaluate, extract, info, map, match, train, weights
 from .console import say, show_warning
 
 INTERRUPTED = 130  # as shells number SIGINT
@@ -34,6 +34,8 @@ app = typer.Typer(
 )
 app.command("match")(match.match)
 app.command("extract")(extract.extract)
+app.command("map")(map.map_photographs)
+app.add_typer(db.app, name="db")
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(evaluate.bench)
 app.command("info")(info.info)

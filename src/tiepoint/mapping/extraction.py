@@ -152,7 +152,8 @@ def extract_one(extractor: Extractor, image: ImageSource, mask: Path | None = No
 
 def as_features(values: dict[str, Any]) -> Features:
     """Undo what `extract_one` does for the journey between processes."""
-    return Features(**{n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in values.items()})
+    tensors = {name: torch.from_numpy(v) for name, v in values.items() if isinstance(v, np.ndarray)}
+    return Features(**{**values, **tensors})
 
 
 def is_network(extractor: Extractor) -> bool:

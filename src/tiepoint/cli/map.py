@@ -1,0 +1,166 @@
+"""``tiepoint map``: a folder of photographs, or a video -> cameras and points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from .console import (
+    DeviceOption,
+    FeaturesOption,
+    JsonOption,
+    MatcherOption,
+    MaxKeypointsOption,
+    is_terminal,
+    none_if_auto,
+    none_if_zero,
+    print_json,
+    print_table,
+    say,
+)
+
+if TYPE_CHECKING:
+    from ..mapping.progress import Progress, Report
+
+
+class Mapper(str, Enum):
+    """What ``--mapper`` accepts."""
+
+    incremental = "incremental"
+    global_ = "global"
+
+
+class Share(str, Enum):
+    """What ``--cameras`` accepts."""
+
+    auto = "auto"
+    folder = "folder"
+    image = "image"
+    all = "all"
+
+
+def map_photographs(
+    photographs: Annotated[Path, typer.Argument(metavar="PHOTOS", help="Folder of photographs, or a video file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the map; an interrupted map goes on there.")
+    ],
+    pairs: Annotated[
+        str,
+        typer.Option(
+            help="auto, exhaustive, sequential, retrieval (by look), position (by GPS), or a file of two names a line."
+        ),
+    ] = "auto",
+    features: FeaturesOption = "auto",
+    matcher: MatcherOption = "auto",
+    mapper: Annotated[
+        Mapper, typer.Option(help="global is faster for many photographs, and needs good matches.")
+    ] = Mapper.incremental,
+    max_keypoints: MaxKeypointsOption = 2048,
+    long_side: Annotated[
+        int, typer.Option("--long-side", min=0, help="Shrink larger images to this many pixels; 0 works at full size.")
+    ] = 1600,
+    masks: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of masks, as COLMAP has them: black in MASKS/a.jpg.png keeps a.jpg free."),
+    ] = None,
+    cameras: Annotated[
+        Share, typer.Option(help="Which photographs share a camera: those of each folder, none (image), or all.")
+    ] = Share.auto,
+    camera_model: Annotated[str, typer.Option(help="COLMAP's model of the lens.")] = "SIMPLE_RADIAL",
+    focal: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=1.0, help="Focal length in pixels, if it is known better than by EXIF."),
+    ] = None,
+    undistort: Annotated[
+        bool, typer.Option("--undistort", help="Also write undistorted photographs, for gsplat and nerfstudio.")
+    ] = False,
+    text: Annotated[bool, typer.Option("--text", help="Also write COLMAP's text files.")] = False,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="Processes for extraction, threads for verification; by default one for each core."),
+    ] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Find out where photographs were taken and what they show, in three dimensions.
+
+    The output folder gets a COLMAP model, its points as PLY, the cameras' path, a report and a page to look at. Ctrl-C
+    loses nothing: the same command goes on where it was. Photographs that cannot be used are named and left out.
+    """
+    from ..mapping import run
+
+    with _watched() as report:
+        result = run.map_photographs(
+            photographs,
+            output,
+            pairs=pairs,
+            features=features,
+            matcher=matcher,
+            mapper=mapper.value,
+            max_keypoints=none_if_zero(max_keypoints),
+            long_side=none_if_zero(long_side),
+            masks=masks,
+            share=cameras.value,
+            camera_model=camera_model,
+            focal=focal,
+            undistort=undistort,
+            text=text,
+            device=none_if_auto(device),
+            workers=workers,
+            report=report,
+        )
+    for name, why in result.skipped.items():
+        say(f"tiepoint: {name}: left out: {why}")
+    if json:
+        print_json(result.summary())
+        return
+    print(result.choice)
+    for number, quality in enumerate(result.scene.qualities):
+        print(f"model {number}: {quality}")
+    if result.scene.left_out:
+        print_table(("not in any model", "why"), list(result.scene.left_out.items()))
+    for note in result.notes:
+        print(note)
+    print(f"{sum(result.seconds.values()):.0f} s, wrote {output}")
+
+
+@contextmanager
+def _watched() -> Iterator[Report]:
+    """Give a callback that shows progress on stderr if a person watches; notes are printed in any case."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not is_terminal(),
+    )
+    tasks = {}
+
+    def report(progress: Progress) -> None:
+        step = progress.step
+        if step not in tasks:
+            tasks[step] = bars.add_task(step, total=progress.total or None, completed=progress.done, rate="")
+        bars.update(tasks[step], total=progress.total or None, completed=progress.done)
+        task = next(task for task in bars.tasks if task.id == tasks[step])
+        rate = f"{task.speed:.1f}/s" if task.speed else ""
+        if progress.early_exits is not None:
+            rate += f", {progress.early_exits:.0%} stopped early"
+        bars.update(tasks[step], rate=rate)
+        if progress.note:
+            console.print(f"tiepoint: {progress.note}", highlight=False, markup=False)
+
+    with bars:
+        yield report

@@ -1,0 +1,218 @@
+"""``tiepoint map`` and ``tiepoint db``: from photographs to cameras at known places, and every error on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tiepoint.cli import main
+from tiepoint.mapping.store import Store
+
+pytest.importorskip("pycolmap")
+
+SIZE, FOCAL = (320, 240), 300.0
+CLASSIC = ["-f", "sift", "-m", "nearest", "-k", "600", "--workers", "0", "--focal", str(FOCAL)]
+
+
+def wall(seed: int) -> np.ndarray:
+    """Return a picture (600, 900, 3) with structure at all scales."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((600, 900, 3))
+    for cell in (4, 8, 16, 40):
+        noise = rng.uniform(0, 1, (600 // cell + 2, 900 // cell + 2, 3))
+        picture += cv2.resize(noise, (900, 600), interpolation=cv2.INTER_CUBIC)
+    return np.clip((picture - 1) * 127, 0, 255).astype(np.uint8)
+
+
+def view(x: float) -> np.ndarray:
+    """Photograph two walls, one in front of half of the other, from the place (x, 0, 0)."""
+    K = np.array([[FOCAL, 0, 159.5], [0, FOCAL, 119.5], [0, 0, 1]])
+    angle = 0.08 * x
+    R = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    photograph = np.zeros((240, 320, 3), np.uint8)
+    for seed, depth, left in ((1, 4.0, -4.5), (2, 2.6, -0.2)):
+        origin, scale = np.array([left, -3.0, depth]), 0.01
+        H = K @ np.column_stack([R[:, 0] * scale, R[:, 1] * scale, R @ (origin - [x, 0, 0])])
+        seen = cv2.warpPerspective(np.full((600, 900), 255, np.uint8), H, SIZE) > 127
+        photograph[seen] = cv2.warpPerspective(wall(seed), H, SIZE)[seen]
+    return photograph
+
+
+PLACES = {f"{n}.png": 0.3 * n for n in range(5)}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with five views, a copy of one, one of nothing, and one that is not a photograph at all."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for name, x in PLACES.items():
+        cv2.imwrite(str(folder / name), view(x))
+    shutil.copy(folder / "3.png", folder / "copy of 3.png")
+    cv2.imwrite(str(folder / "blank.png"), np.full((240, 320), 90, np.uint8))
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 this is not a photograph")
+    return folder
+
+
+class Ran:
+    """Exit code, stdout and stderr of one run."""
+
+    def __init__(self, code: int, captured: pytest.CaptureResult[str]) -> None:
+        self.code, self.out, self.err = code, captured.out, captured.err
+
+
+@pytest.fixture
+def tiepoint(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line in this process."""
+
+    def run(*argv: object) -> Ran:
+        capsys.readouterr()
+        code = main([str(arg) for arg in argv])
+        return Ran(code, capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def mapped(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a map, begun with three of the photographs only."""
+    some, out = tmp_path_factory.mktemp("some"), tmp_path_factory.mktemp("map") / "out"
+    for name in ("0.png", "1.png", "2.png"):
+        shutil.copy(photographs / name, some)
+    assert main(["map", str(some), "-o", str(out), *CLASSIC]) == 0
+    return out
+
+
+def test_map_finds_the_places_goes_on_and_leaves_out(tiepoint: Any, photographs: Path, mapped: Path) -> None:
+    ran = tiepoint("map", photographs, "-o", mapped, *CLASSIC, "--text", "--undistort", "--json")
+    assert ran.code == 0, ran.err
+    result = json.loads(ran.out)
+    assert result == json.loads((mapped / "report.json").read_text())
+    assert result["images"]["already"] == 3
+    assert result["images"]["extracted"] == 3  # two views, and the blank one
+    assert set(result["images"]["failed"]) == {"copy of 3.png", "broken.jpg"}
+    assert "same as 3.png" in ran.err
+    assert "broken.jpg" in ran.err
+    assert (result["pairs"][0]["already"], result["pairs"][0]["matched"]) == (3, 12)
+    assert result["models"][0]["registered"] == 5
+    assert set(result["left_out"]) == {"blank.png"}
+
+    table = np.loadtxt(mapped / "trajectory.txt")
+    places, truth = table[:, 1:4], np.array(sorted(PLACES.values()))
+    along = places - places[0]
+    scale = np.linalg.norm(along[-1]) / truth[-1]
+    assert np.allclose(np.linalg.norm(along, axis=1) / scale, truth, atol=0.03)
+    assert np.linalg.norm(
+        along @ (np.eye(3) - np.outer(along[-1], along[-1]) / (along[-1] @ along[-1])), axis=1
+    ).max() < (0.05 * scale)
+    for file in ("sparse/0/images.bin", "text/images.txt", "points.ply", "quality.json", "undistorted/transforms.json"):
+        assert (mapped / file).stat().st_size > 0
+
+    again = json.loads(tiepoint("map", photographs, "-o", mapped, *CLASSIC, "--json").out)
+    assert (again["images"]["extracted"], again["pairs"][0]["matched"]) == (0, 0)
+    assert again["models"] == result["models"]
+
+
+def test_a_begun_map_keeps_its_features(tiepoint: Any, photographs: Path, mapped: Path) -> None:
+    ran = tiepoint("map", photographs, "-o", mapped, "-f", "orb")
+    assert ran.code == 2
+    assert "features sift" in ran.err
+    assert tiepoint("map", photographs, "-o", mapped, *CLASSIC[:4], "-k", 99).code == 2
+
+
+def test_ctrl_c_is_an_exit_code_and_loses_nothing(
+    tiepoint: Any, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("0.png 1.png\n1.png 2.png\n0.png lost.png\n")
+    options = ["map", photographs, "-o", tmp_path / "out", *CLASSIC, "--pairs", pairs, "--json"]
+    with monkeypatch.context() as patch:
+        patch.setattr("tiepoint.mapping.run.match_into", interrupted)
+        ran = tiepoint(*options)
+        assert (ran.code, ran.out) == (130, "")
+    ran = tiepoint(*options)
+    result = json.loads(ran.out)
+    assert (result["images"]["already"], result["images"]["extracted"]) == (6, 0)
+    assert result["pairs"][0]["matched"] == 2
+    assert any("lost.png" in note for note in result["notes"])
+    assert result["models"][0]["registered"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nowhere", "-o", "out"], 3, "no such file"),
+        (["empty", "-o", "out"], 3, "a map needs two"),
+        (["unrelated", "-o", "out", *CLASSIC], 3, "no two"),
+        (["unrelated", "-o", "unrelated/out"], 2, "choose another"),
+        (["unrelated", "-o", "out", "--pairs", "some"], 2, "exhaustive"),
+        (["text.txt", "-o", "out"], 3, "not a video"),
+        (["unrelated", "-o", "text.txt"], 3, "text.txt"),
+        (["unrelated", "-o", "out", "-f", "sifd", "-m", "nearest"], 2, "sifd"),
+    ],
+)
+def test_errors_are_one_message(
+    tiepoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "unrelated"):
+        Path(folder).mkdir()
+    for n in range(2):
+        cv2.imwrite(f"unrelated/{n}.png", wall(10 + n)[:240, :320])
+    Path("text.txt").write_text("not a video")
+    ran = tiepoint("map", *arguments)
+    assert ran.code == code
+    assert words in ran.err
+    assert "bug" not in ran.err
+    assert ran.out == ""
+
+
+def test_a_database_of_another_kind_is_refused(tiepoint: Any, photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "database.db").write_bytes(b"something else")
+    ran = tiepoint("map", photographs, "-o", tmp_path, *CLASSIC)
+    assert ran.code == 3
+    assert "database" in ran.err
+
+
+def test_a_video_becomes_key_frames_and_a_timed_path(tiepoint: Any, tmp_path: Path) -> None:
+    film = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 10, SIZE)
+    for n in range(12):
+        writer.write(view(0.1 * n))
+    writer.release()
+    ran = tiepoint("map", film, "-o", tmp_path / "out", *CLASSIC, "--json")
+    assert ran.code == 0, ran.err
+    frames = json.loads((tmp_path / "out/frames/key_frames.json").read_text())["key_frames"]
+    assert len(frames) >= 3
+    times = np.loadtxt(tmp_path / "out/trajectory.txt")[:, 0]
+    assert set(times.round(3)) <= {round(frame["time"], 3) for frame in frames}
+    assert json.loads(ran.out)["models"][0]["registered"] == len(times)
+
+
+def test_db_info_export_and_import_make_a_round(tiepoint: Any, photographs: Path, mapped: Path, tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    database = mapped / "database.db"
+    told = json.loads(tiepoint("db", "info", database, "--json").out)
+    assert told["features"] == "sift"
+    files = ["--features", tmp_path / "f.h5", "--matches", tmp_path / "m.h5"]
+    assert tiepoint("db", "export", database, *files, "--pairs", tmp_path / "p.txt").code == 0
+    assert len((tmp_path / "p.txt").read_text().splitlines()) == told["verified pairs"]
+
+    copy = tmp_path / "copy.db"
+    ran = tiepoint("db", "import", copy, "--images", photographs, *files, "--extractor", "sift")
+    assert ran.code == 0, ran.err
+    assert "broken.jpg" in ran.err
+    with Store.open(copy) as ours, Store.open(database) as theirs:
+        assert ours.matched_pairs() == theirs.matched_pairs()
+        # one of them was told the focal length, so the geometries differ; the pairs that have one do not
+        assert set(ours.verified_pairs()) == set(theirs.verified_pairs())
+    assert tiepoint("db", "import", copy).code == 2
+    assert tiepoint("db", "export", tmp_path / "none.db", "--pairs", tmp_path / "p.txt").code == 3
