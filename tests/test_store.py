@@ -606,13 +606,28 @@ def test_read_only_file_and_folder() -> None:
         path.chmod(0o444)
         folder.chmod(0o555)
         try:
-            with as_nobody(), pytest.raises(InputError, match=r"a\.db: .*; give the right to write to the file"):
+            with as_nobody(), pytest.raises(InputError, match=r"a\.db: .*; .*give the right to write to"):
                 Store.open(path)
             with as_nobody(), pytest.raises(InputError, match=r"new\.db: the database cannot be made"):
                 Store.open(folder / "new.db")
         finally:
             folder.chmod(0o755)
         assert [p.name for p in folder.iterdir()] == ["a.db"]
+
+
+def test_closed_store_stays_closed(store: Store) -> None:
+    store.close()
+    store.close()
+    with pytest.raises(ArgumentError, match="the store is closed"):
+        store.has_features()
+
+
+def test_file_that_is_deleted_meanwhile(store: Store) -> None:
+    for path in store.path.parent.glob("database.db*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"database\.db: unable to open .*; if it is there"):
+        store.has_features()
+    assert not store.path.exists()
 
 
 def test_files_that_are_no_colmap_database(tmp_path: Path) -> None:
@@ -695,6 +710,11 @@ def test_two_stores_on_one_file_see_each_others_commits(store: Store) -> None:
         store.write_features([(1, features(5))])
         assert reader.has_features() == {1}
         assert len(reader.features(1)) == 5
+
+
+def test_public_names() -> None:
+    for name in tp.mapping.__all__:
+        assert getattr(tp.mapping, name) is not None
 
 
 def test_import_needs_no_optional_package() -> None:

@@ -215,8 +215,9 @@ class Store:
     milliseconds. A process that dies loses the open transaction and nothing else. Write in batches: a
     transaction for each image or pair is slow.
 
-    Any number of processes may read at the same time, COLMAP among them, but only one should write. One `Store` belongs
-    to the thread that opened it; other threads open their own.
+    Any number of processes may read at the same time, COLMAP among them, but only one should write. (COLMAP itself
+    writes when it opens a file, if only its version, and so fails in the milliseconds that a transaction takes.) One
+    `Store` belongs to the thread that opened it; other threads open their own.
 
     Notes
     -----
@@ -245,6 +246,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._closed = False
         self._db = self._connect()
 
     @classmethod
@@ -290,7 +292,8 @@ class Store:
         return store
 
     def close(self) -> None:
-        """Close the file; a store that is closed twice stays closed."""
+        """Close the file; nothing is waiting to be written."""
+        self._closed = True
         self._db.close()
 
     def __enter__(self) -> Store:
@@ -635,9 +638,10 @@ class Store:
 
     def _connect(self) -> sqlite3.Connection:
         with _explained(self.path):
-            db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            db = _connect(self.path)
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")  # of a power failure too nothing comes but the loss of the last
+            # In this mode a power failure may undo the last transactions, a dying process none; neither does harm.
+            db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA foreign_keys = ON")
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # makes the log exist
             self._log = self._log_now()
@@ -653,6 +657,8 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
+        if self._closed:
+            raise ArgumentError(f"{self.path}: the store is closed; open it again with Store.open")
         if self._log != self._log_now():  # pycolmap took it away, after moving its content into the database
             self._db.close()
             self._db = self._connect()
@@ -729,9 +735,14 @@ def _create(path: Path) -> None:
             ) from error
 
 
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a file that exists; SQLite would make one where there is none."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=60, isolation_level=None)
+
+
 def _check_version(path: Path, installed: str) -> None:
     """Raise `InputError` unless this is a COLMAP database with the tables and columns that are used here."""
-    with _explained(path), closing(sqlite3.connect(path)) as db:
+    with _explained(path), closing(_connect(path)) as db:
         version = db.execute("PRAGMA user_version").fetchone()[0]  # 4020100 is 4.2.1
         present = {
             table: {row[1] for row in db.execute(f"PRAGMA table_info({table})")}  # of a table that is not there: none
@@ -773,7 +784,7 @@ def _explained(path: Path) -> Iterator[None]:
 _ADVICE = {
     "disk is full": "free some space and run the same again: what was written before is kept",
     "readonly": "give the right to write to the file and its folder, or work on a copy",
-    "unable to open": "give the right to write to the file and its folder, or work on a copy",
+    "unable to open": "if it is there, give the right to write to it and its folder, or work on a copy",
     "locked": "another program has been writing to it for a minute; wait until it is done, or end it",
     "not a database": "give the path of a COLMAP database, or a new one",
     "malformed": "the file is damaged; go back to a copy, or start with a new one",
