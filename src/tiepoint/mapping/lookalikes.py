@@ -1,0 +1,353 @@
+"""Pairs that look alike but show different places: two identical facades, the two printed sides of a cup.
+
+Two-view geometry cannot tell them, because what matches *is* the same thing, twice. The other photographs can.
+
+*Context.* What surrounds the twins differs. A keypoint that other photographs of the same place found again is a
+landmark, and one expects it again in every image whose view reaches it. In a right pair the landmarks around the
+matches match too, and fade out with distance. In a wrong one a compact region matches, and the landmarks around it,
+well inside both photographs, find nothing: what is missing speaks (Zach et al., CVPR 2010). Shares are averaged over
+cells of the image and not over keypoints, or one rich texture would outvote all its surroundings.
+
+*Agreement.* Between two photographs of one place lie others, and a right match comes out by way of them, too: from a to
+c to b leads to the same keypoint as from a to b. What matches directly but along no such chain is ambiguous (the tracks
+of Wilson and Snavely, ICCV 2013; the paths of Yan et al., CVPR 2017).
+
+So, from the most context to the least, pairs join photographs into clusters, as in Kruskal's spanning tree. Inside a
+cluster a pair needs either a lot of context, as one that closes a ring has, or matches that agree with chains of pairs
+already believed. What has neither is suspicious.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .store import Store, pair_ids
+
+CELLS = 8  # along the longer side of an image
+WITNESSES = 6  # partners of an image, those with the most matches, that say what its landmarks are
+NEIGHBOURS = 5  # matches around a place that say where it lies in the other image
+CHAINS = 8  # third images through which a pair is looked at, those with the most matches
+
+# Context. On a ring of 64 views of a cup with twin sides, neighbours reach 0.39 to 0.7 and the sides at most 0.29;
+# along a street, neighbours with a wide step between them fall to 0.18.
+TRUSTED = 0.35  # of a pair that needs no chain
+JOINING = 0.15  # of a pair that may join two clusters
+
+# Agreement: so many, and such a share, of a pair's matches have to come out by way of others.
+AGREEING, AGREEING_SHARE = 8, 0.2
+SAME_PLACE = 0.005  # of the image's longer side: keypoints closer than this are one
+
+Points = NDArray[np.float32]
+Links = NDArray[np.int32]  # matches (K, 2)
+Pair = tuple[int, int]  # image ids, the smaller first
+
+
+@dataclass(frozen=True)
+class SuspiciousPair:
+    """A verified pair that probably shows two different places.
+
+    Attributes
+    ----------
+    id0, id1 : int
+        Image ids, the smaller first.
+    names : (str, str)
+        Of the two images.
+    inliers : int
+        Matches of the two-view geometry.
+    agreeing : int
+        How many of them also come out by way of a third image.
+    context : float
+        Share, in [0, 1], of what the images should find again in each other, and do.
+
+    Examples
+    --------
+    >>> print(SuspiciousPair(1, 2, ("front.jpg", "back.jpg"), 427, 0, 0.22))
+    front.jpg, back.jpg: 427 matches, but only 22 % of what either image should find again in the other is there, and
+    none of the matches comes out by way of other images
+    """
+
+    id0: int
+    id1: int
+    names: tuple[str, str]
+    inliers: int
+    agreeing: int
+    context: float
+
+    @property
+    def reason(self) -> str:
+        """Why it is suspicious, in words."""
+        several = f"only {self.agreeing} of the matches come" if self.agreeing else "none of the matches comes"
+        return (
+            f"{self.inliers} matches, but only {self.context:.0%} of what either image should find again in the other "
+            f"is there, and {several} out by way of other images"
+        ).replace("%", " %")
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.names)}: {self.reason}"
+
+
+def suspicious_pairs(store: Store) -> list[SuspiciousPair]:
+    """Find the verified pairs whose two images look alike but show different places.
+
+    Nothing is written. All keypoints and the matches of all verified pairs are held in memory, 8 bytes each.
+
+    Parameters
+    ----------
+    store : Store
+        Holds keypoints and two-view geometries.
+
+    Returns
+    -------
+    list of SuspiciousPair
+        The most suspicious, those with the least context, first.
+
+    Raises
+    ------
+    InputError
+        The store cannot be read.
+
+    Examples
+    --------
+    ::
+
+        with Store.open("map/database.db") as store:
+            for pair in suspicious_pairs(store):
+                print(pair)
+    """
+    names = {image.image_id: image.name for image in store.images()}
+    matches = {}
+    for a, b in store.verified_pairs():
+        geometry = store.geometry(a, b)
+        assert geometry is not None  # it is among the verified
+        matches[a, b] = geometry.matches.astype(np.int32)
+    features = {image: store.features(image, descriptors=False) for image in {i for pair in matches for i in pair}}
+    graph = MatchGraph(
+        {image: found.keypoints.numpy() for image, found in features.items()},
+        {image: found.image_size for image, found in features.items()},
+        matches,
+    )
+    context = {pair: graph.context(*pair) for pair in matches}
+    agreeing = graph.unexplained(context)
+    return [
+        SuspiciousPair(*pair, (names[pair[0]], names[pair[1]]), len(matches[pair]), agreeing[pair], context[pair])
+        for pair in sorted(agreeing, key=lambda pair: (context[pair], pair))
+    ]
+
+
+def drop_lookalikes(store: Store) -> list[SuspiciousPair]:
+    """Hide the two-view geometries of suspicious pairs from mappers.
+
+    Their matches stay. What mappers read, the inliers of the geometry, moves to a table that COLMAP ignores, from which
+    `restore_lookalikes` brings it back; the pair looks as if it was verified without success. All pairs are judged
+    anew each time, those that an earlier call dropped among them.
+
+    Parameters
+    ----------
+    store : Store
+        Holds keypoints and two-view geometries.
+
+    Returns
+    -------
+    list of SuspiciousPair
+        What was dropped, see `suspicious_pairs`.
+
+    Raises
+    ------
+    InputError
+        The store cannot be read or written to.
+
+    Examples
+    --------
+    ::
+
+        with Store.open("map/database.db") as store:
+            for pair in drop_lookalikes(store):
+                print(pair)
+    """
+    restore_lookalikes(store)
+    found = suspicious_pairs(store)
+    ids = [(int(pair_id),) for pair_id in pair_ids([(pair.id0, pair.id1) for pair in found])]
+    with store._transaction() as db:
+        db.executemany(
+            "INSERT INTO tiepoint_lookalikes SELECT pair_id, rows, data, config FROM two_view_geometries "
+            "WHERE pair_id = ?",
+            ids,
+        )
+        db.executemany("UPDATE two_view_geometries SET rows = 0, data = NULL, config = 0 WHERE pair_id = ?", ids)
+    return found
+
+
+def restore_lookalikes(store: Store) -> int:
+    """Undo `drop_lookalikes`: give mappers all verified pairs again.
+
+    Parameters
+    ----------
+    store : Store
+
+    Returns
+    -------
+    int
+        How many pairs came back.
+
+    Raises
+    ------
+    InputError
+        The store cannot be written to.
+    """
+    with store._transaction() as db:
+        db.execute(_TABLE)
+        db.execute(
+            "UPDATE two_view_geometries AS g SET (rows, data, config) = "
+            "(SELECT rows, data, config FROM tiepoint_lookalikes AS l WHERE l.pair_id = g.pair_id) "
+            "WHERE pair_id IN (SELECT pair_id FROM tiepoint_lookalikes)"
+        )
+        return db.execute("DELETE FROM tiepoint_lookalikes").rowcount
+
+
+# A geometry that is replaced, by matching the pair anew, is forgotten here too.
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS tiepoint_lookalikes (pair_id INTEGER PRIMARY KEY NOT NULL, rows INTEGER NOT NULL, "
+    "data BLOB, config INTEGER NOT NULL, "
+    "FOREIGN KEY(pair_id) REFERENCES two_view_geometries(pair_id) ON DELETE CASCADE)"
+)
+
+
+class MatchGraph:
+    """Images, linked by verified matches.
+
+    Parameters
+    ----------
+    points : dict
+        Image id -> keypoints (N, 2) in pixels.
+    sizes : dict
+        Image id -> (width, height).
+    matches : dict
+        Pair (smaller id, larger id) -> matches (K, 2), at least one, in the order of the pair.
+    """
+
+    def __init__(
+        self, points: dict[int, Points], sizes: dict[int, tuple[int, int]], matches: dict[Pair, Links]
+    ) -> None:
+        self.points, self.sizes, self.matches = points, sizes, matches
+        self.cells = {image: _cells(points[image], sizes[image]) for image in points}
+        strength: dict[int, list[tuple[int, int]]] = {image: [] for image in points}
+        for (a, b), table in matches.items():
+            strength[a].append((-len(table), b))
+            strength[b].append((-len(table), a))
+        self.witnesses = {a: [b for _, b in sorted(found)[: WITNESSES + 1]] for a, found in strength.items()}
+
+    def context(self, a: int, b: int) -> float:
+        """Return the share, in [0, 1], of what images ``a`` and ``b`` should find in each other and do.
+
+        Each has to explain the other, so it is the smaller of the two directions that counts.
+        """
+        return min(self._found(a, b), self._found(b, a))
+
+    def _found(self, a: int, b: int) -> float:
+        """Return the share of the landmarks of ``a`` in the view of ``b`` that are matched, averaged over cells."""
+        here, there = _between(self.matches, a, b).T
+        matched = np.zeros(len(self.points[a]), bool)
+        matched[here] = True
+        landmark = matched.copy()
+        for witness in [image for image in self.witnesses[a] if image != b][:WITNESSES]:
+            landmark[_between(self.matches, a, witness)[:, 0]] = True
+        cell, centres = self.cells[a]
+        landmarks, found = (np.bincount(cell[kind], minlength=len(centres)) for kind in (landmark, matched))
+        seen = _carry(self.points[a][here], self.points[b][there], centres)
+        in_view = ((seen > 0) & (seen < self.sizes[b])).all(axis=1)
+        expected = (landmarks > 0) & (in_view | (found > 0))
+        return float((found[expected] / landmarks[expected]).mean())
+
+    def unexplained(self, context: dict[Pair, float]) -> dict[Pair, int]:
+        """Return the pairs that nothing speaks for, and how many of their matches agree with chains of others.
+
+        Parameters
+        ----------
+        context : dict
+            Pair -> `context`, of all pairs.
+        """
+        cluster = {image: image for image in self.points}
+
+        def root(image: int) -> int:
+            while cluster[image] != image:
+                cluster[image] = image = cluster[cluster[image]]
+            return image
+
+        believed: dict[Pair, Links] = {}
+        rest = []
+        for pair in sorted(context, key=lambda pair: (-context[pair], pair)):
+            a, b = (root(image) for image in pair)
+            if context[pair] >= (TRUSTED if a == b else JOINING):
+                believed[pair] = self.matches[pair]
+                cluster[a] = b
+            else:
+                rest.append(pair)
+
+        partners: dict[int, set[int]] = {image: set() for image in self.points}
+        news: Collection[Pair] = believed.keys()
+        counts: dict[Pair, int] = {}
+        while news:
+            for a, b in news:
+                partners[a].add(b)
+                partners[b].add(a)
+            agree = {pair: self._agreeing(*pair, believed, partners) for pair in rest}
+            counts = {pair: int(right.sum()) for pair, right in agree.items()}
+            news = {pair for pair in rest if counts[pair] >= max(AGREEING, AGREEING_SHARE * len(self.matches[pair]))}
+            # Only what agrees is passed on: a pair may have right matches and wrong ones.
+            believed.update({pair: self.matches[pair][agree[pair]] for pair in news})
+            rest = [pair for pair in rest if pair not in news]
+        return {pair: counts[pair] for pair in rest}
+
+    def _agreeing(
+        self, a: int, b: int, believed: dict[Pair, Links], partners: dict[int, set[int]]
+    ) -> NDArray[np.bool_]:
+        """Say which matches (K,) of ``a`` and ``b`` come out by way of a third image, along believed matches."""
+        here, there = self.matches[a, b].T
+        near = SAME_PLACE * max(self.sizes[b])
+        agree = np.zeros(len(here), bool)
+        links = {c: (_between(believed, a, c), _between(believed, c, b)) for c in partners[a] & partners[b]}
+        for c in sorted(links, key=lambda c: (-min(map(len, links[c])), c))[:CHAINS]:
+            first, second = links[c]
+            middle = np.full(len(self.points[a]), -1)
+            middle[first[:, 0]] = first[:, 1]
+            end = np.full(len(self.points[c]) + 1, -1)  # the last is where -1 leads
+            end[second[:, 0]] = second[:, 1]
+            reached = end[middle[here]]
+            apart = np.linalg.norm(self.points[b][reached] - self.points[b][there], axis=1)
+            agree |= (reached >= 0) & (apart <= near)
+        return agree
+
+
+def _between(matches: dict[Pair, Links], a: int, b: int) -> Links:
+    """Return the matches (K, 2) from image ``a`` to image ``b``."""
+    return matches[a, b] if a < b else matches[b, a][:, ::-1]
+
+
+def _cells(points: Points, size: tuple[int, int]) -> tuple[NDArray[np.int64], Points]:
+    """Return the number (N,) of each keypoint's cell, and the centres (C, 2) of all cells."""
+    side = max(size) / CELLS
+    columns, rows = (int(np.ceil(length / side)) for length in size)
+    column, row = np.clip(points // side, 0, (columns - 1, rows - 1)).astype(np.int64).T
+    y, x = np.divmod(np.arange(rows * columns), columns)
+    return row * columns + column, ((np.stack([x, y], axis=1) + 0.5) * side).astype(np.float32)
+
+
+def _carry(here: Points, there: Points, places: Points) -> Points:
+    """Say where places (C, 2) of one image lie in another, by the points (K, 2) that match.
+
+    They move by the similarity that fits all matches best, and by what the matches nearest to them depart from it.
+    """
+    u, v, w = (points[:, 0] + 1j * points[:, 1] for points in (here, there, places))
+    from_centre = u - u.mean()
+    turn = np.vdot(from_centre, v - v.mean()) / max(np.vdot(from_centre, from_centre).real, 1e-9)
+    rest = v - v.mean() - turn * from_centre
+    nearest = np.argsort(abs(w[:, None] - u), axis=1)[:, :NEIGHBOURS]
+    moved = v.mean() + turn * (w - u.mean())
+    x, y = (
+        part + np.median(error[nearest], axis=1) for part, error in ((moved.real, rest.real), (moved.imag, rest.imag))
+    )
+    return np.stack([x, y], axis=1).astype(np.float32)
