@@ -200,9 +200,9 @@ print("made", len(batch))
 
 
 def test_reframed_pictures_keep_what_labels_and_descriptors_rest_on(photos: PhotoCache) -> None:
-    """Shapes, and orientations against them, stay; the frame contains all points; upright pairs are upright."""
+    """Shapes, and orientations against them, stay; the frame contains all points."""
     batch = Batch.cat([ChunkMaker(photos, CONFIG, seed=1)(chunk) for chunk in range(2)])
-    framed = batch.reframed(np.random.default_rng(0), upright=1.0)
+    framed = batch.reframed(np.random.default_rng(0))
     assert torch.equal(framed.matches0, batch.matches0) and torch.equal(framed.scales, batch.scales)
     turned = 0
     for i, count in enumerate(batch.counts.tolist()):
@@ -216,9 +216,6 @@ def test_reframed_pictures_keep_what_labels_and_descriptors_rest_on(photos: Phot
         torch.testing.assert_close(change[far].cos(), torch.ones_like(change[far]), atol=1e-5, rtol=0)
         turned += bool((bearing1 - bearing0).cos()[far].mean() < 0.9)
     assert turned > len(batch) / 2
-    many = (batch.matches0 >= 0).sum(1).numpy() > 20
-    assert many.any() and (np.abs(framed._roll()[many]) < 0.6).all()
-    assert (np.abs(batch._roll()[many]) > 0.6).any()
 
 
 @pytest.fixture(scope="module")

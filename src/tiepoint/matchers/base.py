@@ -85,7 +85,7 @@ def _comes_before(a: Features, b: Features) -> bool:
     """
     if len(a) != len(b):
         return len(a) < len(b)
-    for name in ("keypoints", "descriptors", "scores", "scales", "orientations"):
+    for name in ("keypoints", "descriptors", "scores", "scales", "orientations", "covariances"):
         x, y = getattr(a, name), getattr(b, name)
         if x is None or y is None:
             if x is not y:

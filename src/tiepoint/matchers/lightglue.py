@@ -46,6 +46,8 @@ class LightGlueConfig:
     log_scale : bool
         Whether the scale enters as log2 pixels: differences then do not depend on the photograph's resolution.
         The original authors' weights take it plain.
+    align : bool
+        Whether a pair is brought to one roll and one scale before it is matched, see `align`.
     match_threshold : float
         τ: matches with assignment P below it are dropped.
     exit_confidence : tuple of layers - 1 floats, or None
@@ -65,6 +67,7 @@ class LightGlueConfig:
     layers: int = 9
     scale_orientation: bool = False
     log_scale: bool = False
+    align: bool = False
     match_threshold: float = 0.1
     exit_confidence: tuple[float, ...] | None = None
     exit_share: float = 0.95
@@ -74,6 +77,8 @@ class LightGlueConfig:
     def __post_init__(self) -> None:
         if self.dim % (2 * self.heads):
             raise ArgumentError(f"dim ({self.dim}) must be a multiple of 2 * heads ({2 * self.heads})")
+        if self.align and not (self.scale_orientation and self.log_scale):
+            raise ArgumentError("align needs the scale and orientation of keypoints: scale_orientation and log_scale")
         for name in ("exit_confidence", "prune_matchability"):
             schedule = getattr(self, name)
             if schedule is not None and len(schedule) != self.layers - 1:
@@ -333,6 +338,94 @@ def normalise_positions(
     return torch.cat([positions, scales[:, None], orientations[:, None]], dim=-1)
 
 
+_VOTES = 512  # nearest neighbours that are asked for roll and scale; the most distinct ones
+_ROLL, _OCTAVES = 0.2, 0.5  # standard deviations of what a right match says of roll (radians) and scale
+_UPRIGHT = 4.0  # votes that every pair has for "neither rolled nor scaled"
+
+
+def relative_similarity(
+    descriptors0: Tensor, descriptors1: Tensor, frames0: Tensor, frames1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Estimate by how much image 1 is rolled and scaled against image 0, before anything is matched.
+
+    Each mutual nearest neighbour says what it thinks: the differences of its keypoints' orientations and log-scales.
+    The mode of these votes, weighted by distinctness, is right long before most neighbours are.
+
+    Parameters
+    ----------
+    descriptors0, descriptors1 : (N, D), (M, D)
+        Unit vectors that do not change when the camera rolls.
+    frames0, frames1 : (N, 2), (M, 2)
+        log2 of the scale in pixels, and orientation in radians.
+
+    Returns
+    -------
+    roll, octaves : scalar tensors
+        Radians in (-π, π], and log2 of the factor.
+
+    Examples
+    --------
+    >>> a = F.normalize(torch.randn(50, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    >>> frames = torch.zeros(50, 2)
+    >>> roll, octaves = relative_similarity(a, a, frames, frames + torch.tensor([1.0, 0.5]))
+    >>> round(roll.item(), 2), round(octaves.item(), 2)
+    (0.5, 1.0)
+    """
+    zero = frames0.new_zeros(())
+    if min(len(descriptors0), len(descriptors1)) < 2:
+        return zero, zero
+    similarity = descriptors0 @ descriptors1.T
+    (best, second), nearest = similarity.topk(2, dim=1)[0].unbind(1), similarity.argmax(1)
+    mutual = similarity.argmax(0)[nearest] == torch.arange(len(nearest), device=nearest.device)
+    distances = (2 - 2 * torch.stack([best, second])).clamp(min=1e-6).sqrt()
+    weight = torch.where(mutual, 1 - distances[0] / distances[1], 0)  # how much nearer than the second nearest
+    weight, i = weight.topk(min(_VOTES, len(weight)))
+    octaves, roll = (frames1[nearest[i]] - frames0[i]).unbind(1)
+    no_change = zero[None]
+    votes = torch.stack([torch.cat([roll, no_change]), torch.cat([octaves, no_change])])
+    weight = torch.cat([weight, _UPRIGHT * weight.mean()[None]])
+    turn = torch.remainder(votes[0] - votes[0][:, None] + math.pi, 2 * math.pi) - math.pi
+    zoom = votes[1] - votes[1][:, None]
+    support = torch.exp(-0.5 * ((turn / _ROLL) ** 2 + (zoom / _OCTAVES) ** 2)) * weight
+    mode = support.sum(1).argmax()
+    share = support[mode] / support[mode].sum().clamp(min=1e-9)
+    roll = votes[0, mode] + (turn[mode] * share).sum()
+    return torch.remainder(roll + math.pi, 2 * math.pi) - math.pi, votes[1, mode] + (zoom[mode] * share).sum()
+
+
+def align(
+    positions0: Tensor, positions1: Tensor, long_side0: float, long_side1: float, roll: Tensor, octaves: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Bring the positions of a pair to one roll and one scale: then neighbourhoods look alike in both images.
+
+    Positions enter the network only as differences within an image, and so do scales and orientations; those need no
+    change.
+
+    Parameters
+    ----------
+    positions0, positions1 : (N, 4), (M, 4)
+        From `normalise_positions`.
+    long_side0, long_side1 : float
+        Of the images, pixels.
+    roll, octaves : scalar tensors
+        From `relative_similarity`.
+
+    Returns
+    -------
+    (N, 4), (M, 4)
+        Image 1 turned back, and one unit of length for both: half the long side of the larger image.
+    """
+    unit0, unit1 = long_side0 * torch.exp2(octaves / 2), long_side1 * torch.exp2(-octaves / 2)
+    unit = torch.maximum(unit0, unit1)
+    cos, sin = roll.cos(), roll.sin()
+    x, y = positions1[:, 0], positions1[:, 1]
+    turned = torch.stack([cos * x + sin * y, cos * y - sin * x], 1)
+    return (
+        torch.cat([positions0[:, :2] * (unit0 / unit), positions0[:, 2:]], 1),
+        torch.cat([turned * (unit1 / unit), positions1[:, 2:]], 1),
+    )
+
+
 # The registry names of the weights that match each extractor's features.
 WEIGHTS_FOR = {
     # ours where they are bundled, else the original authors'
@@ -439,6 +532,13 @@ class LightGlue(Matcher):
         scales = features.scales.log2() if self.config.log_scale else features.scales
         return normalise_positions(features.keypoints, features.image_size, scales, features.orientations)
 
+    def _aligned_positions(self, features0: Features, features1: Features) -> tuple[Tensor, Tensor]:
+        p0, p1 = self._positions(features0), self._positions(features1)
+        if not self.config.align:
+            return p0, p1
+        change = relative_similarity(features0.descriptors, features1.descriptors, p0[:, 2:], p1[:, 2:])
+        return align(p0, p1, max(features0.image_size), max(features1.image_size), *change)
+
     def match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
         """Match many pairs, see `Matcher.match_many`; calibrated weights also tell which pairs overlap."""
         results = super().match_many(pairs)
@@ -470,7 +570,7 @@ class LightGlue(Matcher):
         tokens = _Tokens(
             *self.net.encode(
                 torch.cat([image.descriptors for image in images]),
-                torch.cat([self._positions(image) for image in images]),
+                torch.cat([positions for pair in pairs for positions in self._aligned_positions(*pair)]),
             ),
             torch.arange(sum(everything.lengths), device=self.device),
             everything,

@@ -182,7 +182,7 @@ class Batch:
             related=self.related,
         )
 
-    def reframed(self, random: np.random.Generator, largest: float = 2.5, upright: float = 0.5) -> Batch:
+    def reframed(self, random: np.random.Generator, largest: float = 2.5) -> Batch:
         """Pretend that every picture is a part of a larger one, taken with the camera rolled.
 
         A matcher sees photographs only through keypoints, so what would cost another extraction costs nothing: one set
@@ -197,16 +197,11 @@ class Batch:
             Chooses.
         largest : float
             How much longer, at most, the side of the frame is than that of the picture.
-        upright : float in [0, 1]
-            Share of pairs whose second picture is turned nearly as the first: few people take photographs upside down.
         """
         pairs = len(self)
         sizes, keypoints, orientations = self.sizes, self.keypoints, self.orientations
         if self.has_scales:
-            angles = random.uniform(-math.pi, math.pi, (pairs, 2))
-            alike = random.random(pairs) < upright
-            angles[alike, 1] = (angles[:, 0] - self._roll() + random.normal(0, 0.1, pairs))[alike]
-            turn = torch.from_numpy(angles.ravel()).float()[:, None]
+            turn = torch.from_numpy(random.uniform(-math.pi, math.pi, (2 * pairs, 1))).float()
             cos, sin = turn.cos(), turn.sin()
             x, y = (keypoints - (sizes[:, None] - 1) / 2).unbind(-1)
             bounds = torch.stack([(sizes * torch.cat(row, 1).abs()).sum(1) for row in ((cos, sin), (sin, cos))], 1)
@@ -216,13 +211,6 @@ class Batch:
         frames = sizes * torch.from_numpy(random.uniform(1, largest, (2 * pairs, 1))).float()
         offsets = (frames - sizes) * torch.from_numpy(random.random((2 * pairs, 2))).float()
         return replace(self, keypoints=keypoints + offsets[:, None], orientations=orientations, sizes=frames)
-
-    def _roll(self) -> np.ndarray:
-        """Mean angle by which the orientations of matched keypoints differ in each pair, radians (B,)."""
-        first, second = self.orientations.unflatten(0, (-1, 2)).unbind(1)
-        differ = second.gather(1, self.matches0.clamp(min=0)) - first
-        matched = self.matches0 >= 0
-        return torch.atan2((differ.sin() * matched).sum(1), (differ.cos() * matched).sum(1)).numpy()
 
     @staticmethod
     def cat(batches: list[Batch]) -> Batch:

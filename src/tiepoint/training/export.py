@@ -51,7 +51,8 @@ def export_weights(
     state, config = weights.load(newest_weights(run))
     kind = config["training"]["kind"]
     suffix = ".safetensors" if layout == "tiepoint" else ".pth"
-    path = Path(output) if output else Path(run) / f"{config['features'][0]}-{kind}{suffix}"
+    name = kind if kind == "cairn" else f"{config['features'][0]}-{kind}"
+    path = Path(output) if output else Path(run) / f"{name}{suffix}"
     check_output(path, (suffix,))
     note = ""
     if layout == "upstream":
@@ -60,6 +61,8 @@ def export_weights(
         state = to_upstream(state, config["heads"])
         if config["log_scale"]:
             note = "these weights want log2 of a keypoint's scale; upstream's code passes it plain"
+        if config.get("align"):
+            note += ", and expect pairs at one roll and scale, to which upstream's code does not bring them"
     if half:
         state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
     if layout == "tiepoint":

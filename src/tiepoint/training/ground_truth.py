@@ -268,6 +268,51 @@ def from_depth(
     return Labels(matches0, matches1)
 
 
+@torch.no_grad()
+def carry_by_depth(
+    points: torch.Tensor,
+    depth0: torch.Tensor,
+    depth1: torch.Tensor,
+    K0: torch.Tensor,
+    K1: torch.Tensor,
+    R: torch.Tensor,
+    t: torch.Tensor,
+    depth_tolerance: float = 0.05,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Carry points of image 0 into image 1; depth and visibility are those of `from_depth`.
+
+    Parameters
+    ----------
+    points : float tensor (B, N, 2)
+        (x, y) in pixels.
+    depth0, depth1, K0, K1, R, t
+        See `from_depth`.
+    depth_tolerance : float
+        Relative difference of depths that still counts as the same surface.
+
+    Returns
+    -------
+    float32 tensor (B, N, 2)
+        Pixels of image 1; infinite where no depth was measured, and behind the camera.
+    bool tensor (B, N)
+        Whether the point lies inside image 1 and is visible there.
+
+    Examples
+    --------
+    >>> K = torch.tensor([[[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]])
+    >>> wall, R, t = torch.full((1, 100, 100), 2.0), torch.eye(3)[None], torch.tensor([[-1.0, 0, 0]])
+    >>> carry_by_depth(torch.tensor([[[80.0, 30], [20, 30]]]), wall, wall, K, K, R, t)
+    (tensor([[[ 30.,  30.], [-30.,  30.]]]), tensor([[ True, False]]))
+    """
+    z, measured = _depth_at(points, depth0, depth_tolerance)
+    there = _apply(R, _rays(points, K0) * z[..., None]) + t[:, None]
+    mapped, front = _to_pixels(_apply(K1, there))
+    known = measured & front
+    mapped = torch.where(known[..., None], mapped, torch.inf)
+    visible, _, _ = _visibility(mapped, there[..., 2], depth1, depth_tolerance)
+    return mapped, known & visible & _inside(mapped, _map_size(depth1))
+
+
 def _mutual_nearest(
     error: torch.Tensor, candidate0: torch.Tensor, candidate1: torch.Tensor, limit: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

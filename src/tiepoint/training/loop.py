@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,9 +24,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ArgumentError, TiepointError
 from ..export import atomic
-from .batches import Batch
 from .losses import MatchStatistics, match_statistics
 from .objectives import Objective, Output
+
+
+class Pairs(Protocol):
+    """Pairs of one step: `Batch` or `tiepoint.training.views.Views`."""
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """Return the pairs on another device."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all that is in them by name."""
 
 
 class TrainingError(TiepointError):
@@ -102,7 +114,7 @@ class FitConfig:
 
 def fit(
     objective: Objective,
-    batches: Callable[[int], Iterator[Batch]],
+    batches: Callable[[int], Iterator[Pairs]],
     config: FitConfig,
     folder: Path,
     metadata: dict[str, Any],
@@ -213,6 +225,7 @@ class _Window:
         self.since = time.monotonic()
         self.waited, self.pairs = 0.0, 0
         self.losses: list[torch.Tensor] = []
+        self.parts: dict[str, list[torch.Tensor]] = {}
         self.statistics = MatchStatistics(0, 0, 0, 0, 0)
 
     def begin_wait(self) -> None:
@@ -221,11 +234,13 @@ class _Window:
     def end_wait(self) -> None:
         self.waited += time.monotonic() - self.wait_began
 
-    def add(self, output: Output, batch: Batch, count_matches: bool) -> None:
+    def add(self, output: Output, batch: Pairs, count_matches: bool) -> None:
         self.losses.append(output.loss.detach())
+        for name, value in output.parts.items():
+            self.parts.setdefault(name, []).append(value.detach())
         self.pairs += len(batch)
         if count_matches or len(self.losses) == 1:
-            self.statistics = self.statistics + match_statistics(output.log_p.detach(), batch.labels)
+            self.statistics = self.statistics + match_statistics(output.log_p.detach(), output.labels)
 
     def numbers(self, world: int) -> dict[str, float]:
         loss = torch.stack(self.losses).mean()
@@ -234,6 +249,7 @@ class _Window:
         seconds = max(time.monotonic() - self.since, 1e-9)
         return {
             "loss": float(loss) / world,
+            **{name: float(torch.stack(values).mean()) for name, values in self.parts.items()},
             "precision": self.statistics.precision,
             "recall": self.statistics.recall,
             "pairs_per_s": self.pairs * world / seconds,
@@ -335,7 +351,7 @@ def _forget_after(metrics: Path, step: int) -> None:
         unfinished.write_text("".join(kept))
 
 
-def _save_culprit(folder: Path, batch: Batch, step: int, loss: float) -> None:
+def _save_culprit(folder: Path, batch: Pairs, step: int, loss: float) -> None:
     import safetensors.torch
 
     rank = dist.get_rank() if dist.is_initialized() else 0

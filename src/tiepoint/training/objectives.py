@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,10 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..matchers.lightglue import AssignmentHead, Layout, LightGlueConfig, LightGlueNet, Update, attend
+from ..matchers.lightglue import (
+    AssignmentHead,
+    Layout,
+    LightGlueConfig,
+    LightGlueNet,
+    Update,
+    align,
+    attend,
+    relative_similarity,
+)
 from ..matchers.superglue import MLP, SuperGlueNet, normalise_keypoints
 from . import losses
 from .batches import Batch
+from .ground_truth import Labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +36,16 @@ class Output:
     loss : scalar tensor
     log_p : tensor (B, N, M)
         Log assignment of the last layer.
+    labels : Labels
+        What it should have been.
+    parts : dict of scalar tensors
+        Other numbers worth a column in the metrics.
     """
 
     loss: Tensor
     log_p: Tensor
+    labels: Labels
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 def lightglue_inputs(batch: Batch, config: LightGlueConfig) -> tuple[Tensor, Tensor, Layout]:
@@ -39,8 +55,16 @@ def lightglue_inputs(batch: Batch, config: LightGlueConfig) -> tuple[Tensor, Ten
     if config.scale_orientation:
         scales = batch.scales.log2() if config.log_scale else batch.scales
         positions = torch.cat([positions, scales[..., None], batch.orientations[..., None]], dim=-1)
-    present = batch.present
-    return batch.descriptors.float()[present], positions[present], Layout(batch.counts.tolist())
+    present, counts = batch.present, batch.counts.tolist()
+    if config.align:
+        for i in range(0, len(counts), 2):
+            d0, d1 = (batch.descriptors[j, : counts[j]].float() for j in (i, i + 1))
+            p0, p1 = (positions[j, : counts[j]] for j in (i, i + 1))
+            change = relative_similarity(d0, d1, p0[:, 2:], p1[:, 2:])
+            both = align(p0, p1, float(batch.sizes[i].max()), float(batch.sizes[i + 1].max()), *change)
+            for j in (0, 1):
+                positions[i + j, : counts[i + j]] = both[j]
+    return batch.descriptors.float()[present], positions[present], Layout(counts)
 
 
 def _pairs(states: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -52,17 +76,17 @@ def _pairs(states: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 class Objective(nn.Module):
-    """A matcher and what it minimises; `fit` trains it.
+    """A network and what it minimises; `fit` trains it.
 
     Attributes
     ----------
     net : Module
-        The matcher's network: what is averaged, saved and resumed.
+        What is averaged, saved and resumed.
     """
 
     net: nn.Module
 
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: Any) -> Output:
         """Return the loss of a batch."""
         raise NotImplementedError
 
@@ -108,7 +132,7 @@ class LightGlueObjective(Objective):
                 log_p, z0, z1 = head(*_pairs(x.float(), batch))
             per_pair = losses.lightglue_nll(log_p, z0, z1, batch.labels)
             total = total + losses.mean_over_labelled(per_pair, batch.labels)
-        return Output(total / len(net.layers), log_p)
+        return Output(total / len(net.layers), log_p, batch.labels)
 
 
 class ConfidenceObjective(Objective):
@@ -138,7 +162,7 @@ class ConfidenceObjective(Objective):
                 logits = classifier(pairs[side]).squeeze(-1)
                 agrees = layer_fates[side] == fates[-1][side]
                 total = total + 0.5 * losses.confidence_bce(logits, agrees, pairs[2 + side])
-        return Output(total / max(1, len(self.net.confidence)), log_p)
+        return Output(total / max(1, len(self.net.confidence)), log_p, batch.labels)
 
 
 class SuperGlueObjective(Objective):
@@ -167,7 +191,7 @@ class SuperGlueObjective(Objective):
             similarity = f0.float() @ f1.float().mT / net.config.dim**0.5
             log_p = _masked_transport(similarity, net.dustbin, present0, present1, net.config.sinkhorn_iterations)
         loss = losses.mean_over_labelled(losses.superglue_nll(log_p, batch.labels), batch.labels)
-        return Output(loss, log_p[:, :-1, :-1])
+        return Output(loss, log_p[:, :-1, :-1], batch.labels)
 
 
 def _attend_packed(layer: Any, x: Tensor, layout: Layout, cross: bool) -> Tensor:
@@ -206,13 +230,16 @@ def _masked_transport(scores: Tensor, dustbin: Tensor, present0: Tensor, present
     return result.masked_fill(~(there0[:, :, None] & there1[:, None]), -math.inf)
 
 
+_SLOWEST, _FASTEST = 1.0, 40.0  # radians over half the long side of a picture
+
+
 @torch.no_grad()
 def start_as_nearest_neighbour(net: LightGlueNet, sharpness: float = 24.0) -> None:
     """Initialise a LightGlue so that it begins as a soft nearest-neighbour matcher, and has only to improve on it.
 
     The last linear layer of every residual branch is zero, so states are projected descriptors; the projection is
-    orthogonal, and each head multiplies by a temperature such that S_ij = ``sharpness`` * cosine. Frequencies of the
-    orientation are small integers: a full turn then changes nothing.
+    orthogonal, and each head multiplies by a temperature such that S_ij = ``sharpness`` * cosine. Points know their
+    neighbourhood from the first step: frequencies of the positional encoding span all distances.
 
     Parameters
     ----------
@@ -252,7 +279,18 @@ def start_as_nearest_neighbour(net: LightGlueNet, sharpness: float = 24.0) -> No
     for classifier in confidence:
         classifier.weight.zero_()
         classifier.bias.zero_()
+    # Frequencies from one wave over the picture to several between neighbouring keypoints: what is near is known at
+    # the start, and need not be discovered.
+    rates = net.frequencies.weight
+    count = len(rates)
+    number = torch.arange(count)
+    rate = _SLOWEST * (_FASTEST / _SLOWEST) ** ((number // 4) / max(1, (count - 1) // 4))
+    direction = torch.atan2(rates[:, 1], rates[:, 0])
+    rates[:, 0], rates[:, 1] = rate * direction.cos(), rate * direction.sin()
     if config.scale_orientation:
-        net.frequencies.weight[:, 2].mul_(0.5)  # octaves
-        turns = torch.arange(len(net.frequencies.weight)) % 4
-        net.frequencies.weight[:, 3] = turns.to(net.frequencies.weight)
+        # Of four, two tell position alone, one also orientation, and one orientation and scale without position. A
+        # full turn changes nothing: turns are whole numbers.
+        kind = number % 4
+        rates[:, 3] = torch.tensor([0.0, 0.0, 1.0, 2.0])[kind]
+        rates[:, 2] = torch.where(kind == 3, 0.5 + 0.1 * (number // 4), 0.0)  # radians for each octave
+        rates[kind == 3, :2] = 0.0

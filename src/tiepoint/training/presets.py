@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 
 from ..errors import ArgumentError
+from ..features.cairn import CairnConfig
 from ..matchers.lightglue import LightGlueConfig
 from .batches import PairConfig
 from .loop import FitConfig
+from .views import ViewConfig
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,16 @@ PRESETS = {
         ),
         fit=FitConfig(
             steps=20_000,
-            minutes=110,
-            learning_rate=1e-3,
-            warmup=200,
-            decay=0.6,
+            minutes=62,
+            learning_rate=3e-4,
+            warmup=100,
+            decay=0.5,
             ema=0.998,
             log_every=20,
-            evaluate_every=500,
+            evaluate_every=250,
             save_every=100,
         ),
-        batch=16,
+        batch=8,
         distinct=1600,
         fewest=0.35,
         reframe=True,
@@ -99,6 +101,98 @@ PRESETS = {
         held_out=32,
     ),
 }
+
+
+@dataclass(frozen=True)
+class FeaturePreset:
+    """Everything that decides what the training of an extractor gives, except photographs and seed.
+
+    Attributes
+    ----------
+    model : CairnConfig
+        Size of the network.
+    views : ViewConfig
+        Which pairs are made.
+    fit : FitConfig
+        How the optimiser walks.
+    batch : int
+        Pairs of one step, over all processes.
+    keypoints : int
+        Looked at in each picture.
+    held_out : int
+        Batches of held-out photographs that evaluations use.
+    """
+
+    model: CairnConfig
+    views: ViewConfig
+    fit: FitConfig
+    batch: int = 8
+    keypoints: int = 384
+    held_out: int = 6
+
+
+FEATURE_PRESETS = {
+    # Half an hour on two CPU cores: enough to see that it learns.
+    "tiny": FeaturePreset(
+        model=CairnConfig(),
+        views=ViewConfig((240, 320), photometric="mild", max_scale=2.0, scenes=0.0),
+        fit=FitConfig(
+            steps=1500,
+            minutes=30,
+            learning_rate=2e-3,
+            warmup=50,
+            ema=0.99,
+            log_every=20,
+            evaluate_every=200,
+            save_every=50,
+        ),
+        keypoints=256,
+        held_out=4,
+    ),
+    # Hours on a CPU.
+    "small": FeaturePreset(
+        model=CairnConfig(),
+        views=ViewConfig((288, 384), photometric="mild", max_scale=3.0, scenes=0.15),
+        fit=FitConfig(
+            steps=12_000,
+            minutes=240,
+            learning_rate=2e-3,
+            warmup=100,
+            ema=0.998,
+            log_every=20,
+            evaluate_every=250,
+            save_every=25,
+        ),
+    ),
+    # Two million pairs on a data-centre GPU.
+    "standard": FeaturePreset(
+        model=CairnConfig(),
+        views=ViewConfig((480, 640), photometric="strong", scenes=0.3),
+        fit=FitConfig(
+            steps=60_000, learning_rate=1e-3, warmup=500, ema=0.9995, evaluate_every=1000, save_every=500
+        ),
+        batch=32,
+        keypoints=1024,
+    ),
+}
+
+
+def feature_preset(name: str) -> FeaturePreset:
+    """Return the preset of that name for extractors: ``"tiny"``, ``"small"`` or ``"standard"``.
+
+    Raises
+    ------
+    ArgumentError
+        There is no such preset.
+
+    Examples
+    --------
+    >>> feature_preset("standard").keypoints
+    1024
+    """
+    if name not in FEATURE_PRESETS:
+        raise ArgumentError(f"there is no preset {name!r}; choose one of {', '.join(FEATURE_PRESETS)}")
+    return FEATURE_PRESETS[name]
 
 
 def preset(name: str) -> Preset:

@@ -117,6 +117,16 @@ class Task:
             told["start"] = hashlib.sha256(self.start.read_bytes()).hexdigest()
         return json.loads(json.dumps(told))
 
+    @property
+    def paths(self) -> dict[str, str | None]:
+        """Where the run's data lie."""
+        return {
+            "cache": str(self.maker.photos.path.resolve()),
+            "chunks": str(self.held_out_maker.folder.resolve()) if self.held_out_maker.folder else None,
+            "posed": str(self.posed.resolve()) if self.posed else None,
+            "start": str(self.start.resolve()) if self.start else None,
+        }
+
     def new_net(self) -> LightGlueNet | SuperGlueNet:
         """Return the untrained network."""
         model, traits = self.preset.model, self.traits
@@ -143,6 +153,7 @@ class Task:
                     input_dim=traits.input_dim,
                     scale_orientation=traits.scale_orientation,
                     log_scale=traits.scale_orientation,
+                    align=traits.scale_orientation,
                 )
             )
             if self.start is None:
@@ -150,7 +161,7 @@ class Task:
                 return net
         state, told = weights_module.load(self.start)
         there, here = LightGlueConfig.from_dict(told), net.config
-        shape = ("features", "input_dim", "dim", "heads", "layers", "scale_orientation", "log_scale")
+        shape = ("features", "input_dim", "dim", "heads", "layers", "scale_orientation", "log_scale", "align")
         if differing := [name for name in shape if getattr(there, name) != getattr(here, name)]:
             what = "; ".join(
                 f"{name} is {getattr(there, name)} there, {getattr(here, name)} here" for name in differing
@@ -250,7 +261,7 @@ def prepare(
     if rank == 0 and images is not None:
         # A third larger than the pictures that are cut from them.
         photos = build_cache(images, path, long_side=4 * max(preset.pairs.size) // 3)
-        _warn_about(photos, images)
+        warn_about(photos, images)
     if world > 1:
         dist.barrier()
     photos = open_cache(path)
@@ -284,7 +295,8 @@ def prepare(
     return task
 
 
-def _warn_about(photos: PhotoCache, images: str | os.PathLike[str]) -> None:
+def warn_about(photos: PhotoCache, images: str | os.PathLike[str]) -> None:
+    """Warn of files that cannot be used, and of too few photographs."""
     if photos.skipped:
         told = "; ".join(f"{name}: {why}" for name, why in photos.skipped[:3])
         warnings.warn(
@@ -294,7 +306,7 @@ def _warn_about(photos: PhotoCache, images: str | os.PathLike[str]) -> None:
     different = len(set(photos.sources.tolist()))
     if different < _FEW:
         warnings.warn(
-            f"{images} holds {different} different photographs; a matcher learns more from a few hundred", stacklevel=3
+            f"{images} holds {different} different photographs; a network learns more from a few hundred", stacklevel=3
         )
 
 
@@ -377,7 +389,7 @@ def train_matcher(
     0.87
     """
     folder = Path(folder)
-    _claim(folder, task.config, task)
+    claim(folder, task.config, task.paths, task.rank, task.world)
     net = task.new_net()
     objective = (
         SuperGlueObjective(net) if isinstance(net, SuperGlueNet) else LightGlueObjective(net, save_memory=save_memory)
@@ -420,7 +432,8 @@ def train_confidence(
     settings = replace(task.preset.fit, steps=steps, minutes=None, learning_rate=3e-3, warmup=20, decay=0.5, ema=0.98)
     task = replace(task, preset=replace(task.preset, fit=settings))
     folder = run / "confidence"
-    _claim(folder, {**task.config, "matcher": hashlib.sha256(path.read_bytes()).hexdigest()}, task)
+    config = {**task.config, "matcher": hashlib.sha256(path.read_bytes()).hexdigest()}
+    claim(folder, config, task.paths, task.rank, task.world)
     return _train(task, ConfidenceObjective(net), settings, folder, report, stop)
 
 
@@ -536,7 +549,7 @@ def _train(
     fast = task.device.type == "cuda" or {"avx512_bf16", "amx_bf16"} & set(devices.describe()["cpu"]["features"])
     metadata = {
         **asdict(cast(Any, objective.net).config),
-        "training": {"kind": task.kind, "tiepoint": __version__, "git": _git_revision(), **task.config},
+        "training": {"kind": task.kind, "tiepoint": __version__, "git": git_revision(), **task.config},
     }
     row = fit(
         objective,
@@ -578,9 +591,26 @@ def _baseline(batches: list[Batch], features: str, folder: Path) -> dict[str, di
     return json.loads(path.read_text())
 
 
-def _claim(folder: Path, config: dict[str, Any], task: Task) -> None:
-    """Write ``config.json``, or check that the run in this folder is the same."""
-    if task.rank > 0:
+def claim(folder: Path, config: dict[str, Any], paths: dict[str, str | None], rank: int = 0, world: int = 1) -> None:
+    """Write ``config.json``, or check that the run in this folder is the same.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder; made if need be.
+    config : dict
+        What must be equal for a run to be resumed, as JSON has it.
+    paths : dict
+        Where the run's data lie, for those who open it again.
+    rank, world : int
+        Number of this process, of which only the first writes, and of all processes.
+
+    Raises
+    ------
+    InputError
+        The folder holds a run with another configuration; the message names what differs.
+    """
+    if rank > 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.json").exists():
@@ -595,17 +625,12 @@ def _claim(folder: Path, config: dict[str, Any], task: Task) -> None:
         return
     told: dict[str, Any] = {
         "config": config,
-        "paths": {
-            "cache": str(task.maker.photos.path.resolve()),
-            "chunks": str(task.held_out_maker.folder.resolve()) if task.held_out_maker.folder else None,
-            "posed": str(task.posed.resolve()) if task.posed else None,
-            "start": str(task.start.resolve()) if task.start else None,
-        },
+        "paths": paths,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "tiepoint": __version__,
-        "git": _git_revision(),
-        "processes": task.world,
+        "git": git_revision(),
+        "processes": world,
         "machine": devices.describe(),
     }
     with atomic(folder / "config.json") as unfinished:
@@ -620,7 +645,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """Return the revision of tiepoint's own checkout, with "-dirty" if it was changed; None outside of one."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
@@ -734,12 +759,12 @@ def rehearse(task: Task, folder: str | os.PathLike[str], steps: int = 8, save_me
         "seconds_per_step": step_seconds,
         "seconds_per_pair_made": making,
         "workers": task.workers,
-        "memory_mb": _peak_memory(task.device) / 2**20,
+        "memory_mb": peak_memory(task.device) / 2**20,
         "minutes": minutes,
     }
 
 
-def _peak_memory(device: torch.device) -> float:
+def peak_memory(device: torch.device) -> float:
     """Return the most bytes in use so far: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
