@@ -1,8 +1,8 @@
 """A map that was killed twenty times beside one that was left alone: the same, row by row.
 
 Runs `extract_into` and `match_into` over a folder of photographs in a process of its own, and ends that with SIGKILL
-after a random time, again and again. Whenever a process comes to its end, its database is compared with that of an
-undisturbed run, and a new one is begun, until there were enough kills.
+a random time after it began to work, again and again. Whenever a process comes to its end, its database is compared
+with that of an undisturbed run, and a new one is begun, until there were enough kills.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "mapping_kill"
 
 def run(photographs: Path, database: Path, workers: int) -> None:
     """Do, or go on with, the part of a map that writes to the database."""
+    print("ready", flush=True)
     with Store.open(database) as store:
         store.add_images(new_images(photographs)[0])
         extract_into(store, photographs, features.load("sift", max_keypoints=1024, long_side=640), workers=workers)
@@ -65,6 +66,14 @@ def progress(database: Path) -> tuple[int, int]:
             return 0, 0
 
 
+def started(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start a run, and return when it has imported everything and begins to work."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
 def main() -> None:
     """Run the benchmark and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -83,18 +92,20 @@ def main() -> None:
         quiet, disturbed = Path(folder, "quiet.db"), Path(folder, "disturbed.db")
         command = [sys.executable, __file__, "--photographs", str(arguments.photographs)]
         command += ["--workers", str(arguments.workers)]
+        undisturbed = started([*command, "--run", str(quiet)])
         begin = time.monotonic()
-        subprocess.run([*command, "--run", str(quiet)], check=True)
+        if undisturbed.wait():
+            raise SystemExit("the undisturbed run failed")
         whole = time.monotonic() - begin
         print(f"undisturbed: {whole:.0f} s")
         expected = digests(quiet)
         kills: list[dict[str, int]] = []
         compared: list[bool] = []
         while len(kills) < arguments.kills or disturbed.exists():
-            process = subprocess.Popen([*command, "--run", str(disturbed)], start_new_session=True)
+            process = started([*command, "--run", str(disturbed)])
             if len(kills) < arguments.kills:
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(float(rng.uniform(0.1, 0.5)) * whole)
+                    process.wait(float(rng.uniform(0, 0.6)) * whole)
             else:
                 process.wait()
             if process.poll() is None:
