@@ -218,7 +218,7 @@ def test_other_descriptors_are_kept_beside_colmaps(store: Store) -> None:
     assert store.features(1).descriptors.dtype == torch.float32
     assert torch.equal(store.features(2).descriptors, bits.descriptors) and store.features(2).is_binary
     assert store.features(3).descriptors.shape == (0, 64)
-    assert store.has_features() == {1, 2, 3}
+    assert store.has_features() == {1, 2, 3} and store.keypoint_counts() == {1: 20, 2: 20, 3: 0}
     assert store.features(1, descriptors=False).descriptors.shape == (20, 0)
     with in_colmap(store) as db:
         assert db.num_keypoints_for_image(1) == 20 and not db.exists_descriptors(1)

@@ -132,10 +132,8 @@ def export_matches(store: Store, path: str | os.PathLike[str]) -> int:
     pairs = pairs_of(store.matched_pair_ids()).tolist()
     h5py = _h5py()
     with atomic(Path(path)) as temporary, h5py.File(temporary, "w") as file:
-        counts: dict[int, int] = {}
+        counts = store.keypoint_counts()
         for id0, id1 in pairs:
-            if id0 not in counts:
-                counts[id0] = len(store.features(id0, descriptors=False))
             found = store.matches(id0, id1)
             assert found is not None
             partner, scores = np.full(counts[id0], -1, np.int32), np.zeros(counts[id0], np.float32)
@@ -172,17 +170,16 @@ def import_matches(store: Store, path: str | os.PathLike[str]) -> list[str]:
         h5py is not installed.
     """
     keys = _keys(store)
-    have = store.has_features()
-    counts = {i: len(store.features(i, descriptors=False)) for i in have}
+    counts = store.keypoint_counts()
     unknown = []
     batch: list[PairResult] = []
     with _opened(path) as file:
         for pair in _groups_with(file, "matches0"):
-            ids = [keys.get(key) for key in pair.split("/")]
-            if len(ids) != 2 or ids[0] not in have or ids[1] not in have:
+            ids = [keys.get(key, -1) for key in pair.split("/")]
+            if len(ids) != 2 or not set(ids) <= counts.keys():
                 unknown.append(pair)
                 continue
-            id0, id1 = int(ids[0]), int(ids[1])
+            id0, id1 = ids
             matches, scores = _matches(file[pair], (counts[id0], counts[id1]), f"{path}: {pair}")
             batch.append(PairResult(id0, id1, matches, scores))
             if len(batch) == BATCH:
