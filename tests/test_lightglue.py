@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -402,3 +404,49 @@ def test_no_keypoints_is_no_match(real_pair: Callable[..., Any]) -> None:
     matcher = official("aliked-n16")
     results = matcher.match_many([(nothing, f1), (f0, f1), (nothing, nothing)])
     assert [len(r) for r in results[::2]] == [0, 0] and len(results[1]) > 30
+
+
+@pytest.mark.parametrize(("quarters", "shrink"), [(0, 1.0), (1, 1.0), (2, 0.5), (3, 0.6)])
+def test_roll_and_scale_are_seen_before_matching(quarters: int, shrink: float, texture: np.ndarray) -> None:
+    """SIFT of a picture and of the same picture turned by quarters of a circle and shrunk."""
+    turned = np.ascontiguousarray(np.rot90(texture, -quarters))  # clockwise: angles grow in y-down pictures
+    height, width = (round(side * shrink) for side in turned.shape[:2])
+    turned = cv2.resize(turned, (width, height), interpolation=cv2.INTER_AREA)
+    sift = tp.features.load("sift")
+    first, second = sift(texture), sift(turned)
+    frames = [torch.stack([f.scales.log2(), f.orientations], 1) for f in (first, second)]
+    roll, octaves = lightglue.relative_similarity(first.descriptors, second.descriptors, *frames)
+    assert abs(math.remainder(roll.item() - quarters * math.pi / 2, 2 * math.pi)) < 0.03
+    assert abs(octaves.item() - math.log2(shrink)) < 0.1
+
+
+def test_aligned_matching_does_not_see_roll_and_scale(tmp_path: Path) -> None:
+    """The same network finds the same matches however image 1 is rolled, scaled and framed."""
+    config = LightGlueConfig(
+        input_dim=32, dim=32, heads=2, layers=2, scale_orientation=True, log_scale=True, match_threshold=0.0
+    )
+    state = from_upstream(random_state(config), config.heads)
+    first = random_features(80, config, 1)
+    rows = torch.arange(79, 9, -1)  # no fewer than 80 would put image 1 first, and the unit of length elsewhere
+    second = first.select(torch.cat([rows, torch.arange(10)]))
+    turn, factor = 2.0, 3.0
+    x, y = (second.keypoints - torch.tensor(second.image_size) / 2).unbind(1)
+    across = torch.stack([math.cos(turn) * x - math.sin(turn) * y, math.sin(turn) * x + math.cos(turn) * y], 1)
+    moved = replace(
+        second,
+        keypoints=across * factor + 5000,
+        scales=second.scales * factor,
+        orientations=second.orientations + turn,  # not wrapped: of these random frequencies none is a whole number
+        image_size=(10_000, 10_000),
+    )
+    score: dict[bool, list[np.ndarray]] = {}
+    for aligned in (True, False):
+        told = asdict(replace(config, align=aligned))
+        weights.save(tmp_path / f"{aligned}.safetensors", state, told)
+        matcher = LightGlue("random", weights=str(tmp_path / f"{aligned}.safetensors"))
+        found = [matcher(first, other) for other in (second, moved)]
+        if aligned:
+            assert len(found[0]) > 20 and np.array_equal(found[0].matches, found[1].matches)
+        score[aligned] = [matches.matchability0 for matches in found]
+    np.testing.assert_allclose(*score[True], atol=1e-3)
+    assert np.abs(np.subtract(*score[False])).max() > 1e-2
