@@ -140,14 +140,14 @@ def feature_arrays(features: Features) -> dict[str, NDArray[Any]]:
     {'keypoints': (2, 2), 'scores': (2,), 'descriptors': (2, 4), 'image_size': (2,)}
     """
     arrays = {"image_size": np.array(features.image_size, np.int64)}
-    for name in ("keypoints", "scores", "descriptors", "scales", "orientations"):
+    for name in FEATURE_ARRAYS[:-1]:
         value = getattr(features, name)
         if value is not None:
             arrays[name] = value.detach().cpu().numpy()
     return {name: arrays[name] for name in FEATURE_ARRAYS if name in arrays}
 
 
-FEATURE_ARRAYS = ("keypoints", "scores", "descriptors", "scales", "orientations", "image_size")
+FEATURE_ARRAYS = ("keypoints", "scores", "descriptors", "scales", "orientations", "covariances", "image_size")
 
 
 class FeatureWriter:

@@ -80,6 +80,8 @@ class Features:
         Name of the extractor that made them; matchers check it against what they were trained on.
     scales, orientations : float32 tensor (N,) or None
         Diameter in pixels and angle in radians, where the detector measures them.
+    covariances : float32 tensor (N, 2, 2) or None
+        Of the keypoint's position, pixels squared, where the extractor predicts it.
 
     Examples
     --------
@@ -96,6 +98,7 @@ class Features:
     extractor: str
     scales: torch.Tensor | None = None
     orientations: torch.Tensor | None = None
+    covariances: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.keypoints)
@@ -109,10 +112,12 @@ class Features:
                 f"descriptors must be float32 or uint8 of shape (N, D), not {self.descriptors.dtype} "
                 f"of shape {tuple(self.descriptors.shape)}"
             )
-        for name in ("scores", "descriptors", "scales", "orientations"):
+        for name in ("scores", "descriptors", "scales", "orientations", "covariances"):
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise ArgumentError(f"{name} has {len(value)} rows for {n} keypoints")
+        if self.covariances is not None and self.covariances.shape != (n, 2, 2):
+            raise ArgumentError(f"covariances must be of shape (N, 2, 2), not {tuple(self.covariances.shape)}")
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -140,6 +145,7 @@ class Features:
             descriptors=self.descriptors[index],
             scales=None if self.scales is None else self.scales[index],
             orientations=None if self.orientations is None else self.orientations[index],
+            covariances=None if self.covariances is None else self.covariances[index],
         )
 
     def to(self, device: torch.device | str) -> Features:
@@ -151,6 +157,7 @@ class Features:
             descriptors=self.descriptors.to(device),
             scales=None if self.scales is None else self.scales.to(device),
             orientations=None if self.orientations is None else self.orientations.to(device),
+            covariances=None if self.covariances is None else self.covariances.to(device),
         )
 
 

@@ -22,6 +22,7 @@ from .base import Extractor, ExtractorOptions
 
 # name -> (module of this package, class, keyword arguments that make the variant)
 _BUILTIN: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "cairn": ("cairn", "Cairn", {}),
     "sift": ("sift", "SIFT", {}),
     "orb": ("orb", "ORB", {}),
     "brief": ("brief", "BRIEF", {}),

@@ -147,7 +147,7 @@ class Extractor(ABC):
             features = self._extract_tiled(pixels, working_mask)
         else:
             features = finish(self._extract(pixels, working_mask), working_mask, self.options)
-        for part in ("keypoints", "scores", "descriptors", "scales", "orientations"):
+        for part in ("keypoints", "scores", "descriptors", "scales", "orientations", "covariances"):
             value = getattr(features, part)
             if value is not None and value.is_floating_point() and not torch.isfinite(value).all():
                 raise TiepointError(
@@ -319,6 +319,7 @@ def to_original(features: Features, working: tuple[int, int], original: tuple[in
         features,
         keypoints=(features.keypoints + 0.5) * factor - 0.5,
         scales=None if features.scales is None else features.scales * factor.mean(),
+        covariances=None if features.covariances is None else factor[:, None] * features.covariances * factor,
         image_size=original,
     )
 

@@ -96,4 +96,5 @@ def concatenate(parts: Sequence[Features]) -> Features:
         descriptors=join("descriptors"),
         scales=None if first.scales is None else join("scales"),
         orientations=None if first.orientations is None else join("orientations"),
+        covariances=None if first.covariances is None else join("covariances"),
     )

@@ -129,6 +129,16 @@ def _superglue(scene: str, data: str, sha256: str) -> Entry:
 
 _ALL = [
     Entry(
+        name="cairn",
+        file="cairn.safetensors",
+        kind="extractor",
+        url=None,
+        size=None,
+        sha256=None,
+        licence="Apache-2.0",
+        trained_on="homographies and rendered scenes of freely licensed photographs",
+    ),
+    Entry(
         name="superpoint",
         file="superpoint_v1.pth",
         kind="extractor",
