@@ -1,4 +1,4 @@
-"""``tiepoint train`` and ``tiepoint export-weights``: photographs -> a matcher of one's own."""
+"""``tiepoint train`` and ``tiepoint export-weights``: photographs -> an extractor or a matcher of one's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -17,7 +17,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from .console import DeviceOption, JsonOption, is_terminal, none_if_auto, print_json, print_table, say
 
-app = typer.Typer(help="Train a matcher on your own photographs: matcher, then confidence.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from ..training.loop import FitConfig
+
+app = typer.Typer(help="Train on your own photographs: features; or matcher, then confidence.", no_args_is_help=True)
 
 
 class PresetName(str, Enum):
@@ -110,11 +113,7 @@ def matcher(
     from ..training import presets, run
 
     chosen = presets.preset(preset.value)
-    fit = chosen.fit
-    if steps is not None:  # who counts steps wants them all
-        fit = replace(fit, steps=steps, minutes=None, warmup=min(fit.warmup, steps // 5))
-    if minutes is not None:
-        fit = replace(fit, minutes=minutes or None)
+    fit = _limits(chosen.fit, steps, minutes)
     pairs = replace(chosen.pairs, features=features, detection_threshold=detection_threshold)
     if posed is not None:
         pairs = replace(pairs, posed=posed_share, scenes=pairs.scenes * (1 - posed_share))
@@ -138,6 +137,59 @@ def matcher(
         row = run.train_matcher(task, output, save_memory, report, stop)
     if task.rank == 0:
         _print_result(row, output, json)
+
+
+@app.command("features")
+def features(
+    images: Annotated[Path, typer.Option("--images", help="Folder of photographs, with its sub-folders.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a run there is resumed.")],
+    preset: Annotated[PresetName, typer.Option(help="Pairs and length of the training.")] = PresetName.tiny,
+    steps: Annotated[Optional[int], typer.Option(min=1, help="Optimiser steps.")] = None,  # noqa: UP045
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0, help="Finish within this time, whatever the steps; 0 for no limit."),
+    ] = None,
+    batch: Annotated[Optional[int], typer.Option(min=4, help="Pairs of one step, a multiple of 4.")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(min=0, help="Of all random choices.")] = 1,
+    cache: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File of decoded photographs, shared by runs; by default in RUN."),
+    ] = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Draw a few pairs, time a few steps, tell what training would need.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Train Cairn, tiepoint's own extractor, on photographs of your own.
+
+    It learns from pairs made of single photographs; nothing needs to be marked. Several processes run under
+    'torchrun --nproc-per-node N -m tiepoint train features …'. Ctrl-C saves; the same command goes on.
+    """
+    from ..training import presets, run_features
+
+    chosen = presets.feature_preset(preset.value)
+    fit = replace(_limits(chosen.fit, steps, minutes), compile=compile)
+    chosen = replace(chosen, fit=fit, batch=batch or chosen.batch)
+    with _console("checking photographs"):
+        task = run_features.prepare(images, output, chosen, seed, cache, workers, none_if_auto(device))
+    if dry_run:
+        with _console("making pairs, timing steps"):
+            told = run_features.rehearse(task, output)
+        _print_rehearsal(told, json)
+        return
+    with _live("training cairn") as report, _graceful() as stop:
+        row = run_features.train_features(task, output, report, stop)
+    if task.rank > 0:
+        return
+    if json:
+        print_json({**_finite(row), "run": str(output)})
+        return
+    print(f"on held-out pairs: {row['held_out_repeated']:.1%} of the keypoints repeated, ", end="")
+    print(f"{row['held_out_matched']:.1%} matched rightly by nearest neighbours")
+    print(f"{row['step']} steps in {row['seconds'] / 60:.1f} minutes, wrote {output / 'weights.safetensors'}")
 
 
 @app.command("confidence")
@@ -186,6 +238,13 @@ def export_weights(
         print_json({"output": str(path), "bytes": path.stat().st_size})
     else:
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _limits(fit: FitConfig, steps: int | None, minutes: float | None) -> FitConfig:
+    """Return the preset's settings with the length that was asked for."""
+    if steps is not None:  # who counts steps wants them all
+        fit = replace(fit, steps=steps, minutes=None, warmup=min(fit.warmup, steps // 5))
+    return fit if minutes is None else replace(fit, minutes=minutes or None)
 
 
 @contextmanager

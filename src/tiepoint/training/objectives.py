@@ -231,6 +231,7 @@ def _masked_transport(scores: Tensor, dustbin: Tensor, present0: Tensor, present
 
 
 _SLOWEST, _FASTEST = 1.0, 40.0  # radians over half the long side of a picture
+_NEARNESS = 5.0  # logarithm of how much more than a far point the nearest one is attended to
 
 
 @torch.no_grad()
@@ -279,18 +280,31 @@ def start_as_nearest_neighbour(net: LightGlueNet, sharpness: float = 24.0) -> No
     for classifier in confidence:
         classifier.weight.zero_()
         classifier.bias.zero_()
-    # Frequencies from one wave over the picture to several between neighbouring keypoints: what is near is known at
-    # the start, and need not be discovered.
+    # Frequencies from one wave over the picture to several between neighbouring keypoints, so that what is near is
+    # known at the start and need not be discovered.
     rates = net.frequencies.weight
     count = len(rates)
     number = torch.arange(count)
-    rate = _SLOWEST * (_FASTEST / _SLOWEST) ** ((number // 4) / max(1, (count - 1) // 4))
+    octave = (number // 4) / max(1, (count - 1) // 4)
     direction = torch.atan2(rates[:, 1], rates[:, 0])
-    rates[:, 0], rates[:, 1] = rate * direction.cos(), rate * direction.sin()
+    rates[:, :2] = (
+        torch.stack([direction.cos(), direction.sin()], 1) * (_SLOWEST * (_FASTEST / _SLOWEST) ** octave)[:, None]
+    )
+    of_place = torch.ones(count, dtype=torch.bool)
     if config.scale_orientation:
         # Of four, two tell position alone, one also orientation, and one orientation and scale without position. A
         # full turn changes nothing: turns are whole numbers.
         kind = number % 4
         rates[:, 3] = torch.tensor([0.0, 0.0, 1.0, 2.0])[kind]
-        rates[:, 2] = torch.where(kind == 3, 0.5 + 0.1 * (number // 4), 0.0)  # radians for each octave
+        rates[:, 2] = torch.where(kind == 3, 0.5 + 0.8 * octave, 0.0)  # radians for each octave
         rates[kind == 3, :2] = 0.0
+        of_place = kind < 2
+    # Constant queries and keys, turned by the positions, attend to what is near: the sum of cosines peaks at distance
+    # zero. The first head looks at the nearest points, the others, which have only the slow half, wider.
+    for layer in layers:
+        bias = layer.self_attention.qkv.bias.view(3, config.heads, 2, count)
+        bias[:2] = 0.0
+        for head in range(config.heads):
+            there = of_place & ((octave <= 0.5) if head else True)
+            bias[:2, head, 0] = there * (_NEARNESS * (2 * count) ** 0.5 / there.sum()) ** 0.5
+        layer.cross_attention.kv.weight[: config.dim].mul_(1.5)  # sharper: a point sees first what resembles it

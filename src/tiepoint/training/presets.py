@@ -168,9 +168,7 @@ FEATURE_PRESETS = {
     "standard": FeaturePreset(
         model=CairnConfig(),
         views=ViewConfig((480, 640), photometric="strong", scenes=0.3),
-        fit=FitConfig(
-            steps=60_000, learning_rate=1e-3, warmup=500, ema=0.9995, evaluate_every=1000, save_every=500
-        ),
+        fit=FitConfig(steps=60_000, learning_rate=1e-3, warmup=500, ema=0.9995, evaluate_every=1000, save_every=500),
         batch=32,
         keypoints=1024,
     ),
