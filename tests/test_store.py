@@ -11,6 +11,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,16 @@ def test_only_scales_or_only_orientations(store: Store) -> None:
     )
     assert torch.equal(store.features(1).scales, both.scales) and store.features(1).orientations is None
     assert torch.equal(store.features(2).orientations, both.orientations) and store.features(2).scales is None
+
+
+def test_covariances_come_back(store: Store) -> None:
+    plain, spread = features(7), torch.rand(7, 2, 2, generator=torch.Generator().manual_seed(0))
+    store.write_features([(1, replace(plain, covariances=spread)), (2, plain)])
+    back = store.features(1).covariances
+    assert back is not None and torch.equal(back, spread)
+    assert store.features(2).covariances is None
+    store.write_features([(1, plain)])
+    assert store.features(1).covariances is None
 
 
 def test_scale_and_orientation_mean_what_colmap_means(texture: NDArray[np.uint8], tmp_path: Path) -> None:

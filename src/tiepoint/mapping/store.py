@@ -3,11 +3,12 @@
 COLMAP's own tables are the truth: cameras, images, keypoints, matches, two-view geometries; any tool that reads
 a COLMAP database reads this one. What COLMAP has no place for lies in tables of the same file that it ignores:
 
-===================== ===============================================================================
-``tiepoint_features`` extractor, detection scores, descriptors that are not SIFT's (float16, or bits)
-``tiepoint_matches``  matching scores, whether the matcher believes that the two photographs overlap
-``tiepoint_cameras``  which key (see `NewImage`) stands for which camera
-===================== ===============================================================================
+======================== ============================================================================
+``tiepoint_features``    extractor, detection scores, descriptors that are not SIFT's (float16, or bits)
+``tiepoint_covariances`` of keypoints, where the extractor predicts them
+``tiepoint_matches``     matching scores, whether the matcher believes that the two photographs overlap
+``tiepoint_cameras``     which key (see `NewImage`) stands for which camera
+======================== ============================================================================
 
 Two conventions differ from ours, and are converted here and nowhere else. COLMAP counts pixels from the image's
 corner, so keypoints and principal points are 0.5 larger there. Its SIFT scale is the standard deviation of the blob,
@@ -452,7 +453,7 @@ class Store:
             old = {i for (i,) in ids if db.execute("SELECT 1 FROM keypoints WHERE image_id = ?", (i,)).fetchone()}
             if old:
                 _delete_matches_of(db, old)
-            for table in ("keypoints", "descriptors", "tiepoint_features"):
+            for table in ("keypoints", "descriptors", "tiepoint_features", "tiepoint_covariances"):
                 db.executemany(f"DELETE FROM {table} WHERE image_id = ?", ids)
                 db.executemany(_INSERT[table], [row[table] for row in rows if table in row])
 
@@ -486,14 +487,15 @@ class Store:
         image_id = int(image_id)
         with self._reading() as db:
             found = db.execute(
-                "SELECT k.rows, k.cols, k.data, c.width, c.height, t.extractor, t.shape, t.scores FROM keypoints AS k "
-                "JOIN images USING (image_id) JOIN cameras AS c USING (camera_id) "
-                "LEFT JOIN tiepoint_features AS t USING (image_id) WHERE image_id = ?",
+                "SELECT k.rows, k.cols, k.data, c.width, c.height, t.extractor, t.shape, t.scores, v.data "
+                "FROM keypoints AS k JOIN images USING (image_id) JOIN cameras AS c USING (camera_id) "
+                "LEFT JOIN tiepoint_features AS t USING (image_id) "
+                "LEFT JOIN tiepoint_covariances AS v USING (image_id) WHERE image_id = ?",
                 (image_id,),
             ).fetchone()
             if found is None:
                 raise ArgumentError(f"the features of image {image_id} are not in {self.path}; extract them first")
-            n, columns, data, width, height, extractor, shape, scores = found
+            n, columns, data, width, height, extractor, shape, scores, covariances = found
             table = _array(data, np.float32, columns)
             if extractor is None:
                 kind = db.execute("SELECT type FROM descriptors WHERE image_id = ?", (image_id,)).fetchone()
@@ -513,6 +515,9 @@ class Store:
             extractor=extractor,
             scales=torch.from_numpy(scales) if "s" in shape else None,
             orientations=torch.from_numpy(orientations) if "o" in shape else None,
+            covariances=None
+            if covariances is None
+            else torch.from_numpy(np.frombuffer(covariances, np.float32).reshape(n, 2, 2).copy()),
         )
 
     def _descriptors(self, db: sqlite3.Connection, image_id: int) -> NDArray[Any]:
@@ -703,6 +708,7 @@ _COLUMNS = {
 _OWN_COLUMNS = {
     "tiepoint_cameras": "key, camera_id",
     "tiepoint_features": "image_id, extractor, shape, scores, kind, cols, descriptors",
+    "tiepoint_covariances": "image_id, data",
     "tiepoint_matches": "pair_id, scores, overlaps",
 }
 
@@ -716,6 +722,8 @@ _OWN_TABLES = (
     # shape: which of scales (s) and orientations (o) there are. kind: float16, bits, or colmap (see write_features).
     "CREATE TABLE IF NOT EXISTS tiepoint_features (image_id INTEGER PRIMARY KEY NOT NULL, extractor TEXT NOT NULL, "
     "shape TEXT NOT NULL, scores BLOB NOT NULL, kind TEXT NOT NULL, cols INTEGER NOT NULL, descriptors BLOB, "
+    "FOREIGN KEY(image_id) REFERENCES images(image_id) ON DELETE CASCADE)",
+    "CREATE TABLE IF NOT EXISTS tiepoint_covariances (image_id INTEGER PRIMARY KEY NOT NULL, data BLOB NOT NULL, "
     "FOREIGN KEY(image_id) REFERENCES images(image_id) ON DELETE CASCADE)",
     "CREATE TABLE IF NOT EXISTS tiepoint_matches (pair_id INTEGER PRIMARY KEY NOT NULL, scores BLOB NOT NULL, "
     "overlaps INTEGER)",
@@ -821,6 +829,9 @@ def _feature_rows(image_id: int, features: Features) -> dict[str, tuple[Any, ...
         rows["descriptors"] = (image_id, _SIFT, n, 128, _blob(quantised))
     else:
         kind, blob = "float16", _blob(descriptors.astype(np.float16))
+    if features.covariances is not None:
+        covariances = features.covariances.detach().cpu().numpy().astype(np.float32)
+        rows["tiepoint_covariances"] = image_id, covariances.tobytes()
     scores = features.scores.detach().cpu().numpy().astype(np.float32).tobytes()
     extra = (image_id, features.extractor, shape, scores, kind, descriptors.shape[1], blob)
     return {**rows, "tiepoint_features": extra}
