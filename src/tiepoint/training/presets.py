@@ -75,7 +75,7 @@ PRESETS = {
         ),
         fit=FitConfig(
             steps=20_000,
-            minutes=62,
+            minutes=55,
             learning_rate=3e-4,
             warmup=100,
             decay=0.5,
@@ -152,7 +152,7 @@ FEATURE_PRESETS = {
     # Hours on a CPU.
     "small": FeaturePreset(
         model=CairnConfig(),
-        views=ViewConfig((288, 384), photometric="mild", max_scale=3.0, scenes=0.15),
+        views=ViewConfig((240, 320), photometric="mild", max_scale=3.0, scenes=0.15),
         fit=FitConfig(
             steps=12_000,
             minutes=240,
