@@ -231,7 +231,7 @@ def _masked_transport(scores: Tensor, dustbin: Tensor, present0: Tensor, present
 
 
 _SLOWEST, _FASTEST = 1.0, 40.0  # radians over half the long side of a picture
-_NEARNESS = 5.0  # logarithm of how much more than a far point the nearest one is attended to
+_NEARNESS = 10.0  # logarithm of how much more than a far point the nearest one is attended to
 
 
 @torch.no_grad()
@@ -307,4 +307,4 @@ def start_as_nearest_neighbour(net: LightGlueNet, sharpness: float = 24.0) -> No
         for head in range(config.heads):
             there = of_place & ((octave <= 0.5) if head else True)
             bias[:2, head, 0] = there * (_NEARNESS * (2 * count) ** 0.5 / there.sum()) ** 0.5
-        layer.cross_attention.kv.weight[: config.dim].mul_(1.5)  # sharper: a point sees first what resembles it
+        layer.cross_attention.kv.weight[: config.dim].mul_(2.5)  # sharper: a point sees first what resembles it
