@@ -18,7 +18,7 @@ import typer
 
 from .. import __version__
 from ..errors import TiepointError
-from . import calibrate, db, evaluate, extract, info, map, match, train, weights
+from . import calibrate, db, evaluate, extract, info, localize, map, match, track, train, weights
 from .console import say, show_warning
 
 INTERRUPTED = 130  # as shells number SIGINT
@@ -35,6 +35,8 @@ app = typer.Typer(
 app.command("match")(match.match)
 app.command("extract")(extract.extract)
 app.command("map")(map.map_photographs)
+app.command("track")(track.track)
+app.command("localize")(localize.localize)
 app.add_typer(db.app, name="db")
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(evaluate.bench)

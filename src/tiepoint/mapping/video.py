@@ -129,7 +129,7 @@ def _from_camera(number: int) -> Iterator[Frame]:
             read, bgr = capture.read()
             if not read:
                 raise InputError(f"camera {number}: gives no pictures; is it connected, and free?")
-            yield Frame(index, time.monotonic() - begin, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), f"frame_{index:06d}")
+            yield Frame(index, time.monotonic() - begin, _rgb(bgr), f"frame_{index:06d}")
             index += 1
     finally:
         capture.release()
@@ -149,7 +149,7 @@ def _from_video(path: Path, start: int) -> Iterator[Frame]:
                 read, bgr = capture.retrieve()
                 if not read:
                     break
-                yield Frame(index, last, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), f"frame_{index:06d}")
+                yield Frame(index, last, _rgb(bgr), f"frame_{index:06d}")
             index += 1
     finally:
         capture.release()
@@ -157,6 +157,10 @@ def _from_video(path: Path, start: int) -> Iterator[Frame]:
         raise InputError(f"{path}: no video that can be read; convert it to .mp4 (H.264)")
     if index < 0.9 * promised:
         warnings.warn(f"{path}: only {index} of {promised} frames can be read; was it copied whole?", stacklevel=2)
+
+
+def _rgb(bgr: Any) -> NDArray[np.uint8]:
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def write_key_frames(
@@ -283,8 +287,9 @@ class _Flow:
         if grey.shape != self._grey.shape:
             self._now = self._now[:0]
         if len(self._now):
+            new = np.empty_like(self._now[:, None])
             now, found, _ = cv2.calcOpticalFlowPyrLK(
-                self._grey, grey, self._now[:, None], None, winSize=(21, 21), maxLevel=4
+                self._grey, grey, self._now[:, None], new, winSize=(21, 21), maxLevel=4
             )
             keep = found.ravel() == 1
             self._start, self._now = self._start[keep], now.reshape(-1, 2)[keep]

@@ -1,0 +1,61 @@
+"""``tiepoint localize``: photographs and a map -> where they were taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import DeviceOption, JsonOption, MatcherOption, none_if_auto, print_json, print_table, progress
+from .track import CameraOption, FocalOption, parse_camera
+
+
+def localize(
+    queries: Annotated[list[Path], typer.Argument(metavar="PHOTOS...", help="The photographs to find.")],
+    model: Annotated[Path, typer.Option("--model", help="The folder that 'tiepoint map' wrote.")],
+    output: Annotated[list[Path], typer.Option("--output", "-o", help=".json or .csv file; repeatable.")] = [],  # noqa: B006  typer reads the default and never changes it
+    focal: FocalOption = None,
+    camera: CameraOption = None,
+    matcher: MatcherOption = "auto",
+    candidates: Annotated[
+        int, typer.Option("--candidates", min=1, help="Match each with this many photographs of the map.")
+    ] = 10,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Find out where photographs were taken, in a map that exists already.
+
+    Poses are in the map's frame, world to camera as COLMAP has them. Without --focal or --camera the focal length comes
+    from EXIF, or is estimated.
+    """
+    from .. import export
+    from ..errors import InputError
+    from ..images import read_image
+    from ..mapping.localize import FILES, Localization, Localizer, write_localizations
+
+    for path in output:
+        export.check_output(path, FILES)
+    localizer = Localizer.open(model, matcher, none_if_auto(device), candidates=candidates)
+    results = []
+    for query in progress(queries, "localizing"):
+        try:
+            known = None if camera is None else parse_camera(camera, focal, read_image(query).size)
+            results.append(localizer(query, camera=known, focal=focal if camera is None else None))
+        except InputError as error:  # the others are found all the same
+            results.append(Localization(str(query), None, problem=str(error)))
+    for path in output:
+        write_localizations(path, results)
+    if json:
+        print_json([result.summary() for result in results])
+        return
+    rows = []
+    for result in results:
+        place = result.problem
+        if result.pose is not None and result.pose.centre is not None:
+            place = " ".join(f"{value:.4f}" for value in result.pose.centre)
+        rows.append((result.name, str(result.inliers), place))
+    print_table(("photograph", "inliers", "position"), rows)
+    print(f"{sum(not result.problem for result in results)} of {len(results)} found")
+    for path in output:
+        print(f"wrote {path}")

@@ -1,0 +1,238 @@
+"""Poses of photographs in a model: closed form, and a made-up room with true poses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import tiepoint as tp
+from textured_room import CAMERA, Pose, Room, look
+from tiepoint.cli import main
+from tiepoint.errors import ArgumentError, InputError
+from tiepoint.geometry import Camera
+from tiepoint.mapping import NewImage, PairResult, Store
+from tiepoint.mapping.localize import (
+    Localizer,
+    estimate_absolute_pose,
+    estimate_camera_and_pose,
+    write_localizations,
+)
+
+pycolmap = pytest.importorskip("pycolmap")
+
+PLACES = [look((x, 0.1 * x, -1.5 + 0.3 * abs(x)), -0.12 * x, 0.02) for x in np.linspace(-1.5, 1.5, 6)]
+QUERIES = {"near.png": look((0.2, 0.1, -1.2), 0.05, 0.03), "aside.png": look((-1.0, -0.3, -0.9), 0.1, -0.05)}
+
+
+# --- The pose from matches with 3D points ---
+
+
+def _world(rng: np.random.Generator, count: int = 120) -> np.ndarray:
+    return rng.uniform([-3, -2, 4], [3, 2, 12], (count, 3))
+
+
+def _rotation_error(R: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.rad2deg(np.arccos(np.clip((np.trace(R @ truth.T) - 1) / 2, -1, 1))))
+
+
+@pytest.mark.parametrize(
+    "camera",
+    [
+        Camera.from_focal(600, (640, 480)),
+        Camera("OPENCV", 640, 480, (500.0, 510.0, 300.0, 250.0, -0.2, 0.05, 0.001, -0.002)),
+        Camera("OPENCV_FISHEYE", 640, 480, (320.0, 320.0, 319.5, 239.5, 0.02, -0.01, 0.0, 0.0)),
+    ],
+)
+def test_pose_with_outliers(camera: Camera, rng: np.random.Generator) -> None:
+    R, t = look((0.5, -0.3, 1.0), 0.2, -0.1)
+    world = _world(rng)
+    pixels = camera.project(world @ R.T + t) + rng.normal(0, 0.3, (len(world), 2))
+    wrong = rng.permutation(len(world))[:50]
+    pixels[wrong] = rng.uniform(0, 480, (50, 2))
+    found = estimate_absolute_pose(pixels, world, camera)
+    assert found.R is not None and found.centre is not None
+    assert _rotation_error(found.R, R) < 0.1
+    np.testing.assert_allclose(found.centre, -R.T @ t, atol=0.02)
+    right = np.isfinite(pixels).all(axis=1)
+    right[wrong] = False
+    assert found.inliers[right].mean() > 0.98 and found.inliers[wrong].mean() < 0.1
+
+
+def test_camera_and_pose(rng: np.random.Generator) -> None:
+    camera = Camera("SIMPLE_RADIAL", 640, 480, (520.0, 319.5, 239.5, -0.08))
+    R, t = look((0.5, -0.3, 1.0), 0.2, -0.1)
+    world = _world(rng)
+    pixels = camera.project(world @ R.T + t) + rng.normal(0, 0.2, (len(world), 2))
+    wrong = rng.permutation(len(world))[:50]
+    pixels[wrong] = rng.uniform(0, 480, (50, 2))
+    free = estimate_camera_and_pose(pixels, world, (640, 480), threshold=8)
+    assert free.camera.params[0] == pytest.approx(520, rel=0.01)
+    assert free.camera.params[1:3] == (319.5, 239.5)
+    assert free.camera.params[3] == pytest.approx(-0.08, abs=0.02)
+    np.testing.assert_allclose(free.centre, -R.T @ t, atol=0.06)
+    known = estimate_camera_and_pose(pixels, world, (640, 480), focal=520.0, threshold=8)
+    assert known.camera.params[0] == 520
+    np.testing.assert_allclose(known.centre, -R.T @ t, atol=0.03)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4])
+def test_too_few_matches_give_no_pose(count: int, rng: np.random.Generator) -> None:
+    pixels, world = rng.uniform(0, 400, (count, 2)), _world(rng, count)
+    for found in (
+        estimate_absolute_pose(pixels, world, CAMERA, threshold=0.5),
+        estimate_camera_and_pose(pixels, world, (320, 240), threshold=0.5),
+        estimate_camera_and_pose(pixels, world, (320, 240), focal=260.0, threshold=0.5),
+    ):
+        assert found.R is None and found.centre is None and found.inliers.shape == (count,) and not found.inliers.any()
+
+
+def test_hostile_matches(rng: np.random.Generator) -> None:
+    world = _world(rng)
+    pixels = CAMERA.project(world)
+    pixels[:5], world[5:9] = np.nan, np.inf
+    for found in (
+        estimate_absolute_pose(pixels, world, CAMERA),
+        estimate_camera_and_pose(pixels, world, (320, 240)),
+        estimate_camera_and_pose(pixels, world, (320, 240), focal=260.0),
+    ):
+        assert found.inliers.sum() == len(world) - 9 and not found.inliers[:9].any()
+        np.testing.assert_allclose(found.centre, 0, atol=1e-3)
+    # All matches on one point or one line determine nothing.
+    for same in (np.repeat(_world(rng, 1), 50, axis=0), np.outer(np.linspace(4, 9, 50), [0.1, 0.2, 1])):
+        assert estimate_absolute_pose(CAMERA.project(same), same, CAMERA).R is None
+    with pytest.raises(ArgumentError, match="points must be"):
+        estimate_absolute_pose(pixels[:3], world, CAMERA)
+
+
+# --- A model of a room, made from photographs with known poses ---
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``tiepoint map`` would write, but with true poses; queries lie beside it."""
+    folder = tmp_path_factory.mktemp("scene")
+    room = Room()
+    camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=320, height=240, params=[260, 160, 120], camera_id=1)
+    sift = tp.features.load("sift", max_keypoints=800)
+    nearest = tp.matchers.load("nearest")
+    names = [f"{i}.png" for i in range(len(PLACES))]
+    features = [sift(room.photograph(pose)) for pose in PLACES]
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(camera)
+    with Store.open(folder / "database.db") as store:
+        ids = store.add_images([NewImage(name, camera, "one") for name in names])
+        store.write_features(zip(ids.values(), features, strict=True))
+        results = []
+        for i, j in itertools.combinations(range(len(names)), 2):
+            pair = nearest(features[i], features[j])
+            found = tp.geometry.estimate_fundamental(pair.points0, pair.points1)
+            results.append(
+                PairResult(
+                    ids[names[i]],
+                    ids[names[j]],
+                    pair.matches,
+                    pair.scores,
+                    inliers=found.inliers,
+                    config="UNCALIBRATED",
+                )
+            )
+        store.write_matches(results)
+    for name, pose, one in zip(names, PLACES, features, strict=True):
+        image = pycolmap.Image(
+            name=name, image_id=ids[name], camera_id=1, keypoints=one.keypoints.numpy().astype(float) + 0.5
+        )
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(np.column_stack(pose)))
+    sparse = folder / "sparse" / "0"
+    sparse.mkdir(parents=True)
+    model = pycolmap.triangulate_points(model, folder / "database.db", folder, sparse)
+    assert model.num_points3D() > 300
+    model.write(sparse)
+    settings = {"features": "sift", "matcher": "nearest", "max_keypoints": 800, "long_side": None}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    for name, pose in QUERIES.items():
+        PIL.Image.fromarray(room.photograph(pose)).save(folder / name)
+    PIL.Image.fromarray(Room(seed=9).photograph(PLACES[2])).save(folder / "elsewhere.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def localizer(scene: Path) -> Localizer:
+    return Localizer.open(scene)
+
+
+def _centre(pose: Pose) -> np.ndarray:
+    return -pose[0].T @ pose[1]
+
+
+@pytest.mark.parametrize("name", QUERIES)
+@pytest.mark.parametrize("how", ["camera", "focal", "nothing"])
+def test_queries_are_found(localizer: Localizer, scene: Path, name: str, how: str) -> None:
+    known = {"camera": {"camera": CAMERA}, "focal": {"focal": 260.0}, "nothing": {}}[how]
+    result = localizer(scene / name, **known)
+    assert result.pose is not None and result.problem == "" and result.inliers >= 50
+    assert result.matches >= result.inliers
+    near = 0.15 if how == "nothing" else 0.03
+    np.testing.assert_allclose(result.pose.centre, _centre(QUERIES[name]), atol=near)
+    assert _rotation_error(result.pose.R, QUERIES[name][0]) < 0.5
+    assert result.pose.camera.focal_lengths[0] == pytest.approx(260, rel=0.04 if how == "nothing" else 1e-9)
+
+
+def test_another_place_is_refused(localizer: Localizer, scene: Path) -> None:
+    result = localizer(scene / "elsewhere.png", camera=CAMERA)
+    assert result.pose is None and result.inliers < 15
+    assert result.problem == f"not found: {result.inliers} inliers"
+    summary = result.summary()
+    assert summary["found"] is False and summary["R"] is None
+
+
+def test_only_similar_photographs_are_matched(scene: Path) -> None:
+    pytest.importorskip("faiss")
+    result = Localizer.open(scene, candidates=2)(scene / "aside.png", camera=CAMERA)
+    assert len(result.similar) == 2
+    # Those whose cameras are nearest; all look the same way.
+    distance = [np.linalg.norm(_centre(pose) - _centre(QUERIES["aside.png"])) for pose in PLACES]
+    assert set(result.similar) <= {f"{i}.png" for i in np.argsort(distance)[:3]}
+    np.testing.assert_allclose(result.pose.centre, _centre(QUERIES["aside.png"]), atol=0.05)
+
+
+def test_files_and_command_line(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    queries = [str(scene / name) for name in (*QUERIES, "elsewhere.png", "missing.png")]
+    files = [str(tmp_path / "poses.json"), str(tmp_path / "poses.csv")]
+    options = ["--model", str(scene), "--focal", "260", "-o", files[0], "-o", files[1]]
+    assert main(["localize", *queries, *options]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 4 found" in out and "not found:" in out and "missing.png: no such file" in out
+    rows = json.loads(Path(files[0]).read_text())["localizations"]
+    assert [row["found"] for row in rows] == [True, True, False, False]
+    table = np.genfromtxt(files[1], delimiter=",", names=True, dtype=None, encoding="utf-8")
+    assert table["found"].tolist() == [1, 1, 0, 0] and np.isnan(table["tx"][2:]).all()
+    for row, line, pose in zip(rows, table, QUERIES.values(), strict=False):
+        np.testing.assert_allclose(row["R"], pose[0], atol=0.01)
+        matrix = pycolmap.Rotation3d([line[f"q{axis}"] for axis in "xyzw"]).matrix()
+        np.testing.assert_allclose(matrix, row["R"], atol=1e-6)
+        np.testing.assert_allclose([line["tx"], line["ty"], line["tz"]], row["t"], atol=1e-6)
+    assert main(["localize", queries[0], "--model", str(tmp_path)]) == 3
+    assert "give the folder that 'tiepoint map' wrote" in capsys.readouterr().err
+
+
+def test_wrong_use(localizer: Localizer, scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="320x240 pixels, but the camera 640x480"):
+        localizer(scene / "near.png", camera=Camera.from_focal(500, (640, 480)))
+    with pytest.raises(ArgumentError, match="candidates"):
+        Localizer.open(scene, candidates=0)
+    with pytest.raises(ArgumentError, match=r"\.json, \.csv"):
+        write_localizations(tmp_path / "poses.txt", [])
+    with Store.open(tmp_path / "other.db") as store:
+        store.add_images([NewImage("other.jpg", localizer.model.cameras[1])])
+        with pytest.raises(InputError, match="none of the photographs"):
+            Localizer(localizer.model, store, localizer.extractor, localizer.matcher)
+    shutil.copytree(scene, tmp_path / "copy")
+    (tmp_path / "copy" / "settings.json").write_text("[]")
+    with pytest.raises(InputError, match="cannot be read as a map"):
+        Localizer.open(tmp_path / "copy")

@@ -1,0 +1,187 @@
+"""Visual odometry in a made-up room, where the true path is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from textured_room import CAMERA, Pose, Room, align, look
+from tiepoint.cli import main
+from tiepoint.cli.track import draw_path
+from tiepoint.errors import ArgumentError, InputError
+from tiepoint.mapping.tracking import State, Tracker, write_tum
+from tiepoint.mapping.video import Frame
+
+pytest.importorskip("pycolmap")
+
+
+def _walk(count: int) -> list[Pose]:
+    """Forward through the room on a curve, looking about."""
+    steps = np.linspace(0, 1, count)
+    return [look((np.sin(2 * s), -0.3 * s, -2 + 4 * s), 0.35 * np.sin(3 * s), 0.1 * s) for s in steps]
+
+
+def _frames(pictures: Sequence[NDArray[np.uint8]], start: int = 0) -> Iterator[Frame]:
+    for i, picture in enumerate(pictures, start):
+        yield Frame(i, i / 10, picture, f"frame_{i:06d}")
+
+
+def _tracker(**options: object) -> Tracker:
+    return Tracker(CAMERA, "sift", "nearest", **{"max_keypoints": 700, **options})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def room() -> Room:
+    return Room()
+
+
+@pytest.fixture(scope="module")
+def walk(room: Room) -> tuple[list[Pose], list[NDArray[np.uint8]]]:
+    poses = _walk(40)
+    return poses, [room.photograph(pose) for pose in poses]
+
+
+@pytest.fixture(scope="module")
+def tracked(walk: tuple[list[Pose], list[NDArray[np.uint8]]]) -> tuple[Tracker, list[State]]:
+    tracker = _tracker()
+    return tracker, [tracker(frame) for frame in _frames(walk[1])]
+
+
+def _centres(poses: Sequence[Pose]) -> NDArray[np.float64]:
+    return np.array([-R.T @ t for R, t in poses])
+
+
+def test_the_path_is_the_true_one(walk: tuple, tracked: tuple[Tracker, list[State]]) -> None:
+    tracker, _ = tracked
+    found = tracker.trajectory()
+    assert [pose.index for pose in found] == list(range(40))  # also those before the map began
+    true = _centres(walk[0])
+    error = np.linalg.norm(align(np.array([pose.centre for pose in found]), true) - true, axis=1)
+    length = np.linalg.norm(np.diff(true, axis=0), axis=1).sum()
+    assert np.sqrt((error**2).mean()) < 0.01 * length
+    # World frames differ by a rotation, which is the same for all frames.
+    turns = [found[i].R.T @ walk[0][i][0] for i in range(40)]
+    angles = [np.rad2deg(np.linalg.norm(cv2.Rodrigues(turns[0].T @ turn)[0])) for turn in turns]
+    assert max(angles) < 0.5
+
+
+def test_states_tell_what_happens(tracked: tuple[Tracker, list[State]]) -> None:
+    tracker, states = tracked
+    first = next(i for i, state in enumerate(states) if state.status == "tracked")
+    assert 0 < first < 10 and all(state.status == "starting" for state in states[:first])
+    assert all(state.status == "tracked" and state.pose is not None for state in states[first:])
+    assert states[first].is_key_frame and states[first].key_frames == 2
+    assert 3 <= states[-1].key_frames < 30
+    assert states[-1].key_frames == sum(state.is_key_frame for state in states) + 1  # the first of all was not told
+    # The map is a model that COLMAP understands, with errors of less than a pixel.
+    tracker.reconstruction.update_point_3d_errors()
+    assert tracker.reconstruction.compute_mean_reprojection_error() < 0.7
+    assert tracker.reconstruction.compute_mean_track_length() > 2.3  # of four key frames
+    depth = [point.xyz[2] for point in tracker.reconstruction.points3D.values()]
+    assert 0.1 < np.median(depth) < 10
+
+
+def test_equal_frames_give_equal_paths(walk: tuple, tracked: tuple[Tracker, list[State]]) -> None:
+    again = _tracker()
+    for frame in _frames(walk[1][:15]):
+        state = again(frame)
+    before = tracked[1][14]
+    assert state.pose is not None and before.pose is not None
+    np.testing.assert_array_equal(state.pose.R, before.pose.R)
+    np.testing.assert_array_equal(state.pose.t, before.pose.t)
+
+
+def test_lost_and_found(walk: tuple, room: Room) -> None:
+    poses, pictures = walk
+    elsewhere = Room(seed=9)
+    tracker = _tracker()
+    for frame in _frames(pictures[:30]):
+        tracker(frame)
+    lost = [tracker(frame).status for frame in _frames([elsewhere.photograph(pose) for pose in poses[:3]], 30)]
+    assert lost == ["lost"] * 3
+    # It comes back at the place of frame 20, a little aside, and goes on from there.
+    aside = [
+        look(tuple(_centres(poses)[i] + (0.05, 0.02, 0)), 0.35 * np.sin(3 * i / 39), 0.1 * i / 39) for i in (20, 21)
+    ]
+    back = [tracker(frame) for frame in _frames([room.photograph(pose) for pose in aside], 33)]
+    assert [state.status for state in back] == ["relocalised", "tracked"]
+    found = {pose.index: pose.centre for pose in tracker.trajectory()}
+    assert not found.keys() & {30, 31, 32}
+    true = _centres([*poses[:30], *aside])
+    got = align(np.array([found[i] for i in (*range(30), 33, 34)]), true)
+    assert np.linalg.norm(got - true, axis=1)[-2:].max() < 0.1
+
+
+def test_turning_on_the_spot_gives_no_map(room: Room) -> None:
+    tracker = _tracker()
+    turning = [look((0, 0, 0), yaw) for yaw in np.linspace(0, 0.4, 8)]
+    states = [tracker(frame) for frame in _frames([room.photograph(pose) for pose in turning])]
+    assert all(state.status == "starting" and state.pose is None for state in states)
+    assert tracker.trajectory() == []
+
+
+def test_a_map_that_fails_at_once_is_thrown_away(walk: tuple) -> None:
+    poses, pictures = walk
+    elsewhere = Room(seed=9)
+    tracker = _tracker()
+    for frame in _frames(pictures[:8]):
+        state = tracker(frame)
+    assert state.key_frames >= 2
+    states = [tracker(frame) for frame in _frames([elsewhere.photograph(pose) for pose in poses[:16]], 8)]
+    assert states[0].status == "starting" and states[0].key_frames == 0
+    assert states[-1].status == "tracked"
+    assert min(pose.index for pose in tracker.trajectory()) == 8
+
+
+def test_wrong_use(walk: tuple) -> None:
+    with pytest.raises(InputError, match="is 100x80 pixels, but the camera has 320x240"):
+        _tracker()(Frame(0, 0.0, np.zeros((80, 100, 3), np.uint8), "a.png"))
+    with pytest.raises(ArgumentError, match="window"):
+        _tracker(window=2)
+    with pytest.raises(ArgumentError, match="no matcher is called"):
+        Tracker(CAMERA, "sift", "none")
+
+
+def test_tum_files(tracked: tuple[Tracker, list[State]], tmp_path: Path) -> None:
+    poses = tracked[0].trajectory()
+    write_tum(tmp_path / "path.txt", poses)
+    table = np.loadtxt(tmp_path / "path.txt")
+    assert table.shape == (40, 8)
+    np.testing.assert_allclose(table[:, 0], np.arange(40) / 10)
+    for row, pose in zip(table, poses, strict=True):
+        x, y, z, w = row[4:]
+        axis = np.array([x, y, z])
+        turned, _ = cv2.Rodrigues(2 * np.arctan2(np.linalg.norm(axis), w) * axis / max(np.linalg.norm(axis), 1e-12))
+        np.testing.assert_allclose(turned, pose.R.T, atol=1e-6)  # camera to world
+        np.testing.assert_allclose(row[1:4], pose.centre, atol=1e-6)
+
+
+def test_command_line(walk: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i, picture in enumerate(walk[1][:10]):
+        cv2.imwrite(str(folder / f"{i:03d}.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    path = tmp_path / "path.txt"
+    options = ["--camera", "SIMPLE_PINHOLE,260,160,120", "-m", "nearest", "-k", "700"]
+    assert main(["track", str(folder), "-o", str(path), *options]) == 0
+    assert "10 of 10 frames have a pose, 0 were lost" in capsys.readouterr().out
+    assert len(np.loadtxt(path)) == 10
+    assert main(["track", str(folder), "-o", str(path), "--focal", "260", *options]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    assert main(["track", str(tmp_path / "none.mp4"), "-o", str(path)]) == 3
+    assert main(["track", str(folder), "-o", str(tmp_path / "path.csv")]) == 2
+
+
+def test_the_drawn_path_keeps_its_shape() -> None:
+    circle = [(float(np.cos(a)), float(np.sin(a))) for a in np.linspace(0, 2 * np.pi, 200)]
+    drawn = draw_path(circle, 60, 21)
+    rows = [i for i, line in enumerate(drawn) if line.strip()]
+    columns = [i for i in range(60) if any(line[i] != " " for line in drawn)]
+    assert len(rows) == 21 and abs(len(columns) - 41) <= 1  # round, where a character is twice as high as wide
+    assert draw_path([(3.0, 4.0)], 5, 3) == ["     ", "  @  ", "     "]
+    assert draw_path([], 2, 1) == ["  "]
