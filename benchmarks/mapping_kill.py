@@ -117,8 +117,12 @@ def main() -> None:
             elif process.returncode:
                 raise SystemExit(f"a run failed with exit code {process.returncode}")
             else:
-                compared.append(digests(disturbed) == expected)
-                print(f"came to its end: {'equal' if compared[-1] else 'DIFFERENT'}", flush=True)
+                found = digests(disturbed)
+                different = [table for table in expected if found[table] != expected[table]]
+                compared.append(not different)
+                print(
+                    f"came to its end: {'DIFFERENT in ' + ', '.join(different) if different else 'equal'}", flush=True
+                )
                 disturbed.unlink()
     equal = all(compared)
     tables = {table: rows for table, (rows, _) in expected.items() if rows}

@@ -110,7 +110,8 @@ def test_map_finds_the_places_goes_on_and_leaves_out(tiepoint: Any, photographs:
     assert np.linalg.norm(
         along @ (np.eye(3) - np.outer(along[-1], along[-1]) / (along[-1] @ along[-1])), axis=1
     ).max() < (0.05 * scale)
-    for file in ("sparse/0/images.bin", "text/images.txt", "points.ply", "quality.json", "undistorted/transforms.json"):
+    files = "sparse/0/images.bin text/images.txt points.ply quality.json scene.html undistorted/transforms.json"
+    for file in files.split():
         assert (mapped / file).stat().st_size > 0
 
     again = json.loads(tiepoint("map", photographs, "-o", mapped, *CLASSIC, "--json").out)
@@ -154,6 +155,7 @@ def test_ctrl_c_is_an_exit_code_and_loses_nothing(
         (["unrelated", "-o", "out", *CLASSIC], 3, "no two"),
         (["unrelated", "-o", "unrelated/out"], 2, "choose another"),
         (["unrelated", "-o", "out", "--pairs", "some"], 2, "exhaustive"),
+        (["unrelated", "-o", "out", *CLASSIC, "--pairs", "position"], 3, "GPS"),
         (["text.txt", "-o", "out"], 3, "not a video"),
         (["unrelated", "-o", "text.txt"], 3, "text.txt"),
         (["unrelated", "-o", "out", "-f", "sifd", "-m", "nearest"], 2, "sifd"),

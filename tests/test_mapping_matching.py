@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiepoint import Features, features, matchers
-from tiepoint.errors import ArgumentError, InputError
+from tiepoint.errors import ArgumentError, InputError, TiepointError
 from tiepoint.features.base import Extractor
 from tiepoint.mapping.blocks import FeatureCache, in_blocks
 from tiepoint.mapping.extraction import extract_into
@@ -389,3 +389,31 @@ def test_networks_run_here_and_masks_hold(tmp_path: Path) -> None:
         assert extract_into(store, folder, Network(), masks=masks).extracted == 5
         found = {image.name: store.features(image.image_id).keypoints.tolist() for image in store.images()}
     assert found == {f"{n}.png": [[60 + n, 50]] if n != 3 else [[103, 200]] for n in range(5)}
+
+
+class Deadly(Network):
+    """Ends its process at the sight of a white picture, as a kernel that is out of memory does."""
+
+    name = "deadly"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = None  # hand-made: runs in processes
+
+    def _extract(self, pixels: Any, mask: Any) -> Features:
+        if pixels.min() == 255:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Features(torch.zeros(1, 2), torch.ones(1), torch.eye(8)[:1], pixels.shape[1::-1], self.name)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_a_process_that_dies_is_an_error_and_the_rest_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiepoint.mapping.extraction.COMMIT_SECONDS", 0.0)
+    for name, grey in (("a.png", 0), ("b.png", 255)):
+        PIL.Image.new("RGB", (320, 240), (grey,) * 3).save(tmp_path / name)
+    with registered(tmp_path / "database.db", ("a.png", "b.png")) as store:
+        with pytest.raises(TiepointError, match="memory"):
+            extract_into(store, tmp_path, Deadly(), workers=1)
+        assert len(store.has_features()) == 1
+        PIL.Image.new("RGB", (320, 240)).save(tmp_path / "b.png")
+        assert extract_into(store, tmp_path, Deadly(), workers=0).extracted == 1

@@ -57,6 +57,9 @@ def map_photographs(
     ] = "auto",
     features: FeaturesOption = "auto",
     matcher: MatcherOption = "auto",
+    trust_lookalikes: Annotated[
+        bool, typer.Option("--trust-lookalikes", help="Use pairs that look alike but seem to show different places.")
+    ] = False,
     mapper: Annotated[
         Mapper, typer.Option(help="global is faster for many photographs, and needs good matches.")
     ] = Mapper.incremental,
@@ -101,6 +104,7 @@ def map_photographs(
             pairs=pairs,
             features=features,
             matcher=matcher,
+            trust_lookalikes=trust_lookalikes,
             mapper=mapper.value,
             max_keypoints=none_if_zero(max_keypoints),
             long_side=none_if_zero(long_side),
@@ -124,6 +128,10 @@ def map_photographs(
         print(f"model {number}: {quality}")
     if result.scene.left_out:
         print_table(("not in any model", "why"), list(result.scene.left_out.items()))
+    if result.lookalikes:
+        print(f"{len(result.lookalikes)} pairs look alike but seem to show different places, and were not used:")
+        for pair in result.lookalikes[:10]:
+            print(f"  {pair}")
     for note in result.notes:
         print(note)
     print(f"{sum(result.seconds.values()):.0f} s, wrote {output}")

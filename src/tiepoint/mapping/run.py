@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ from ..features import ExtractorOptions
 from . import exports, pairs, retrieval, video
 from .cameras import Share, new_images
 from .extraction import Extraction, extract_into
+from .lookalikes import SuspiciousPair, drop_lookalikes, restore_lookalikes
 from .matching import Matching, match_into
 from .progress import Progress, Report, silent
 from .reconstruct import Mapper, Scene, reconstruct
@@ -69,8 +70,8 @@ class MapResult:
         Counts of pairs, one for each list of pairs that was matched.
     skipped : dict of str to str
         Photographs that never got into the database, and why: unreadable, duplicates.
-    dropped : int
-        Verified pairs that show two places that look alike, and were not given to the mapper.
+    lookalikes : tuple of SuspiciousPair
+        Pairs that show two places that look alike, and were kept from the mapper.
     notes : tuple of str
         What else is worth knowing, a line each.
     seconds : dict
@@ -83,7 +84,7 @@ class MapResult:
     extraction: Extraction
     matching: tuple[Matching, ...]
     skipped: dict[str, str]
-    dropped: int
+    lookalikes: tuple[SuspiciousPair, ...]
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -98,7 +99,7 @@ class MapResult:
                 "failed": {**self.skipped, **self.extraction.failed},
             },
             "pairs": [asdict(one) for one in self.matching],
-            "dropped": self.dropped,
+            "lookalikes": [asdict(pair) for pair in self.lookalikes],
             **self.scene.summary(),
             "notes": list(self.notes),
             "seconds": {step: round(value, 2) for step, value in self.seconds.items()},
@@ -112,6 +113,7 @@ def map_photographs(
     pairs: PairChoice | str | os.PathLike[str] = "auto",
     features: str = "auto",
     matcher: str = "auto",
+    trust_lookalikes: bool = False,
     mapper: Mapper = "incremental",
     max_keypoints: int | None = 2048,
     long_side: int | None = 1600,
@@ -143,6 +145,9 @@ def map_photographs(
         sequential for a video, and retrieval, joined with position where EXIF knows it, for all others.
     features, matcher : str
         Names, or ``"auto"``, as in `tiepoint.match`.
+    trust_lookalikes : bool
+        Use pairs that look alike but seem to show different places. By default the mapper does not get to see them
+        (`tiepoint.mapping.lookalikes`); the database keeps them.
     mapper : {"incremental", "global"}
         See `tiepoint.mapping.reconstruct`.
     max_keypoints : int or None
@@ -220,8 +225,12 @@ def map_photographs(
         store.add_images(found)
         with _lap(seconds, "features"):
             extraction = extract_into(store, source, extractor, masks=masks, workers=workers, report=report)
+        restore_lookalikes(store)  # what an earlier run kept from the mapper
         with _lap(seconds, "matches"):
-            matching = list(_match(store, pairs, times is not None, pairer, workers, report, notes))
+            matching = tuple(_match(store, pairs, times is not None, pairer, workers, report, notes))
+
+        with _lap(seconds, "lookalikes"):
+            dropped = () if trust_lookalikes else tuple(drop_lookalikes(store))
 
     count = len(found)
     placed = 0
@@ -239,8 +248,8 @@ def map_photographs(
             f"{len(scene.models)} models: no photograph connects them; points.ply and all else are of the first"
         )
     with _lap(seconds, "files"):
-        _export(scene, source, out, times, undistort, text)
-    result = MapResult(out, scene, choice, extraction, tuple(matching), dict(left_out), 0, tuple(notes), seconds)
+        _export(scene, source, out, times, undistort, text, choice)
+    result = MapResult(out, scene, choice, extraction, matching, dict(left_out), dropped, tuple(notes), seconds)
     write_json(out / "report.json", result.summary())
     return result
 
@@ -319,6 +328,8 @@ def _match(
         described, looks = retrieval.describe_images(store)
         gap = LOOP if choice == "sequential" else 1
         lists.append(pairs.by_retrieval(described, looks, SIMILAR, min_gap=gap))
+    if choice == "position" and not any(image.position for image in images):
+        raise InputError("no photograph says where it was taken (GPS in EXIF); choose its pairs in another way")
     if positions:
         places = pairs.earth_centred([image.position or (np.nan, np.nan, np.nan) for image in images])
         lists.append(pairs.by_position(ids, places, SIMILAR, NEAR))
@@ -333,8 +344,13 @@ def _match(
         yield match(more)
 
 
-def _export(scene: Scene, source: Path, out: Path, times: dict[str, float] | None, undistort: bool, text: bool) -> None:
-    """Write what can be made of the largest model."""
+def _export(
+    scene: Scene, source: Path, out: Path, times: dict[str, float] | None, undistort: bool, text: bool, choice: str
+) -> None:
+    """Write a page with all models, and what else can be made of the largest."""
+    from ..viz.scene import write_scene_page  # here, because viz builds on mapping
+
+    write_scene_page(scene, out / "database.db", out / "scene.html", description=choice)
     model = scene.models[0]
     exports.write_ply(model, out / "points.ply")
     exports.write_trajectory(model, out / "trajectory.txt", times)
@@ -344,7 +360,7 @@ def _export(scene: Scene, source: Path, out: Path, times: dict[str, float] | Non
         exports.write_undistorted(model, source, out / "undistorted")
 
 
-def _frames_to(report: Report) -> Any:
+def _frames_to(report: Report) -> Callable[[int, list[video.KeyFrame]], None]:
     def progress(looked_at: int, kept: list[video.KeyFrame]) -> None:
         report(Progress("choosing key frames", looked_at, 0))
 

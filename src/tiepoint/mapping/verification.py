@@ -11,17 +11,16 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import MissingDependencyError
 from ..types import Matches
 from .blocks import CACHE_BYTES, FeatureCache, in_blocks
 from .extraction import COMMIT_SECONDS, cores, stopping, windowed
 from .progress import Progress, Report, silent
-from .store import CONFIGS, PairResult, Store, pair_ids
+from .store import CONFIGS, PairResult, Store, _pycolmap, pair_ids
 
 if TYPE_CHECKING:
     import pycolmap
@@ -148,11 +147,3 @@ def verify_into(
             report(Progress("verifying", n, len(todo)))
         store.write_matches(waiting)
     return len(todo)
-
-
-def _pycolmap() -> Any:
-    try:
-        import pycolmap
-    except ImportError as error:
-        raise MissingDependencyError("pycolmap", "map", "geometric verification") from error
-    return pycolmap
