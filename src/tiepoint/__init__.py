@@ -14,7 +14,7 @@ from . import errors
 from .errors import TiepointError
 
 if TYPE_CHECKING:
-    from . import evaluation, export, features, geometry, images, matchers, training, viz, weights
+    from . import evaluation, export, features, geometry, images, mapping, matchers, training, viz, weights
     from .devices import best_device
     from .geometry import Camera
     from .images import read_image
@@ -36,6 +36,7 @@ __all__ = [
     "features",
     "geometry",
     "images",
+    "mapping",
     "match",
     "matchers",
     "read_image",
