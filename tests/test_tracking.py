@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from textured_room import CAMERA, Pose, Room, align, look
 from tiepoint.cli import main
 from tiepoint.cli.track import draw_path
 from tiepoint.errors import ArgumentError, InputError
+from tiepoint.geometry import Camera
 from tiepoint.mapping.tracking import State, Tracker, write_tum
 from tiepoint.mapping.video import Frame
 
@@ -96,6 +98,24 @@ def test_equal_frames_give_equal_paths(walk: tuple, tracked: tuple[Tracker, list
     np.testing.assert_array_equal(state.pose.t, before.pose.t)
 
 
+def test_a_lens_with_distortion_and_pictures_that_are_let_go(room: Room) -> None:
+    camera = Camera("SIMPLE_RADIAL", 320, 240, (260.0, 159.5, 119.5, -0.12))
+    poses = _walk(40)[:14]
+    tracker = Tracker(camera, "sift", "nearest", max_keypoints=700)
+    pictures = []
+    for i, pose in enumerate(poses):
+        picture = room.photograph(pose, camera).copy()
+        pictures.append(weakref.ref(picture))
+        tracker(Frame(i, i / 10, picture, str(i)))
+    del picture
+    true = _centres(poses)
+    found = np.array([pose.centre for pose in tracker.trajectory()])
+    length = np.linalg.norm(np.diff(true, axis=0), axis=1).sum()
+    assert np.linalg.norm(align(found, true) - true, axis=1).max() < 0.02 * length
+    assert tracker.reconstruction.cameras[1].model_name == "PINHOLE"
+    assert sum(reference() is not None for reference in pictures) == 0  # a long video must not fill the memory
+
+
 def test_lost_and_found(walk: tuple, room: Room) -> None:
     poses, pictures = walk
     elsewhere = Room(seed=9)
@@ -141,6 +161,10 @@ def test_a_map_that_fails_at_once_is_thrown_away(walk: tuple) -> None:
 def test_wrong_use(walk: tuple) -> None:
     with pytest.raises(InputError, match="is 100x80 pixels, but the camera has 320x240"):
         _tracker()(Frame(0, 0.0, np.zeros((80, 100, 3), np.uint8), "a.png"))
+    tracker = _tracker()
+    tracker(Frame(3, 0.3, walk[1][0], "a.png"))
+    with pytest.raises(ArgumentError, match="frame 3 cannot follow frame 3"):
+        tracker(Frame(3, 0.3, walk[1][1], "b.png"))
     with pytest.raises(ArgumentError, match="window"):
         _tracker(window=2)
     with pytest.raises(ArgumentError, match="no matcher is called"):
@@ -173,6 +197,7 @@ def test_command_line(walk: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(np.loadtxt(path)) == 10
     assert main(["track", str(folder), "-o", str(path), "--focal", "260", *options]) == 2
     assert "exclude each other" in capsys.readouterr().err
+    assert main(["track", str(folder), "-o", str(path), "--camera", ""]) == 2
     assert main(["track", str(tmp_path / "none.mp4"), "-o", str(path)]) == 3
     assert main(["track", str(folder), "-o", str(tmp_path / "path.csv")]) == 2
 

@@ -153,7 +153,7 @@ def test_a_cut_off_file_is_used_as_far_as_it_goes(tmp_path: Path, texture: NDArr
     clip.write_bytes(data[: len(data) // 2])
     with pytest.warns(UserWarning, match="of 60 frames"):
         kept = write_key_frames(clip, tmp_path / "out")
-    assert 2 <= len(kept) and kept[-1].index < 40
+    assert len(kept) >= 2 and kept[-1].index < 40
 
 
 @pytest.mark.parametrize("options", [{"motion": 0.0}, {"window": 0}, {"suffix": ".gif"}])

@@ -141,8 +141,8 @@ def parse_camera(text: str | None, focal: float | None, size: tuple[int, int]) -
         return None if focal is None else Camera.from_focal(focal, size)
     if focal is not None:
         raise ArgumentError("--camera and --focal exclude each other: the camera's parameters begin with its focal")
-    model, *numbers = text.replace(",", " ").split()
     try:
+        model, *numbers = text.replace(",", " ").split()
         params = [float(number) for number in numbers]
     except ValueError as error:
         raise ArgumentError(f"--camera {text!r}: give a model and numbers, e.g. PINHOLE,700,700,640,360") from error
@@ -181,12 +181,15 @@ class _Screen:
             self._path.append((float(x), float(z)))
         if time.perf_counter() - self._last < REFRESH_SECONDS:
             return
+        from rich.text import Text
+
         self._last = time.perf_counter()
         width, height = max(20, self._console.width - 2), max(8, self._console.height - 4)
         line = (
             f"{state.status:<11} {state.inliers} inliers, {state.key_frames} key frames, {state.points} points  {text}"
         )
-        self._live.update("\n".join([*draw_path(self._path, width, height), line]), refresh=True)
+        picture = "\n".join([*draw_path(self._path, width, height), line])
+        self._live.update(Text(picture, no_wrap=True), refresh=True)
 
 
 def draw_path(path: list[tuple[float, float]], columns: int, rows: int) -> list[str]:

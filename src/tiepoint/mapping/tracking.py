@@ -228,7 +228,11 @@ class Tracker:
         ------
         InputError
             The frame is not of the camera's size.
+        ArgumentError
+            Its index is not larger than that of the frame before.
         """
+        if self._seen and frame.index <= self._seen[-1].index:
+            raise ArgumentError(f"{frame.name}: frame {frame.index} cannot follow frame {self._seen[-1].index}")
         height, width = frame.pixels.shape[:2]
         if (width, height) != (self.camera.width, self.camera.height):
             raise InputError(
@@ -237,8 +241,8 @@ class Tracker:
         features = self.extractor(frame.pixels)
         rays = self.camera.normalise(features.keypoints.cpu().numpy())
         real = np.isfinite(rays).all(axis=1)
-        # Only the numbers of a frame are kept, not its picture.
-        kept = replace(frame, pixels=frame.pixels[:0])
+        # Of a frame the features are kept, not the picture (of which even an empty slice would hold all in memory).
+        kept = replace(frame, pixels=np.zeros((0, 0, 3), np.uint8))
         view = _View(kept, features.select(torch.from_numpy(real)), rays[real])
         self._seen.append(_Seen(frame.index, frame.time))
         if not self._views:
@@ -301,6 +305,9 @@ class Tracker:
         self._add_key_frame(view, found.R, scale * found.t)
         self._add_points(first, view, rows[good], scale * world[good])
         self._adjust([first.image_id, view.image_id])
+        if self.reconstruction.num_points3D() < LEAST_POINTS:  # too few survived
+            self._start_over()
+            return self._start(view)
         for between, its_matches in self._waiting[1:-1]:
             if its_matches is not None:
                 pose, _, _ = self._find_pose(between, [(first, its_matches)])
