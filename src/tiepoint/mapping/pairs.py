@@ -1,0 +1,411 @@
+"""Which pairs of photographs to match.
+
+Every function returns one kind of array: int32 (P, 2) of image ids, the smaller first, sorted, each pair once.
+`union` joins them:
+
+    pairs = union(sequential(ids), by_position(ids, earth_centred(gps)))
+
+Pairs by the look of the photographs take `tiepoint.mapping.retrieval.describe_images` first:
+
+    ids, descriptors = describe_images(store)
+    pairs = by_retrieval(ids, descriptors)                # a heap of photographs
+    loops = by_retrieval(ids, descriptors, min_gap=50)    # a film: where it comes back to a place
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ArgumentError, InputError
+from .retrieval import most_similar
+
+Pairs = NDArray[np.int32]
+
+_MOST_EXHAUSTIVE = 50_000  # images; their pairs fill 10 GB
+_ROWS = 1024  # positions compared with their surroundings at a time
+
+# WGS 84, the ellipsoid of GPS: equatorial radius in metres, and eccentricity squared.
+_EARTH_RADIUS = 6_378_137.0
+_EARTH_ECCENTRICITY2 = 0.006_694_379_990_14
+
+
+def union(*several: ArrayLike) -> Pairs:
+    """Join lists of pairs (P, 2), in any order and direction, to one: smaller id first, sorted, each pair once.
+
+    A pair of an image with itself is dropped.
+
+    Examples
+    --------
+    >>> union([[2, 1], [5, 5]], [[1, 2], [0, 9]])
+    array([[0, 9], [1, 2]], dtype=int32)
+    """
+    none = np.zeros((0, 2), np.int64)
+    pairs = np.concatenate([none, *(np.asarray(part, np.int64).reshape(-1, 2) for part in several)])
+    pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
+    keys = np.unique(pairs[:, 0] << 32 | pairs[:, 1])
+    return np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1).astype(np.int32)
+
+
+def exhaustive(ids: ArrayLike) -> Pairs:
+    """Pair every image with every other.
+
+    Parameters
+    ----------
+    ids : ints (N,)
+        Image ids.
+
+    Returns
+    -------
+    int32 array (N (N - 1) / 2, 2)
+
+    Raises
+    ------
+    ArgumentError
+        More than 50,000 images.
+
+    Examples
+    --------
+    >>> exhaustive([3, 1, 2]).tolist()
+    [[1, 2], [1, 3], [2, 3]]
+    """
+    ordered = np.unique(np.asarray(ids, np.int32))
+    n = len(ordered)
+    if n > _MOST_EXHAUSTIVE:
+        raise ArgumentError(
+            f"{n:,} images make {n * (n - 1) // 2:,} pairs, too many to match exhaustively; choose pairs by retrieval"
+        )
+    later = n - 1 - np.arange(n)  # how many partners each image has behind it
+    pairs = np.empty((int(later.sum()), 2), np.int32)
+    pairs[:, 0] = np.repeat(ordered, later)
+    for i, end in enumerate(np.cumsum(later)):
+        pairs[end - later[i] : end, 1] = ordered[i + 1 :]
+    return pairs
+
+
+def sequential(ids: ArrayLike, overlap: int = 10, powers_of_two: bool = True) -> Pairs:
+    """Pair every image of a film with those that follow it.
+
+    Parameters
+    ----------
+    ids : ints (N,)
+        Image ids in the order in which the photographs were taken.
+    overlap : int
+        Each image is paired with the next this many.
+    powers_of_two : bool
+        And with those 2, 4, 8, … up to ``2**(overlap - 1)`` images later, as COLMAP's quadratic overlap does: a
+        camera that stops or moves slowly sees the same thing for much longer than it usually does.
+
+    Returns
+    -------
+    int32 array (P, 2)
+
+    Raises
+    ------
+    ArgumentError
+        ``overlap`` is less than 1.
+
+    Examples
+    --------
+    >>> sequential([1, 2, 3, 4, 5, 6], overlap=3).tolist()
+    [[1, 2], [1, 3], [1, 4], [1, 5], [2, 3], [2, 4], [2, 5], [2, 6], [3, 4], [3, 5], [3, 6], [4, 5], [4, 6], [5, 6]]
+    """
+    film = np.asarray(ids, np.int32)
+    _at_least_one("overlap", overlap)
+    gaps = set(range(1, min(overlap + 1, len(film))))
+    if powers_of_two:
+        gaps |= {2**k for k in range(min(overlap, len(film).bit_length())) if 2**k < len(film)}
+    return union(*(np.stack([film[:-gap], film[gap:]], axis=1) for gap in gaps))
+
+
+def from_list(path: str | os.PathLike[str], ids: Mapping[str, int]) -> tuple[Pairs, list[str]]:
+    r"""Read pairs from a text file: two image names a line, as hloc and COLMAP write them.
+
+    Empty lines and those that start with # are skipped. Names may contain spaces if the two are separated by a tab,
+    or if only one way to cut the line gives two known names.
+
+    Parameters
+    ----------
+    path : path
+        UTF-8 text.
+    ids : mapping of str to int
+        The id of each image by its name, see `Store.images`.
+
+    Returns
+    -------
+    pairs : int32 array (P, 2)
+        Those of which both images are known.
+    unknown : list of str
+        Names (or whole lines, where no two names can be told apart) that ``ids`` lacks, in the order of the file.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or a line has only one name.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "pairs.txt")
+    ...     _ = file.write_text("b.jpg a.jpg\na.jpg lost.jpg\n")
+    ...     from_list(file, {"a.jpg": 1, "b.jpg": 2})
+    (array([[1, 2]], dtype=int32), ['lost.jpg'])
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text; a list of pairs has two image names a line") from error
+    pairs = []
+    unknown: dict[str, None] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        names = _two_names(line, ids)
+        if len(names) == 1 and not any(space in line for space in " \t"):
+            raise InputError(f"{path}: line {number} holds one name, {line!r}; a pair needs two")
+        missing = [name for name in names if name not in ids]
+        unknown.update(dict.fromkeys(missing))
+        if not missing:
+            pairs.append([ids[name] for name in names])
+    return union(pairs), list(unknown)
+
+
+def _two_names(line: str, ids: Mapping[str, int]) -> list[str]:
+    """Cut a line into two names; it comes back whole if that cannot be done in just one way."""
+    for words in (line.split("\t"), line.split()):
+        if len(words) == 2:
+            return [word.strip() for word in words]
+    cuts = [[line[:i], line[i + 1 :].strip()] for i, letter in enumerate(line) if letter == " "]
+    known = [names for names in cuts if all(name in ids for name in names)]
+    return known[0] if len(known) == 1 else [line]
+
+
+def earth_centred(positions: ArrayLike) -> NDArray[np.float64]:
+    """Turn GPS positions into metres, in which distances can be measured.
+
+    The altitude is ignored: photographs of one place from the ground and from the air belong together, and many
+    cameras write no altitude, or a wrong one.
+
+    Parameters
+    ----------
+    positions : floats (N, 2) or (N, 3)
+        Latitude and longitude in degrees (WGS 84), and an altitude. nan is "unknown".
+
+    Returns
+    -------
+    float64 array (N, 3)
+        On the ellipsoid, in metres from the Earth's centre (ECEF). Straight lines between such points are shorter
+        than the way over the ground by 4 mm in 10 km, and nothing special happens at the poles or at 180 degrees.
+
+    Raises
+    ------
+    ArgumentError
+        Not N rows of two or three, or a latitude beyond 90 or a longitude beyond 360 degrees.
+
+    Examples
+    --------
+    >>> one_degree_north = earth_centred([[48.0, 11.0], [49.0, 11.0]])
+    >>> float(np.linalg.norm(one_degree_north[1] - one_degree_north[0]).round(-2))
+    111200.0
+    """
+    table = np.asarray(positions, np.float64)
+    if table.ndim != 2 or table.shape[1] not in (2, 3):
+        raise ArgumentError(f"positions must be N rows of latitude, longitude (and altitude), not {table.shape}")
+    if (np.abs(table[:, :2]) > (90, 360)).any():
+        raise ArgumentError("latitudes must lie within 90 degrees and longitudes within 360; are they swapped?")
+    latitude, longitude = np.radians(table[:, 0]), np.radians(table[:, 1])
+    normal = _EARTH_RADIUS / np.sqrt(1 - _EARTH_ECCENTRICITY2 * np.sin(latitude) ** 2)
+    return np.stack(
+        [
+            normal * np.cos(latitude) * np.cos(longitude),
+            normal * np.cos(latitude) * np.sin(longitude),
+            normal * (1 - _EARTH_ECCENTRICITY2) * np.sin(latitude),
+        ],
+        axis=1,
+    )
+
+
+def by_position(ids: ArrayLike, positions: ArrayLike, nearest: int = 20, max_distance: float = 100.0) -> Pairs:
+    """Pair every image with those taken nearest to it.
+
+    Exact, in memory that grows with N alone. The positions are swept along the axis on which they spread most, so the
+    work is N times the number of images in a slice twice ``max_distance`` thick.
+
+    Parameters
+    ----------
+    ids : ints (N,)
+        Image ids.
+    positions : floats (N, 3)
+        Where each was taken: camera centres of known poses, or `earth_centred` of GPS positions. Images whose
+        position is nan are in no pair.
+    nearest : int
+        How many neighbours each image chooses; a pair is kept if either of its images chose it. Of equally near ones
+        the one that comes first in ``ids`` goes first.
+    max_distance : float
+        Neighbours farther away than this are no neighbours; in the unit of ``positions``. May be inf.
+
+    Returns
+    -------
+    int32 array (P, 2)
+
+    Raises
+    ------
+    ArgumentError
+        As many positions as ids are needed; ``nearest`` is less than 1, or ``max_distance`` negative.
+
+    Examples
+    --------
+    >>> by_position([1, 2, 3], [[0, 0, 0], [1, 0, 0], [50, 0, 0]], nearest=1, max_distance=10).tolist()
+    [[1, 2]]
+    """
+    numbers, places = np.asarray(ids, np.int32), np.asarray(positions, np.float64)
+    if places.shape != (len(numbers), 3):
+        raise ArgumentError(f"positions must be ({len(numbers)}, 3), one for each id, not {places.shape}")
+    _at_least_one("nearest", nearest)
+    if not max_distance >= 0:
+        raise ArgumentError(f"max_distance must be 0 or more, not {max_distance}")
+    known = np.isfinite(places).all(axis=1)
+    numbers, places = numbers[known], places[known]
+    if len(numbers) < 2:
+        return union()
+    axis = int(np.ptp(places, axis=0).argmax())
+    order = np.argsort(places[:, axis], kind="stable")
+    sweep = places[order, axis]
+    chosen = []
+    for start in range(0, len(order), _ROWS):
+        rows = order[start : start + _ROWS]
+        first = np.searchsorted(sweep, sweep[start] - max_distance, "left")
+        last = np.searchsorted(sweep, sweep[start + len(rows) - 1] + max_distance, "right")
+        around = np.sort(order[first:last])
+        for row in rows:
+            distance = np.linalg.norm(places[around] - places[row], axis=1)
+            distance[np.searchsorted(around, row)] = np.nan  # itself: nan compares false
+            near = np.flatnonzero(distance <= max_distance)
+            near = around[near[np.argsort(distance[near], kind="stable")[:nearest]]]
+            chosen.append(np.stack([np.full(len(near), numbers[row]), numbers[near]], axis=1))
+    return union(*chosen)
+
+
+def by_retrieval(ids: ArrayLike, descriptors: NDArray[np.float32], top_k: int = 10, min_gap: int = 1) -> Pairs:
+    """Pair every image with those that look most like it.
+
+    Parameters
+    ----------
+    ids : ints (N,)
+        Image ids; for a film, in its order.
+    descriptors : float32 array (N, M)
+        What `tiepoint.mapping.retrieval.describe_images` returns with them.
+    top_k : int
+        How many partners each image chooses; a pair is kept if either of its images chose it. Images without
+        keypoints choose none.
+    min_gap : int
+        Choose only among images at least this many places away in ``ids``. 1 allows all; for a film that `sequential`
+        has paired already, a few times its overlap leaves the places to which the camera came back.
+
+    Returns
+    -------
+    int32 array (P, 2)
+        Between N top_k / 2 and N top_k pairs.
+
+    Raises
+    ------
+    ArgumentError
+        As many descriptors as ids are needed; ``top_k`` or ``min_gap`` is less than 1.
+    MissingDependencyError
+        faiss is not installed.
+
+    Examples
+    --------
+    >>> looks = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
+    >>> by_retrieval([1, 2, 3], looks, top_k=1).tolist()
+    [[1, 2], [2, 3]]
+    """
+    numbers = np.asarray(ids, np.int32)
+    if len(descriptors) != len(numbers):
+        raise ArgumentError(f"there are {len(descriptors)} descriptors for {len(numbers)} ids")
+    _at_least_one("top_k", top_k)
+    _at_least_one("min_gap", min_gap)
+    # Of the images nearer than min_gap, itself included, all may be among the most similar.
+    found, _ = most_similar(descriptors, descriptors, top_k + 2 * min_gap - 1)
+    rows = np.arange(len(numbers))[:, None]
+    allowed = (found >= 0) & (np.abs(found - rows) >= min_gap)
+    allowed &= np.cumsum(allowed, axis=1) <= top_k
+    image, column = np.nonzero(allowed)
+    return union(np.stack([numbers[image], numbers[found[image, column]]], axis=1))
+
+
+def expand_covisibility(
+    verified: Mapping[tuple[int, int], int], tried: Collection[tuple[int, int]], top_k: int = 10
+) -> Pairs:
+    """Pair images that both overlap a third, where that was not tried yet.
+
+    Retrieval forgets some neighbours of almost every image, but seldom all of the ways to them.
+
+    Parameters
+    ----------
+    verified : mapping of (id, id) to int
+        The pairs that geometry confirms, and their numbers of inliers: `Store.verified_pairs`.
+    tried : collection of (id, id)
+        The pairs that were matched, whatever came of it: `Store.matched_pairs`.
+    top_k : int
+        How many new partners each image chooses, those with the best evidence: the sum, over all images in between,
+        of the inliers of the weaker of the two links. A pair is kept if either of its images chose it.
+
+    Returns
+    -------
+    int32 array (P, 2)
+        New pairs; none when the graph of verified pairs is closed. Calling it again after matching them goes one step
+        farther.
+
+    Raises
+    ------
+    ArgumentError
+        ``top_k`` is less than 1.
+
+    Examples
+    --------
+    >>> expand_covisibility({(1, 2): 50, (2, 3): 40, (3, 4): 30}, tried={(1, 2), (2, 3), (3, 4), (2, 4)}).tolist()
+    [[1, 3]]
+    """
+    _at_least_one("top_k", top_k)
+    links: dict[int, dict[int, int]] = {}
+    for (a, b), inliers in verified.items():
+        links.setdefault(a, {})[b] = inliers
+        links.setdefault(b, {})[a] = inliers
+    known = {(min(pair), max(pair)) for pair in tried}
+    chosen = []
+    for image, near in links.items():
+        evidence: dict[int, int] = {}
+        for middle, first in near.items():
+            for other, second in links[middle].items():
+                if other != image and other not in near and (min(image, other), max(image, other)) not in known:
+                    evidence[other] = evidence.get(other, 0) + min(first, second)
+        best = sorted(evidence, key=lambda other: (-evidence[other], other))[:top_k]
+        chosen += [(image, other) for other in best]
+    return union(chosen)
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ArgumentError(f"{name} must be 1 or more, not {value}")
+
+
+__all__ = [
+    "Pairs",
+    "by_position",
+    "by_retrieval",
+    "earth_centred",
+    "exhaustive",
+    "expand_covisibility",
+    "from_list",
+    "sequential",
+    "union",
+]
