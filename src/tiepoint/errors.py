@@ -38,3 +38,7 @@ class MissingDependencyError(TiepointError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package!r}: pip install 'tiepoint[{extra}]'")
+        self._arguments = package, extra, purpose
+
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str, str]]:
+        return type(self), self._arguments  # so that it comes whole out of another process

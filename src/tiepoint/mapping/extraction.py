@@ -119,11 +119,7 @@ def extract_into(
     step = f"extracting {extractor.name}"
     report(Progress(step, len(images) - len(todo), len(images)))
     for n, (image, outcome) in enumerate(_outcomes(extractor, todo, folder, masks, workers), start=1):
-        if isinstance(outcome, Features) and outcome.image_size != image.size:
-            outcome = (
-                f"{folder / image.name}: is {_text(outcome.image_size)} pixels, but was {_text(image.size)} when it "
-                "was registered; put the old file back, or start a new map"
-            )
+        outcome = as_registered(outcome, image, folder)
         if isinstance(outcome, Features):
             waiting.append((image.image_id, outcome))
         else:
@@ -154,6 +150,22 @@ def as_features(values: dict[str, Any]) -> Features:
     """Undo what `extract_one` does for the journey between processes."""
     tensors = {name: torch.from_numpy(v) for name, v in values.items() if isinstance(v, np.ndarray)}
     return Features(**{**values, **tensors})
+
+
+def as_registered(outcome: Features | str, image: StoredImage, folder: Path) -> Features | str:
+    """Return the outcome of `extract_one`, or why it is of no use: the photograph has changed its size."""
+    if isinstance(outcome, str) or outcome.image_size == image.size:
+        return outcome
+    return (
+        f"{folder / image.name}: is {_text(outcome.image_size)} pixels, but was {_text(image.size)} when it was "
+        "registered; put the old file back, or start a new map"
+    )
+
+
+def mask_of(image: StoredImage, masks: Path | None) -> Path | None:
+    """Return the mask of a photograph in a folder of masks, if it has one."""
+    path = None if masks is None else masks / f"{image.name}.png"
+    return path if path is not None and path.exists() else None
 
 
 def is_network(extractor: Extractor) -> bool:
@@ -201,16 +213,11 @@ def _outcomes(
     extractor: Extractor, images: list[StoredImage], folder: Path, masks: Path | None, workers: int
 ) -> Iterator[tuple[StoredImage, Features | str]]:
     """Yield (image, its features or why there are none) in order."""
-
-    def mask_of(image: StoredImage) -> Path | None:
-        path = None if masks is None else masks / f"{image.name}.png"
-        return path if path is not None and path.exists() else None
-
     if is_network(extractor) or workers == 0:
 
         def read(image: StoredImage) -> Image | str:
             try:
-                return read_image(folder / image.name, mask_of(image))
+                return read_image(folder / image.name, mask_of(image, masks))
             except TiepointError as error:
                 return _reason(error)
 
@@ -224,7 +231,7 @@ def _outcomes(
     context = multiprocessing.get_context("spawn")
     with stopping(ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)) as processes:
         work = partial(_extract_in_worker, extractor)
-        jobs = ((folder / image.name, mask_of(image)) for image in images)
+        jobs = ((folder / image.name, mask_of(image, masks)) for image in images)
         try:
             for image, (_, done) in zip(images, windowed(processes, work, jobs, 4 * workers), strict=True):
                 yield image, done if isinstance(done, str) else as_features(done)

@@ -12,13 +12,13 @@ database as one that was left alone: even where a network's rounding depends on 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..matchers import Matcher
@@ -125,12 +125,7 @@ def match_into(
     """
     begin = time.monotonic()
     cameras = {image.image_id: image.camera for image in store.images()}
-    ordered = in_blocks(pairs)
-    unknown = np.setdiff1d(ordered, np.fromiter(cameras, np.int64))
-    if len(unknown):
-        raise InputError(f"{store.path}: has no image {unknown[0]}, which the list of pairs names; make the list anew")
-    usable = np.isin(ordered, np.fromiter(store.has_features(), np.int64)).all(axis=1)
-    todo = usable & ~np.isin(pair_ids(ordered), store.matched_pair_ids())
+    ordered, usable, todo = what_to_match(store, cameras, pairs)
     already = int((usable & ~todo).sum())
     total = already + int(todo.sum())
     if verify and already:
@@ -139,10 +134,10 @@ def match_into(
         )
 
     cache = FeatureCache(store, cache_bytes)
-    size = BATCH.get(matcher.device.type, SMALL_BATCH)
+    size = batch_size(matcher)
     batches = (ordered[at : at + size][todo[at : at + size]].tolist() for at in range(0, len(ordered), size))
     finish = verification.verify if verify else unverified
-    tally = _Tally(layers=getattr(getattr(matcher, "config", None), "layers", None))
+    tally = Tally.of(matcher)
     waiting: list[PairResult] = []
     last_commit = time.monotonic()
     report(Progress("matching", already, total))
@@ -162,24 +157,51 @@ def match_into(
         for _, results in windowed(matching, match, jobs, BATCHES_AHEAD):
             for matches, future in results:
                 result = future.result()
-                tally.add(matches, result)
+                tally.add(result, matches.stop_layer)
                 waiting.append(result)
             if time.monotonic() - last_commit >= COMMIT_SECONDS:
                 store.write_matches(waiting)
                 waiting, last_commit = [], time.monotonic()
             report(Progress("matching", already + tally.matched, total, tally.early_exits))
         store.write_matches(waiting)
-    return Matching(
-        pairs=len(ordered),
-        matched=tally.matched,
-        already=already,
-        without_features=len(ordered) - int(usable.sum()),
-        verified=tally.verified,
-        unrelated=tally.unrelated,
-        early_exits=tally.early_exits,
-        seconds=time.monotonic() - begin,
-        reads=cache.reads,
-    )
+    return tally.summary(len(ordered), already, len(ordered) - int(usable.sum()), time.monotonic() - begin, cache.reads)
+
+
+def what_to_match(
+    store: Store, known: Collection[int], pairs: ArrayLike | Iterable[tuple[int, int]]
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Sort pairs by blocks, and look up what the store has of them.
+
+    Parameters
+    ----------
+    store : Store
+    known : image ids
+        Of all images of the store.
+    pairs : ints (P, 2), or any iterable of two image ids
+
+    Returns
+    -------
+    ordered : int32 array (Q, 2)
+        Each pair once, see `in_blocks`.
+    usable, todo : bool array (Q,)
+        Whether both images have features, and whether the pair is besides not matched yet.
+
+    Raises
+    ------
+    InputError
+        A pair names an image that is not known.
+    """
+    ordered = in_blocks(pairs)
+    unknown = np.setdiff1d(ordered, np.fromiter(known, np.int64))
+    if len(unknown):
+        raise InputError(f"{store.path}: has no image {unknown[0]}, which the list of pairs names; make the list anew")
+    usable = np.isin(ordered, np.fromiter(store.has_features(), np.int64)).all(axis=1)
+    return ordered, usable, usable & ~np.isin(pair_ids(ordered), store.matched_pair_ids())
+
+
+def batch_size(matcher: Matcher) -> int:
+    """Return how many pairs are matched together."""
+    return BATCH.get(matcher.device.type, SMALL_BATCH)
 
 
 def unverified(id0: int, id1: int, camera0: Any, camera1: Any, matches: Matches) -> PairResult:
@@ -188,7 +210,7 @@ def unverified(id0: int, id1: int, camera0: Any, camera1: Any, matches: Matches)
 
 
 @dataclass
-class _Tally:
+class Tally:
     """Counts over the pairs matched in this run; ``layers`` is the number a matcher has, None if it has none."""
 
     layers: int | None
@@ -197,12 +219,33 @@ class _Tally:
     unrelated: int = 0
     early: int = 0
 
-    def add(self, matches: Matches, result: PairResult) -> None:
+    @classmethod
+    def of(cls, matcher: Matcher) -> Tally:
+        """Begin to count what a matcher does."""
+        return cls(layers=getattr(getattr(matcher, "config", None), "layers", None))
+
+    def add(self, result: PairResult, stop_layer: int | None) -> None:
+        """Count a pair; ``stop_layer`` is as in `Matches`."""
         self.matched += 1
         self.verified += result.inliers is not None and bool(result.inliers.any())
-        self.unrelated += matches.overlaps is False
-        self.early += self.layers is not None and matches.stop_layer is not None and matches.stop_layer < self.layers
+        self.unrelated += result.overlaps is False
+        self.early += self.layers is not None and stop_layer is not None and stop_layer < self.layers
 
     @property
     def early_exits(self) -> float | None:
+        """See `Matching`."""
         return None if self.layers is None or not self.matched else self.early / self.matched
+
+    def summary(self, pairs: int, already: int, without_features: int, seconds: float, reads: int) -> Matching:
+        """Return these counts together with those that are known elsewhere."""
+        return Matching(
+            pairs=pairs,
+            matched=self.matched,
+            already=already,
+            without_features=without_features,
+            verified=self.verified,
+            unrelated=self.unrelated,
+            early_exits=self.early_exits,
+            seconds=seconds,
+            reads=reads,
+        )
