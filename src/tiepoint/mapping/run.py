@@ -243,6 +243,7 @@ def map_photographs(
     report(Progress("mapping", 0, count))
     with _lap(seconds, "model"):
         scene = reconstruct(out / "database.db", source, out, mapper=mapper, seed=seed, on_image=on_image)
+    report(Progress("mapping", count, count))
     if len(scene.models) > 1:
         notes.append(
             f"{len(scene.models)} models: no photograph connects them; points.ply and all else are of the first"
