@@ -37,8 +37,10 @@ from .dense import load_into
 
 CELL = 2  # pixels along the side of a cell of the detector
 WINDOW = 2  # pixels to each side of a peak over which its position is averaged
+LOGIT_GAIN = 4.0
 BORDER = 6  # pixels of a level along its edges without keypoints: the network sees padding there
 DIAMETER = 8.0  # pixels of its level that a keypoint's `Features.scales` covers
+FAINT = 0.1  # amplitude of the harmonic below which a direction means little
 RADIUS = 1.25  # of the innermost ring, in pixels of the keypoint's level
 RINGS_PER_OCTAVE = 3
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue in the brightness
@@ -193,6 +195,39 @@ class Detector(nn.Module):
             nn.Conv2d(2 * width, width, 1),
         )
         self.head = nn.Sequential(conv(width, width), nn.Conv2d(width, CELL**2 + 1, 1))
+        self._start_as_blob_detector()
+
+    @torch.no_grad()
+    def _start_as_blob_detector(self) -> None:
+        """Let the logit of a pixel begin as the strength of a Laplacian of Gaussian there, and the rank as its sum.
+
+        Random peaks are not found again, and a network that learns from what is found again begins by flattening them;
+        blobs are, as SIFT has shown, so it has only to improve. Two channels for each of a cell's pixels carry the
+        positive and the negative part through the layers; the others begin at random and without a say.
+        """
+        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+        for convolution in convolutions:
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            nn.init.zeros_(convolution.bias)
+        first, second, *_, context, third, last = convolutions
+        kernel = _laplacian()
+        pixels = CELL**2
+        first.weight[: 2 * pixels] = 0
+        for pixel in range(pixels):
+            # a 3 x 3 window of cells, laid out as pixels, and in it the kernel around one pixel of the middle cell
+            window = torch.zeros(3 * CELL, 3 * CELL)
+            row, column = pixel // CELL, pixel % CELL
+            window[row : row + 5, column : column + 5] = kernel
+            cells = F.pixel_unshuffle(window[None, None], CELL)[0]
+            first.weight[2 * pixel], first.weight[2 * pixel + 1] = cells, -cells
+        for passing in (second, third):
+            nn.init.dirac_(passing.weight[: 2 * pixels])
+        nn.init.zeros_(context.weight)
+        nn.init.zeros_(last.weight)
+        for pixel in range(pixels):
+            last.weight[pixel, 2 * pixel : 2 * pixel + 2] = 1
+        last.weight[-1, : 2 * pixels] = 0.5
+        last.bias[-1] = -2
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits of pixels (B, 4, h', w'), as `pixel_shuffle` orders them, and ranks of cells (B, h', w').
@@ -205,7 +240,17 @@ class Detector(nn.Module):
         fine = self.fine(F.pixel_unshuffle(x, CELL).contiguous(memory_format=torch.channels_last))
         context = F.interpolate(self.coarse(fine), size=fine.shape[2:], mode="bilinear", align_corners=False)
         out = self.head(F.relu(fine + context))
-        return out[:, :-1], out[:, -1]
+        # Peaks stand out by several units, which small weights should reach.
+        return LOGIT_GAIN * out[:, :-1], out[:, -1]
+
+
+def _laplacian() -> Tensor:
+    """Return a Laplacian of Gaussian (5, 5) for blobs of sigma 1 pixel, of zero sum."""
+    steps = torch.arange(-2.0, 3.0)
+    squared = steps[:, None] ** 2 + steps**2
+    kernel = (2 - squared) * torch.exp(-squared / 2)
+    kernel = kernel - kernel.mean()
+    return kernel / kernel.clamp(min=0).sum()
 
 
 class Describer(nn.Module):
@@ -235,18 +280,23 @@ class Describer(nn.Module):
         return Description(descriptors, direction, self._spread(x.detach(), direction.detach()))
 
     def _direction(self, x: Tensor) -> Tensor:
-        """Return the phase of the first harmonic of one feature around the circle, as a unit vector."""
+        """Return the phase of the first harmonic of one feature around the circle, as a unit vector.
+
+        Where the harmonic all but vanishes its phase is chance, whose gradient would be without bounds: the gradient is
+        that of a vector which shrinks there.
+        """
         angle = torch.arange(x.shape[1], device=x.device) * (2 * math.pi / x.shape[1])
         compass = self.compass(x)[..., 0].float()
-        harmonic = torch.stack([(compass * angle.cos()).sum(1), (compass * angle.sin()).sum(1)], 1)
-        return F.normalize(harmonic, dim=1)
+        # the same on all sides means angle 0
+        harmonic = torch.stack([(compass * angle.cos()).sum(1) + 1e-6, (compass * angle.sin()).sum(1)], 1)
+        shrinking = harmonic * (harmonic.square().sum(1, keepdim=True) + FAINT**2).rsqrt()
+        return F.normalize(harmonic, dim=1).detach() + (shrinking - shrinking.detach())
 
     def _spread(self, x: Tensor, direction: Tensor) -> Tensor:
         """Return a Cholesky factor: predicted along the keypoint's direction, turned to the image's axes."""
         a, b, c = self.spread(x).float().unbind(1)
         cos, sin = direction.float().unbind(1)
-        a, c = 0.5 * (a.clamp(-4, 4)).exp(), 0.5 * (c.clamp(-4, 4)).exp()  # half a pixel before any training
-        b = 0.5 * b
+        a, c = a.clamp(-4, 4).exp(), c.clamp(-4, 4).exp()
         # turned: rows of R L; its covariance factored again, in closed form
         xx, xy, yx, yy = cos * a - sin * b, -sin * c, sin * a + cos * b, cos * c
         first = torch.sqrt(xx * xx + xy * xy)

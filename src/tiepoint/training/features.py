@@ -29,6 +29,7 @@ SHARPNESS = 20.0  # of the soft-max over similarities
 RIGHT = (1.0, 2.0, 3.0)  # pixels: a match is as right as the share of these that its error is below
 APART = 6.0  # pixels from a partner within which another keypoint is no wrong answer
 LEVELS_APART = 1.5  # levels by which the sizes of two keypoints may differ and still be one
+EXPLORATION = 0.5  # scale of the noise; at 1 a keypoint twice as likely to be right is drawn twice as often
 REACH = 3  # pixels to each side of a keypoint's place in which it should be the peak
 
 
@@ -158,10 +159,10 @@ class CairnObjective(Objective):
 
 
 def _gumbel(like: Tensor, seed: Tensor) -> Tensor:
-    """Noise that lets each keypoint be drawn about as often as it is thought to be right."""
+    """Return noise by which keypoints are drawn that are not thought to be the best."""
     generator = torch.Generator(like.device).manual_seed(int(seed))
     uniform = torch.rand(like.shape, generator=generator, device=like.device)
-    return -torch.log(-torch.log(uniform.clamp(1e-6, 1 - 1e-6)))
+    return -EXPLORATION * torch.log(-torch.log(uniform.clamp(1e-6, 1 - 1e-6)))
 
 
 def _ideal_level(carried: Carried, levels: Tensor) -> Tensor:

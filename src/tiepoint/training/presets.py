@@ -152,10 +152,9 @@ FEATURE_PRESETS = {
     # Hours on a CPU.
     "small": FeaturePreset(
         model=CairnConfig(),
-        views=ViewConfig((240, 320), photometric="mild", max_scale=3.0, scenes=0.15),
+        views=ViewConfig((240, 320), photometric="mild", max_scale=3.0, scenes=0.1),
         fit=FitConfig(
-            steps=12_000,
-            minutes=240,
+            steps=6_000,
             learning_rate=2e-3,
             warmup=100,
             ema=0.998,
