@@ -56,7 +56,7 @@ PRESETS = {
         fit=FitConfig(
             steps=10_000,
             minutes=14,
-            learning_rate=1e-3,
+            learning_rate=3e-4,
             warmup=100,
             decay=0.6,
             ema=0.998,
@@ -64,8 +64,9 @@ PRESETS = {
             evaluate_every=200,
             save_every=100,
         ),
-        batch=16,
-        distinct=256,
+        batch=8,
+        distinct=384,
+        reframe=True,
     ),
     # Hours on a CPU; the matcher to use on CPUs.
     "small": Preset(
@@ -75,8 +76,8 @@ PRESETS = {
         ),
         fit=FitConfig(
             steps=20_000,
-            minutes=55,
-            learning_rate=3e-4,
+            minutes=110,
+            learning_rate=2e-4,
             warmup=100,
             decay=0.5,
             ema=0.998,
