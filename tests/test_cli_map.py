@@ -147,6 +147,22 @@ def test_ctrl_c_is_an_exit_code_and_loses_nothing(
     assert result["models"][0]["registered"] == 3
 
 
+@pytest.mark.parametrize("pairs", ["sequential", "retrieval"])
+def test_other_pairs_map_too_and_are_chosen_again(
+    tiepoint: Any, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: str
+) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr("tiepoint.mapping.run.SIMILAR", 2)  # so that a second round finds more
+    monkeypatch.setattr("tiepoint.mapping.run.LOOP", 3)
+    options = ["map", photographs, "-o", tmp_path / "out", *CLASSIC, "--pairs", pairs, "--json"]
+    first = json.loads(tiepoint(*options).out)
+    assert first["models"][0]["registered"] == 5
+    assert len(first["pairs"]) == (2 if pairs == "retrieval" else 1)
+    again = json.loads(tiepoint(*options).out)
+    assert [one["pairs"] for one in again["pairs"]] == [one["pairs"] for one in first["pairs"]]
+    assert sum(one["matched"] for one in again["pairs"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
