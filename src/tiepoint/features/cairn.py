@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import weights as weights_module
+from ..errors import ArgumentError
 from ..types import Features
 from .base import Extractor, ExtractorOptions, best
 from .dense import load_into
@@ -56,9 +57,9 @@ class CairnConfig:
     levels : int
         Levels of the pyramid on which keypoints are looked for, two to the octave.
     width : int
-        Channels of the detector at half resolution; twice as many at a quarter.
+        Channels of the detector at half resolution, 8 or more; twice as many at a quarter.
     rings, angles : int
-        Samples of a patch: so many circles, so many points on each.
+        Samples of a patch: so many circles, so many points on each, an even number.
     channels : int
         Of the describer.
     dim : int
@@ -76,6 +77,12 @@ class CairnConfig:
     angles: int = 32
     channels: int = 64
     dim: int = 128
+
+    def __post_init__(self) -> None:
+        if self.width < 2 * CELL**2:
+            raise ArgumentError(f"width must be at least {2 * CELL**2}, not {self.width}")
+        if self.angles < 2 or self.angles % 2:
+            raise ArgumentError(f"angles must be an even number, not {self.angles}")
 
     @property
     def outermost_radius(self) -> float:
