@@ -13,8 +13,9 @@ c to b leads to the same keypoint as from a to b. What matches directly but alon
 of Wilson and Snavely, ICCV 2013; the paths of Yan et al., CVPR 2017).
 
 So pairs join photographs into clusters, as in Kruskal's spanning tree, those first that cover the most of both images:
-neighbours resemble each other everywhere, twins do not. Inside a cluster a pair must cover nearly as much, as one that
-closes a ring does, or its matches must agree with chains of pairs already believed. What does neither is suspicious.
+neighbours resemble each other everywhere, twins do not. The best pair between two clusters has to have some context.
+Every other pair must cover nearly all of both images, as one that closes a ring does, or its matches must agree with
+chains of pairs already believed. What does neither is suspicious.
 
 The limit: twins that no chain of photographs connects are told apart only if they are a small part of the views.
 """
@@ -281,9 +282,9 @@ class MatchGraph:
             (whole, common), a, b = covered[pair], root(pair[0]), root(pair[1])
             if whole >= TRUSTED or (a != b and common >= JOINING):
                 believed[pair] = self.matches[pair]
-                cluster[a] = b
             else:
                 rest.append(pair)
+            cluster[a] = b  # the best pair of two clusters decides; lesser ones may only see less of what is wrong
 
         partners: dict[int, set[int]] = {image: set() for image in self.points}
         news: Collection[Pair] = believed.keys()
