@@ -215,7 +215,8 @@ class Detector(nn.Module):
         convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
         for convolution in convolutions:
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            nn.init.zeros_(convolution.bias)
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
         first, second, *_, context, third, last = convolutions
         kernel = _laplacian()
         pixels = CELL**2
@@ -234,6 +235,7 @@ class Detector(nn.Module):
         for pixel in range(pixels):
             last.weight[pixel, 2 * pixel : 2 * pixel + 2] = 1
         last.weight[-1, : 2 * pixels] = 0.5
+        assert last.bias is not None
         last.bias[-1] = -2
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -301,8 +301,9 @@ def carry_by_depth(
     --------
     >>> K = torch.tensor([[[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]])
     >>> wall, R, t = torch.full((1, 100, 100), 2.0), torch.eye(3)[None], torch.tensor([[-1.0, 0, 0]])
-    >>> carry_by_depth(torch.tensor([[[80.0, 30], [20, 30]]]), wall, wall, K, K, R, t)
-    (tensor([[[ 30.,  30.], [-30.,  30.]]]), tensor([[ True, False]]))
+    >>> carried, visible = carry_by_depth(torch.tensor([[[80.0, 30], [20, 30]]]), wall, wall, K, K, R, t)
+    >>> carried.round().tolist(), visible.tolist()
+    ([[[30.0, 30.0], [-30.0, 30.0]]], [[True, False]])
     """
     z, measured = _depth_at(points, depth0, depth_tolerance)
     there = _apply(R, _rays(points, K0) * z[..., None]) + t[:, None]
