@@ -41,9 +41,11 @@ WINDOW = 2  # pixels to each side of a peak over which its position is averaged
 LOGIT_GAIN = 4.0
 BORDER = 6  # pixels of a level along its edges without keypoints: the network sees padding there
 DIAMETER = 8.0  # pixels of its level that a keypoint's `Features.scales` covers
+NOISE = 0.01  # standard deviation that even a flat surface has, for pixels in [0, 1]
 FAINT = 0.1  # amplitude of the harmonic below which a direction means little
 RADIUS = 1.25  # of the innermost ring, in pixels of the keypoint's level
 RINGS_PER_OCTAVE = 3
+_AT_ONCE = {"cpu": 64}  # patches whose layers stay in a core's cache: a third faster than all at once
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue in the brightness
 PITCH = 0.25  # pixel of the level that a ring is read from, as a share of its radius
 
@@ -141,6 +143,11 @@ class Description(NamedTuple):
     spreads: Tensor
 
 
+def to_grey(rgb: Tensor) -> Tensor:
+    """Return the brightness (..., 1, H, W) in [0, 1] of uint8 pictures (..., 3, H, W)."""
+    return sum(weight / 255 * rgb[..., i : i + 1, :, :] for i, weight in enumerate(GREY))  # type: ignore[return-value]
+
+
 def pyramid(grey: Tensor, levels: int) -> list[Tensor]:
     """Return images (B, 1, h, w), each smaller than the one before by the square root of 2, none under 8 pixels.
 
@@ -171,15 +178,15 @@ def pyramid(grey: Tensor, levels: int) -> list[Tensor]:
 def even_out(image: Tensor) -> Tensor:
     """Subtract from each pixel of (B, 1, h, w) the mean around it and divide by the standard deviation around it.
 
-    Both are those of squares of 8 pixels, interpolated. Light and contrast then matter little; noise in flat parts
-    (about 0.01 for pixels in [0, 1]) is not blown up.
+    Both are those of squares of 8 pixels, interpolated. Light and contrast then matter little, and noise in flat parts
+    is not blown up.
     """
     size = image.shape[2:]
     squares = torch.cat([image, image * image], 1)
     squares = F.avg_pool2d(squares, 8, 8, ceil_mode=True, count_include_pad=False)
     squares = F.avg_pool2d(squares, 3, 1, 1, count_include_pad=False)
     mean, square = F.interpolate(squares, size=size, mode="bilinear", align_corners=False).split(1, 1)
-    return (image - mean) / ((square - mean * mean).clamp(min=0).sqrt() + 0.03)
+    return (image - mean) / ((square - mean * mean).clamp(min=0).sqrt() + 3 * NOISE)
 
 
 class Detector(nn.Module):
@@ -277,8 +284,7 @@ class Describer(nn.Module):
 
     def forward(self, patches: Tensor) -> Description:
         """Describe patches, each of any brightness and contrast."""
-        mean, std = patches.mean((1, 2), keepdim=True), patches.std((1, 2), keepdim=True)
-        x = (patches - mean) / (std + 0.01)
+        x = F.layer_norm(patches, patches.shape[1:], eps=NOISE**2)
         x = _norm(F.relu(self.first(_around(x, 2)[:, ::2])))
         x = _norm(F.relu(self.second(_around(x, 1))))
         x = _norm(F.relu(self.third(_around(x, 1))))
@@ -493,7 +499,9 @@ class CairnNet(nn.Module):
 
     def describe(self, images: list[Tensor], positions: Tensor, levels: Tensor) -> Description:
         """Describe the keypoints of all images, one after the other: B N rows."""
-        return self.describer(self.patches(images, positions, levels).flatten(0, 1))
+        patches = self.patches(images, positions, levels).flatten(0, 1)
+        parts = [self.describer(part) for part in patches.split(_AT_ONCE.get(patches.device.type, len(patches) or 1))]
+        return Description(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _level_of_ring(radius: float) -> int:
@@ -571,9 +579,9 @@ class Cairn(Extractor):
 
     @torch.inference_mode()
     def _extract(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
-        grey = torch.tensor(pixels, device=self.device).float() @ torch.tensor(GREY, device=self.device) / 255
+        grey = to_grey(torch.tensor(pixels, device=self.device).permute(2, 0, 1))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            images = self.net.levels(grey[None, None])
+            images = self.net.levels(grey[None])
             scores = self.net.score(images)
             # Several levels find the same point, and a mask forbids some: choose among more than are wanted.
             count = int(scores.ranks.isfinite().sum())

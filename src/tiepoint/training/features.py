@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..features.cairn import GREY, CairnNet, Description, Keypoints, Scores
+from ..features.cairn import CairnNet, Description, Keypoints, Scores, to_grey
 from .ground_truth import IGNORED, UNMATCHABLE, Labels
 from .objectives import Objective, Output
 from .views import Carried, Views
@@ -58,13 +58,12 @@ class CairnObjective(Objective):
     def forward(self, batch: Views) -> Output:
         """Return the loss of pairs of pictures."""
         net = self.net
-        grey = (batch.images.float() * batch.images.new_tensor(GREY, dtype=torch.float32)[:, None, None]).sum(1) / 255
-        images = net.levels(grey[:, None])
+        images = net.levels(to_grey(batch.images))
         scores = net.score(images)
         noise = _gumbel(scores.ranks, batch.seed) if self.training else None
         found = net.detect(scores, self.keypoints, noise)
         described = net.describe(images, found.positions.detach(), found.levels)
-        with torch.autocast(grey.device.type, enabled=False):
+        with torch.autocast(batch.images.device.type, enabled=False):
             return self._judge(batch, scores, found, Description(*(part.float() for part in described)))
 
     def _judge(self, batch: Views, scores: Scores, found: Keypoints, described: Description) -> Output:
