@@ -86,7 +86,7 @@ def test_light_and_contrast_hardly_change_a_descriptor(net: CairnNet, texture: N
     bright = net.describe(net.levels(grey(texture)), points, levels)
     dark = net.describe(net.levels(0.15 + 0.6 * grey(texture)), points, levels)
     alike = (bright.descriptors * dark.descriptors).sum(1)
-    assert alike.median() > 0.99 and alike.min() > 0.8  # the least in patches of next to no contrast
+    assert alike.median() > 0.99 and alike.quantile(0.1) > 0.9  # the least in patches of next to no contrast
 
 
 def planted(places: list[tuple[int, float, float]], levels: int = 3) -> Scores:
