@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from .store import Store, pair_ids
 
 CELLS = 8  # along the longer side of an image
-WITNESSES = 6  # partners of an image, those with the most matches, that say what its landmarks are
+WITNESSES = 10  # partners of an image, those with the most matches, that say what its landmarks are
 NEIGHBOURS = 5  # matches around a place that say where it lies in the other image
 CHAINS = 8  # third images through which a pair is looked at, those with the most matches
 
