@@ -34,7 +34,7 @@ from ..types import Features
 if TYPE_CHECKING:
     from .store import Store
 
-# Of vectors of 2048 numbers, 8 kB, none finds more (``benchmarks/retrieval.py``). Twice as many words bring another 1 %.
+# Of vectors of 2048 numbers none finds more (``benchmarks/retrieval.py``); twice as many words bring another 1 %.
 WORDS, DIMENSIONS = 128, 16
 
 _TRAINING_IMAGES = 1000
