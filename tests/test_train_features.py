@@ -212,3 +212,4 @@ def test_command_line_from_photographs_to_features(
     extractor = tp.features.load("cairn", weights=run / "cairn.safetensors", detection_threshold=0.0, max_keypoints=50)
     assert len(extractor(texture)) == 50
     assert main(["export-weights", str(run), "--layout", "upstream"]) == ArgumentError.exit_code
+    assert main(["train", "confidence", str(run)]) == InputError.exit_code

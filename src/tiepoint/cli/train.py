@@ -45,7 +45,7 @@ class Layout(str, Enum):
     upstream = "upstream"
 
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of 'tiepoint train matcher'.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of 'tiepoint train'.")]
 WorkersOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(min=0, help="Processes that make pairs; by default one for each core but one, or none on a GPU."),

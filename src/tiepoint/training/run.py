@@ -447,6 +447,8 @@ def reopen(run: str | os.PathLike[str], workers: int | None = None, device: torc
     """
     told = read_config(run)
     config, paths = told["config"], told["paths"]
+    if config["kind"] not in KINDS:
+        raise InputError(f"{run} is a run that trained {config['kind']}, not a matcher")
     return prepare(
         None,
         run,
