@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import PIL.Image
 
-from ..errors import ArgumentError, InputError, MissingDependencyError
+from ..errors import ArgumentError, InputError
 from ..export import atomic, write_json
-from ..images import read_image
+from ..images import _orientation, read_image
+from .store import _pycolmap
 
 if TYPE_CHECKING:
     import pycolmap
@@ -204,7 +205,7 @@ def write_undistorted(
     All others are warped with bilinear interpolation by COLMAP and lose a border, so that no pixel is empty.
     Files other than JPEG and PNG become PNG.
     """
-    pycolmap = import_pycolmap()
+    pycolmap = _pycolmap()
     source = Path(images)
     straight, options = copy.deepcopy(model), pycolmap.UndistortCameraOptions()
     _undistort_cameras(straight, options)
@@ -235,7 +236,7 @@ def write_undistorted(
 
 def _undistort_cameras(model: pycolmap.Reconstruction, options: Any) -> None:
     """Turn every camera into the pinhole camera of `pycolmap.undistort_image`, and move the keypoints along."""
-    pycolmap = import_pycolmap()
+    pycolmap = _pycolmap()
     rays = {}
     for image in registered(model):
         points = np.array([point.xy for point in image.points2D]).reshape(-1, 2)
@@ -289,22 +290,8 @@ def registered(model: pycolmap.Reconstruction) -> list[pycolmap.Image]:
     return sorted((model.images[image_id] for image_id in model.reg_image_ids()), key=lambda image: image.name)
 
 
-def import_pycolmap() -> Any:
-    """Return the module pycolmap.
-
-    Raises
-    ------
-    MissingDependencyError
-        It is not installed.
-    """
-    try:
-        import pycolmap
-    except ImportError as error:
-        raise MissingDependencyError("pycolmap", "map", "reconstruction") from error
-    return pycolmap
-
-
 def _is_upright(path: Path) -> bool:
     """Whether a file that can be read holds its pixels as they are to be seen."""
     with PIL.Image.open(path) as picture:
-        return picture.getexif().get(0x0112, 1) == 1
+        picture.load()  # PNG may hold its EXIF behind the pixels
+        return _orientation(picture) == 1
