@@ -87,6 +87,13 @@ def map_photographs(
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="Processes for extraction, threads for verification; by default one for each core."),
     ] = None,
+    ray: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="ADDRESS",
+            help="Extract and match on a Ray cluster: local starts one here, auto joins the one of this machine.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -116,6 +123,7 @@ def map_photographs(
             text=text,
             device=none_if_auto(device),
             workers=workers,
+            ray=ray,
             report=report,
         )
     for name, why in result.skipped.items():

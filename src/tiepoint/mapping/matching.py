@@ -195,7 +195,7 @@ def what_to_match(
     unknown = np.setdiff1d(ordered, np.fromiter(known, np.int64))
     if len(unknown):
         raise InputError(f"{store.path}: has no image {unknown[0]}, which the list of pairs names; make the list anew")
-    usable = np.isin(ordered, np.fromiter(store.has_features(), np.int64)).all(axis=1)
+    usable = np.all(np.isin(ordered, np.fromiter(store.has_features(), np.int64)), axis=1)
     return ordered, usable, usable & ~np.isin(pair_ids(ordered), store.matched_pair_ids())
 
 

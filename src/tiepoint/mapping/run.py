@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,7 +35,7 @@ from ..devices import pick_device
 from ..errors import ArgumentError, InputError
 from ..export import write_json
 from ..features import ExtractorOptions
-from . import exports, pairs, retrieval, video
+from . import distributed, exports, pairs, retrieval, video
 from .cameras import Share, new_images
 from .extraction import Extraction, extract_into
 from .lookalikes import SuspiciousPair, drop_lookalikes, restore_lookalikes
@@ -125,6 +126,7 @@ def map_photographs(
     text: bool = False,
     device: torch.device | str | None = None,
     workers: int | None = None,
+    ray: str | None = None,
     seed: int = 0,
     report: Report = silent,
 ) -> MapResult:
@@ -165,6 +167,9 @@ def map_photographs(
         Where networks run; by default the best there is.
     workers : int, optional
         Processes or threads, see `extract_into`; by default as many as there are cores.
+    ray : str, optional
+        Extract and match on a Ray cluster: ``"local"``, ``"auto"`` or an address, see
+        `tiepoint.mapping.distributed.cluster`.
     seed : int
         Of the mapper's random choices.
     report : callable
@@ -215,7 +220,7 @@ def map_photographs(
     if guessed:
         notes.append(f"no focal length is known for {guessed} of {len(found)} photographs; the mapper estimates it")
 
-    with Store.open(out / "database.db") as store:
+    with Store.open(out / "database.db") as store, _workplace(ray, workers) as (extract, match):
         wanted = {"features": features, "matcher": matcher, "max_keypoints": max_keypoints, "long_side": long_side}
         settings, choice = _settings(out / "settings.json", store, wanted)
         options = ExtractorOptions(max_keypoints=settings["max_keypoints"], long_side=settings["long_side"])
@@ -224,10 +229,11 @@ def map_photographs(
         write_json(out / "settings.json", settings)
         store.add_images(found)
         with _lap(seconds, "features"):
-            extraction = extract_into(store, source, extractor, masks=masks, workers=workers, report=report)
+            extraction = extract(store, source, extractor, masks=masks, report=report)
         restore_lookalikes(store)  # what an earlier run kept from the mapper
         with _lap(seconds, "matches"):
-            matching = tuple(_match(store, pairs, times is not None, pairer, workers, report, notes))
+            match = partial(match, store, matcher=pairer, report=report)
+            matching = tuple(_match(store, pairs, times is not None, match, report, notes))
 
         with _lap(seconds, "lookalikes"):
             dropped = () if trust_lookalikes else tuple(drop_lookalikes(store))
@@ -269,6 +275,18 @@ def _check(source: Path, out: Path, pairs: str | os.PathLike[str]) -> None:
         raise ArgumentError(f"pairs are a text file, or one of {', '.join(PAIR_CHOICES)}; {str(pairs)!r} is neither")
 
 
+@contextmanager
+def _workplace(
+    ray: str | None, workers: int | None
+) -> Iterator[tuple[Callable[..., Extraction], Callable[..., Matching]]]:
+    """Give the functions that extract and match: here, or on a cluster."""
+    if ray is None:
+        yield partial(extract_into, workers=workers), partial(match_into, workers=workers)
+    else:
+        with distributed.cluster(ray, workers):
+            yield distributed.extract_on_ray, distributed.match_on_ray
+
+
 def _settings(path: Path, store: Store, wanted: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return (what the features and matches of this folder are made with, one line that says why)."""
     if path.exists():
@@ -292,8 +310,7 @@ def _match(
     store: Store,
     choice: str | os.PathLike[str],
     film: bool,
-    matcher: matchers.Matcher,
-    workers: int | None,
+    match: Callable[..., Matching],
     report: Report,
     notes: list[str],
 ) -> Iterator[Matching]:
@@ -306,9 +323,6 @@ def _match(
         positions = choice == "retrieval"
     else:
         positions = choice == "position"
-
-    def match(chosen: pairs.Pairs) -> Matching:
-        return match_into(store, chosen, matcher, workers=workers, report=report)
 
     if choice not in PAIR_CHOICES:
         chosen, unknown = pairs.from_list(choice, {image.name: image.image_id for image in store.images()})
