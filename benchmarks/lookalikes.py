@@ -38,7 +38,7 @@ from tiepoint.mapping.lookalikes import drop_lookalikes, restore_lookalikes
 from tiepoint.mapping.matching import match_into
 from tiepoint.mapping.reconstruct import reconstruct
 
-KEYPOINTS, LONG_SIDE = 1200, 1000
+KEYPOINTS, LONG_SIDE = 2048, 1600  # what tiepoint map takes by default
 ORDINARY = ("demo/sceaux", "demo/lund", "demo/berlin", "eval/fountain", "eval/entry", "eval/lund_door")
 
 WALL, HEIGHT, DISTANCE, FOCAL, VIEW = 4.0, 3.6, 5.0, 500.0, (640, 480)
@@ -155,7 +155,7 @@ def main(
             seconds = time.process_time() - begin
             row = {"set": name, "option": option, "pairs": len(before), "dropped": len(dropped), "seconds": seconds}
             if centres is not None:
-                row["wrong pairs before, after"] = [wrong_pairs(p, names, centres) for p in (before, after)]
+                row["wrong"] = [wrong_pairs(p, names, centres) for p in (before, after)]
             try:
                 scene = reconstruct(place / "database.db", folder, place / option, threads=1)
             except InputError as error:
@@ -173,20 +173,22 @@ def main(
             shutil.rmtree(place / "images")
     (output / "lookalikes.json").write_text(json.dumps(rows, indent=1) + "\n")
     lines = [
-        "| set | option | verified pairs | dropped | models: images, points, error px | shape |",
+        "| set | option | verified pairs | kept | models: images, points, error px | shape |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
         models = "; ".join("{}, {}, {:.2f}".format(*model) for model in row.get("models", []))
-        pairs_of_it = f"{row['pairs']}" + (
-            f", {row['wrong pairs before, after'][0]} wrong" if "wrong pairs before, after" in row else ""
+        wrong = [f", {n} wrong" for n in row["wrong"]] if "wrong" in row else ["", ""]
+        kept = row["pairs"] - row["dropped"]
+        cells = (
+            row["set"],
+            row["option"],
+            f"{row['pairs']}{wrong[0]}",
+            f"{kept}{wrong[1]}",
+            models,
+            row.get("shape", ""),
         )
-        dropped = f"{row['dropped']}" + (
-            f", {row['wrong pairs before, after'][1]} wrong ones stay" if "wrong pairs before, after" in row else ""
-        )
-        lines.append(
-            f"| {row['set']} | {row['option']} | {pairs_of_it} | {dropped} | {models} | {row.get('shape', '')} |"
-        )
+        lines.append(f"| {' | '.join(cells)} |")
     (output / "lookalikes.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

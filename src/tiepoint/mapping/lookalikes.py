@@ -38,11 +38,12 @@ CHAINS = 8  # third images through which a pair is looked at, those with the mos
 # On a ring around a cup with twin sides, matches between neighbours cover 0.57 to 1 of the images (median 0.89), those
 # between the two sides up to 0.52; on a street with twin fronts it is 0.58 to 1 (0.85), and up to 0.57.
 TRUSTED = 0.65  # of both images covered: the pair needs no chain
-JOINING = 0.4  # of the common view covered: the pair may join two clusters
+JOINING = 0.3  # of the common view covered: the pair may join two clusters
 
 # Agreement: so many, and such a share, of a pair's matches have to come out by way of others.
-AGREEING, AGREEING_SHARE = 8, 0.2
+AGREEING, AGREEING_SHARE = 5, 0.2
 SAME_PLACE = 0.005  # of the image's longer side: keypoints closer than this are one
+SAME_WAY = 0.05  # of it: what chains and matches may differ in on where points go, on the median
 
 Points = NDArray[np.float32]
 Links = NDArray[np.int32]  # matches (K, 2)
@@ -288,37 +289,56 @@ class MatchGraph:
 
         partners: dict[int, set[int]] = {image: set() for image in self.points}
         news: Collection[Pair] = believed.keys()
+        chains: dict[Pair, Links] = {}
         counts: dict[Pair, int] = {}
         while news:
             for a, b in news:
                 partners[a].add(b)
                 partners[b].add(a)
-            agree = {pair: self._agreeing(*pair, believed, partners) for pair in rest}
+            chains = {pair: self._chains(*pair, believed, partners) for pair in rest}
+            agree = {pair: self._agreeing(*pair, chains[pair]) for pair in rest}
             counts = {pair: int(right.sum()) for pair, right in agree.items()}
             news = {pair for pair in rest if counts[pair] >= max(AGREEING, AGREEING_SHARE * len(self.matches[pair]))}
             # Only what agrees is passed on: a pair may have right matches and wrong ones.
             believed.update({pair: self.matches[pair][agree[pair]] for pair in news})
             rest = [pair for pair in rest if pair not in news]
-        return {pair: counts[pair] for pair in rest}
+        # Where matches are few, the same keypoints seldom come out. That they go the same way as the chains is enough
+        # to be kept, if not to vouch for others.
+        return {pair: counts[pair] for pair in rest if not self._same_way(*pair, chains[pair])}
 
-    def _agreeing(
-        self, a: int, b: int, believed: dict[Pair, Links], partners: dict[int, set[int]]
-    ) -> NDArray[np.bool_]:
-        """Say which matches (K,) of ``a`` and ``b`` come out by way of a third image, along believed matches."""
-        here, there = self.matches[a, b].T
-        near = SAME_PLACE * max(self.sizes[b])
-        agree = np.zeros(len(here), bool)
+    def _chains(self, a: int, b: int, believed: dict[Pair, Links], partners: dict[int, set[int]]) -> Links:
+        """Return the matches (K, 2) from ``a`` to ``b`` by way of third images, along believed matches."""
         links = {c: (_between(believed, a, c), _between(believed, c, b)) for c in partners[a] & partners[b]}
+        found = [np.zeros((0, 2), np.int32)]
         for c in sorted(links, key=lambda c: (-min(map(len, links[c])), c))[:CHAINS]:
             first, second = links[c]
-            middle = np.full(len(self.points[a]), -1)
-            middle[first[:, 0]] = first[:, 1]
-            end = np.full(len(self.points[c]) + 1, -1)  # the last is where -1 leads
-            end[second[:, 0]] = second[:, 1]
-            reached = end[middle[here]]
-            apart = np.linalg.norm(self.points[b][reached] - self.points[b][there], axis=1)
-            agree |= (reached >= 0) & (apart <= near)
+            on = np.full(len(self.points[c]), -1, np.int32)
+            on[second[:, 0]] = second[:, 1]
+            through = np.stack([first[:, 0], on[first[:, 1]]], axis=1)
+            found.append(through[through[:, 1] >= 0])
+        return np.concatenate(found)
+
+    def _agreeing(self, a: int, b: int, chains: Links) -> NDArray[np.bool_]:
+        """Say which matches (K,) of ``a`` and ``b`` come out along chains, too."""
+        here, there = self.matches[a, b].T
+        row = np.full(len(self.points[a]), -1)
+        row[here] = np.arange(len(here))
+        chains = chains[row[chains[:, 0]] >= 0]
+        rows = row[chains[:, 0]]
+        apart = np.linalg.norm(self.points[b][chains[:, 1]] - self.points[b][there[rows]], axis=1)
+        agree = np.zeros(len(here), bool)
+        agree[rows[apart <= SAME_PLACE * max(self.sizes[b])]] = True
         return agree
+
+    def _same_way(self, a: int, b: int, chains: Links) -> bool:
+        """Say whether chains lead from ``a`` to where the matches with ``b`` around them do."""
+        start, first = np.unique(chains[:, 0], return_index=True)
+        if len(start) < AGREEING:
+            return False
+        here, there = self.matches[a, b].T
+        expected = _carry(self.points[a][here], self.points[b][there], self.points[a][start])
+        apart = np.linalg.norm(expected - self.points[b][chains[first, 1]], axis=1)
+        return bool(np.median(apart) <= SAME_WAY * max(self.sizes[b]))
 
 
 def _between(matches: dict[Pair, Links], a: int, b: int) -> Links:
@@ -344,7 +364,8 @@ def _carry(here: Points, there: Points, places: Points) -> Points:
     from_centre = u - u.mean()
     turn = np.vdot(from_centre, v - v.mean()) / max(np.vdot(from_centre, from_centre).real, 1e-9)
     rest = v - v.mean() - turn * from_centre
-    nearest = np.argsort(abs(w[:, None] - u), axis=1)[:, :NEIGHBOURS]
+    near = min(NEIGHBOURS, len(u))
+    nearest = np.argpartition(abs(w[:, None] - u), near - 1, axis=1)[:, :near]
     moved = v.mean() + turn * (w - u.mean())
     x, y = (
         part + np.median(error[nearest], axis=1) for part, error in ((moved.real, rest.real), (moved.imag, rest.imag))
