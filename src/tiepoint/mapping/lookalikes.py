@@ -289,14 +289,12 @@ class MatchGraph:
 
         partners: dict[int, set[int]] = {image: set() for image in self.points}
         news: Collection[Pair] = believed.keys()
-        chains: dict[Pair, Links] = {}
         counts: dict[Pair, int] = {}
         while news:
             for a, b in news:
                 partners[a].add(b)
                 partners[b].add(a)
-            chains = {pair: self._chains(*pair, believed, partners) for pair in rest}
-            agree = {pair: self._agreeing(*pair, chains[pair]) for pair in rest}
+            agree = {pair: self._agreeing(*pair, self._chains(*pair, believed, partners)) for pair in rest}
             counts = {pair: int(right.sum()) for pair, right in agree.items()}
             news = {pair for pair in rest if counts[pair] >= max(AGREEING, AGREEING_SHARE * len(self.matches[pair]))}
             # Only what agrees is passed on: a pair may have right matches and wrong ones.
@@ -304,7 +302,8 @@ class MatchGraph:
             rest = [pair for pair in rest if pair not in news]
         # Where matches are few, the same keypoints seldom come out. That they go the same way as the chains is enough
         # to be kept, if not to vouch for others.
-        return {pair: counts[pair] for pair in rest if not self._same_way(*pair, chains[pair])}
+        kept = {pair for pair in rest if self._same_way(*pair, self._chains(*pair, believed, partners))}
+        return {pair: counts[pair] for pair in rest if pair not in kept}
 
     def _chains(self, a: int, b: int, believed: dict[Pair, Links], partners: dict[int, set[int]]) -> Links:
         """Return the matches (K, 2) from ``a`` to ``b`` by way of third images, along believed matches."""
