@@ -350,13 +350,16 @@ def _match(
         lists.append(pairs.by_position(ids, places, SIMILAR, NEAR))
     chosen = pairs.union(*lists)
     yield match(chosen)
-    # From the pairs of the first round alone, whatever else is in the store: so that a run that was interrupted in
-    # the second round chooses the same again.
-    tried = set(map(tuple, chosen.tolist()))
-    verified = {pair: inliers for pair, inliers in store.verified_pairs().items() if pair in tried}
-    more = pairs.expand_covisibility(verified, tried)
-    if len(more):
+    # Until nothing is new: ten pairs an image, and what follows from them, then hold what all pairs would. Each round
+    # follows from this run's own pairs, whatever else is in the store, so that an interrupted run chooses the same.
+    while True:
+        tried = set(map(tuple, chosen.tolist()))
+        verified = {pair: inliers for pair, inliers in store.verified_pairs().items() if pair in tried}
+        more = pairs.expand_covisibility(verified, tried)
+        if not len(more):
+            return
         yield match(more)
+        chosen = pairs.union(chosen, more)
 
 
 def _export(
