@@ -25,8 +25,8 @@ CombinationsArgument = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Argument(
         metavar="[FEATURES+MATCHER]...",
-        help="What to measure, e.g. sift+nearest, or sift+lightglue@FILE with weights of your own; 'sift' alone takes its best "
-        "matcher. By default: auto.",
+        help="What to measure, e.g. sift+nearest, or sift+lightglue@FILE with weights of your own; 'sift' "
+        "alone takes its best matcher. By default: auto.",
     ),
 ]
 

@@ -155,7 +155,8 @@ def run(
     device : str
         Where networks run.
     output : path or None
-        Folder for ``<features>+<matcher>.jsonl`` (with weights: ``...@<name of the file>.jsonl``); None keeps the rows in memory only.
+        Folder for ``<features>+<matcher>.jsonl`` (with weights: ``...@<name of the file>.jsonl``); None keeps the rows
+        in memory only.
     resume : bool
         Continue a file of the same configuration; False starts it again.
     progress : callable or None

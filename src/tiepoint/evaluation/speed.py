@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from .. import features as extractors
-from .. import matchers
 from ..errors import ArgumentError
 from ..images import ImageSource, read_image
 from ..types import Image
