@@ -218,7 +218,7 @@ def test_arguments(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="at least 1"):
         reconstruct(folder / "database.db", folder, tmp_path, threads=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be made"):
         reconstruct(folder / "database.db", folder, tmp_path / "file")
 
 

@@ -217,11 +217,11 @@ def reconstruct(
     collection = _Collection.of(Path(database))
     target = Path(output)
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".mapping-", dir=target) as work, _quiet():
-            found = _map(Path(database), Path(work), mapper, refine_cameras, seed, threads or -1, on_image)
+        target.mkdir(parents=True, exist_ok=True)  # before the long work, not after
     except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{target}: cannot be made: {error.strerror or error}; give another folder") from error
+    with tempfile.TemporaryDirectory(prefix="tiepoint-") as work, _quiet():
+        found = _map(Path(database), Path(work), mapper, refine_cameras, seed, threads or -1, on_image)
     if not found:
         raise InputError(f"{database}: no model can be made of it: {_NO_MODEL[mapper]}")
     models = tuple(sorted(found, key=lambda model: (-model.num_reg_images(), -model.num_points3D())))
@@ -377,7 +377,9 @@ def _adjust(model: pycolmap.Reconstruction, refine_cameras: bool, threads: int) 
     options.ceres.solver_options.num_threads = threads
     for _ in range(2):  # the first takes the errors down, and with them what counts as an outlier
         errors = np.concatenate([_reprojection_errors(model, image) for image in registered(model)])
-        options.ceres.loss_function_scale = max(2 * float(np.median(errors)), 0.01) if len(errors) else 1.0
+        if not len(errors):
+            return
+        options.ceres.loss_function_scale = max(2 * float(np.median(errors)), 0.01)
         pycolmap.bundle_adjustment(model, options)
     pycolmap.ObservationManager(model).filter_all_points3D(4.0, 1.5)  # pixels, degrees: as the mappers
     model.update_point_3d_errors()
