@@ -44,6 +44,7 @@ JOINING = 0.3  # of the common view covered: the pair may join two clusters
 AGREEING, AGREEING_SHARE = 5, 0.2
 SAME_PLACE = 0.005  # of the image's longer side: keypoints closer than this are one
 SAME_WAY = 0.05  # of it: what chains and matches may differ in on where points go, on the median
+HARMFUL = 30  # matches: COLMAP places no image by fewer, and weaker pairs often hold a sparse map together
 
 Points = NDArray[np.float32]
 Links = NDArray[np.int32]  # matches (K, 2)
@@ -303,7 +304,7 @@ class MatchGraph:
         # Where matches are few, the same keypoints seldom come out. That they go the same way as the chains is enough
         # to be kept, if not to vouch for others.
         kept = {pair for pair in rest if self._same_way(*pair, self._chains(*pair, believed, partners))}
-        return {pair: counts[pair] for pair in rest if pair not in kept}
+        return {pair: counts[pair] for pair in rest if pair not in kept and len(self.matches[pair]) >= HARMFUL}
 
     def _chains(self, a: int, b: int, believed: dict[Pair, Links], partners: dict[int, set[int]]) -> Links:
         """Return the matches (K, 2) from ``a`` to ``b`` by way of third images, along believed matches."""
