@@ -238,6 +238,8 @@ def test_errors_are_those_of_one_process(tmp_path: Path, four_workers: None, mon
         with pytest.raises(TiepointError, match="1 workers died"):
             match_on_ray(store, every_pair(store), Deadly("synthetic"))
         assert store.matched_pairs() == set()
+    with pytest.raises(InputError, match="no GPU"):
+        distributed._Workers(torch.device("cuda"))
     with pytest.raises(ArgumentError, match="already"), cluster("local"):
         pass
     with pytest.raises(ArgumentError, match="workers"), cluster("auto", workers=3):

@@ -60,7 +60,7 @@ from .extraction import (
 )
 from .matching import Matching, Tally, batch_size, unverified, what_to_match
 from .progress import Progress, Report, silent
-from .store import PairResult, Store, StoredImage
+from .store import PairResult, Store
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -183,24 +183,22 @@ def extract_on_ray(
         check_same_extractor(store, min(have), extractor)
     workers = _Workers(extractor.device)
     size = shard or workers.shard_of(len(images), MOST_IMAGES)
-    parts = [[i for i in images[at : at + size] if i.image_id not in have] for at in range(0, len(images), size)]
-    parts = [part for part in parts if part]
     folder, masks = Path(folder).absolute(), None if masks is None else Path(masks).absolute()
-    shards = _folder_of(store)
+    files = _folder_of(store)
+    shards = []
+    for at in range(0, len(images), size):
+        part = [image for image in images[at : at + size] if image.image_id not in have]
+        jobs = [(folder / image.name, mask_of(image, masks)) for image in part]
+        if part:
+            shards.append((files / f"features-{_digest(extractor.name, extractor.options, jobs)}.npz", part, jobs))
+
     sent = workers.ray.put(extractor)
-
-    def jobs_of(part: list[StoredImage]) -> list[tuple[Path, Path | None]]:
-        return [(folder / image.name, mask_of(image, masks)) for image in part]
-
-    def path_of(part: list[StoredImage]) -> Path:
-        return shards / f"features-{_digest(extractor.name, extractor.options, jobs_of(part))}.npz"
-
-    step, done, failed = f"extracting {extractor.name}", len(images) - sum(map(len, parts)), dict[str, str]()
-    already = done
+    already = done = len(images) - sum(len(part) for _, part, _ in shards)
+    step, failed = f"extracting {extractor.name}", dict[str, str]()
     report(Progress(step, done, len(images)))
-    for part in workers.in_order(_extract_shard, parts, lambda part: (path_of(part), sent, jobs_of(part))):
-        path = path_of(part)
-        outcomes = [as_registered(*each, folder) for each in zip(_read_outcomes(path), part, strict=True)]
+    for path, part, _ in workers.in_order(_extract_shard, shards, lambda shard: (shard[0], sent, shard[2])):
+        found = _read_outcomes(path)
+        outcomes = [as_registered(one, image, folder) for one, image in zip(found, part, strict=True)]
         store.write_features(
             (image.image_id, outcome)
             for image, outcome in zip(part, outcomes, strict=True)
@@ -213,7 +211,7 @@ def extract_on_ray(
             if note:
                 failed[image.name] = note
             report(Progress(step, done, len(images), note=note))
-    shutil.rmtree(shards, ignore_errors=True)
+    shutil.rmtree(files, ignore_errors=True)
     return Extraction(done - already - len(failed), already, failed)
 
 
@@ -263,8 +261,8 @@ def match_on_ray(
     batch = batch_size(matcher)
     most = MOST_PAIRS.get(matcher.device.type, MOST_PAIRS_ON_CPU)
     size = -(-(shard or workers.shard_of(total, most)) // batch) * batch
-    parts = [at for at in range(0, len(ordered), size) if todo[at : at + size].any()]
-    shards = _folder_of(store)
+    shards = [at for at in range(0, len(ordered), size) if todo[at : at + size].any()]
+    files = _folder_of(store)
     sent = workers.ray.put(matcher)
 
     @lru_cache(maxsize=SENT_PER_WORKER * workers.count)
@@ -277,7 +275,7 @@ def match_on_ray(
         return [pairs for pairs in batches if len(pairs)]
 
     def path_of(at: int) -> Path:
-        return shards / f"matches-{_digest(matcher.name, verify, *batches_of(at))}.npz"
+        return files / f"matches-{_digest(matcher.name, verify, *batches_of(at))}.npz"
 
     def task_of(at: int) -> tuple[Any, ...]:
         batches = batches_of(at)
@@ -287,7 +285,7 @@ def match_on_ray(
 
     tally = Tally.of(matcher)
     report(Progress("matching", already, total))
-    for at in workers.in_order(_match_shard, parts, task_of):
+    for at in workers.in_order(_match_shard, shards, task_of):
         path = path_of(at)
         found = list(_read_results(path))
         store.write_matches(result for result, _ in found)
@@ -295,7 +293,7 @@ def match_on_ray(
         for result, stop_layer in found:
             tally.add(result, stop_layer)
         report(Progress("matching", already + tally.matched, total, tally.early_exits))
-    shutil.rmtree(shards, ignore_errors=True)
+    shutil.rmtree(files, ignore_errors=True)
     reads, seconds = features.cache_info().misses, time.monotonic() - begin
     return tally.summary(len(ordered), already, len(ordered) - int(usable.sum()), seconds, reads)
 
