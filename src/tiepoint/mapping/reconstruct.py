@@ -202,8 +202,8 @@ def reconstruct(
     Notes
     -----
     Both mappers end with bundle adjustments by least squares, after which outliers of up to 4 pixels remain. Another
-    one follows here with a robust loss (Cauchy's). With SIFT on the sets fountain, entry and lund_door it takes a
-    quarter to two fifths off the median error of the cameras' positions.
+    one follows here with a robust loss (Cauchy's). On laser-measured sets it takes a tenth (fountain) to nearly half
+    (entry) off the median error of the cameras' positions: benchmarks/mapping_quality.py.
 
     References
     ----------
@@ -375,6 +375,7 @@ def _adjust(model: pycolmap.Reconstruction, refine_cameras: bool, threads: int) 
     options.refine_extra_params = refine_cameras
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.solver_options.num_threads = threads
+    options.ceres.solver_options.function_tolerance = 1e-5  # as in GLOMAP; less takes longer and changes no digit
     for _ in range(2):  # the first takes the errors down, and with them what counts as an outlier
         errors = np.concatenate([_reprojection_errors(model, image) for image in registered(model)])
         if not len(errors):
