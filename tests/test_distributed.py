@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -252,6 +254,16 @@ def test_a_local_cluster_listens_to_this_machine_alone(four_workers: None) -> No
 
     assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
     assert os.environ["RAY_AUTH_TOKEN"]
+
+
+@needs_ray
+def test_no_cluster_at_an_address(tmp_path: Path) -> None:
+    free = socket.create_server(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+    free.close()
+    script = f"from tiepoint.mapping.distributed import cluster\nwith cluster('127.0.0.1:{port}'): pass"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "InputError: no Ray cluster at" in ran.stderr
 
 
 def test_without_ray_the_line_that_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

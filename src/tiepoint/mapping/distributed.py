@@ -25,6 +25,7 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 import zipfile
@@ -134,6 +135,9 @@ def cluster(address: str, workers: int | None = None) -> Iterator[None]:
                     **quiet,
                 )
             else:
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                if port.isdecimal():  # Ray itself would go on trying for minutes
+                    socket.create_connection((host, int(port)), timeout=10).close()
                 ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise InputError(
