@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -32,10 +32,11 @@ from .cache import PhotoCache
 from .ground_truth import IGNORED, Labels
 from .posed import PosedPool
 
+T = TypeVar("T")
 CHUNK = 8  # pairs made together
 _ROUNDS = 8  # times a chunk is topped up before we conclude that the extractor finds too little
 _LEAST = 32  # keypoints without which a picture is not used
-_TEXTURE = 512  # side of the textures of rendered scenes, pixels; about what the photographs of a pool resolve
+TEXTURE = 512  # side of the textures of rendered scenes, pixels; about what the photographs of a pool resolve
 
 
 @dataclass(frozen=True)
@@ -363,7 +364,7 @@ class ChunkMaker:
     def _scenes(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         config = self.config
         textures = self.photos.sample(
-            self.photos.draw(4 * CHUNK, generator, self.held_out), (_TEXTURE, _TEXTURE), generator, self.device
+            self.photos.draw(4 * CHUNK, generator, self.held_out), (TEXTURE, TEXTURE), generator, self.device
         )
         roll360 = config.max_roll > 3
         scene = scenes.SceneConfig.roll360(config.size) if roll360 else scenes.SceneConfig.standard(config.size)
@@ -478,12 +479,9 @@ class _Steps(Dataset[Batch]):
         fewest: float,
         reframe: bool = False,
     ) -> None:
-        if pairs % (CHUNK * world):
-            raise ArgumentError(f"the batch size must be a multiple of {CHUNK} times {world} processes, not {pairs}")
         self.maker, self.steps, self.distinct, self.fewest, self.reframe = maker, steps, distinct, fewest, reframe
         self.chunks = pairs // CHUNK
-        share = self.chunks // world
-        self.mine = range(rank * share, (rank + 1) * share)
+        self.mine = share_of(pairs, CHUNK, rank, world)
 
     def __len__(self) -> int:
         return self.steps
@@ -550,6 +548,11 @@ def stream(
         ``pairs`` cannot be shared out.
     """
     data = _Steps(maker, pairs, steps, rank, world, distinct, fewest, reframe)
+    return in_order(data, start, steps, workers)
+
+
+def in_order(data: Dataset[T], start: int, steps: int, workers: int) -> Iterator[T]:
+    """Yield items ``start`` to ``steps`` - 1 of a data set, made ahead by worker processes if there are any."""
     return iter(
         DataLoader(
             data,
@@ -558,12 +561,26 @@ def stream(
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=start_worker if workers else None,
+            worker_init_fn=_start_worker if workers else None,
         )
     )
 
 
-def start_worker(_: int) -> None:
+def share_of(pairs: int, chunk: int, rank: int, world: int) -> range:
+    """Return which of the chunks of a step process ``rank`` of ``world`` makes.
+
+    Raises
+    ------
+    ArgumentError
+        The pairs of a step cannot be shared out in whole chunks.
+    """
+    if pairs % (chunk * world):
+        raise ArgumentError(f"the batch size must be a multiple of {chunk} times {world} processes, not {pairs}")
+    share = pairs // chunk // world
+    return range(rank * share, (rank + 1) * share)
+
+
+def _start_worker(_: int) -> None:
     """One core for each worker; Ctrl-C is for the process that trains."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +33,7 @@ from ..export import atomic
 from ..matchers.lightglue import LightGlueConfig, LightGlueNet
 from ..matchers.nearest import NearestNeighbour
 from ..matchers.superglue import SuperGlueConfig, SuperGlueNet
-from .batches import CHUNK, Batch, ChunkMaker, PairConfig, stream
+from .batches import CHUNK, Batch, ChunkMaker, PairConfig, share_of, stream
 from .cache import PhotoCache, build_cache, open_cache
 from .loop import FitConfig, fit, join_processes
 from .losses import MatchStatistics, match_statistics
@@ -247,24 +247,9 @@ def prepare(
     if kind not in KINDS:
         raise ArgumentError(f"there is no kind of matcher {kind!r} to train; choose one of {', '.join(KINDS)}")
     folder = Path(folder)
-    rank, world, gpu = join_processes()
-    if preset.batch % (CHUNK * world):
-        raise ArgumentError(
-            f"the batch size must be a multiple of {CHUNK} pairs times {world} processes, not {preset.batch}"
-        )
-    chosen = gpu or devices.pick_device(device)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made a run's folder: {error.strerror or error}") from error
-    path = Path(cache) if cache else folder / "photos.cache"
-    if rank == 0 and images is not None:
-        # A third larger than the pictures that are cut from them.
-        photos = build_cache(images, path, long_side=4 * max(preset.pairs.size) // 3)
-        warn_about(photos, images)
-    if world > 1:
-        dist.barrier()
-    photos = open_cache(path)
+    # A third larger than the pictures that are cut from them.
+    side = 4 * max(preset.pairs.size) // 3
+    photos, chosen, rank, world = open_photographs(images, folder, cache, side, preset.batch, CHUNK, device)
     traits = try_extractor(photos, preset.pairs, chosen)
     on_gpu = traits.on_device and chosen.type != "cpu"
     if workers is None:
@@ -291,22 +276,68 @@ def prepare(
         None if posed is None else Path(posed),
         None if start is None else Path(start) if Path(start).is_file() else weights_module.resolve(str(start)),
     )
-    task.new_net()  # weights that do not fit are to be known now
+    if start is not None:
+        task.new_net()  # weights that do not fit are to be known now
     return task
 
 
-def warn_about(photos: PhotoCache, images: str | os.PathLike[str]) -> None:
+def open_photographs(
+    images: str | os.PathLike[str] | None,
+    folder: Path,
+    cache: str | os.PathLike[str] | None,
+    long_side: int,
+    batch: int,
+    chunk: int,
+    device: torch.device | str | None,
+) -> tuple[PhotoCache, torch.device, int, int]:
+    """Begin any training: join the other processes, make the run's folder, decode the photographs once.
+
+    Parameters
+    ----------
+    images, folder, cache, device
+        See `prepare`.
+    long_side : int
+        At which photographs are kept, pixels.
+    batch, chunk : int
+        Pairs of one step, and pairs made together.
+
+    Returns
+    -------
+    photos, device, rank, world
+        The device is the process's own GPU where there are several.
+
+    Raises
+    ------
+    InputError, ArgumentError
+        See `prepare`.
+    """
+    rank, world, gpu = join_processes()
+    share_of(batch, chunk, rank, world)
+    chosen = gpu or devices.pick_device(device)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made a run's folder: {error.strerror or error}") from error
+    path = Path(cache) if cache else folder / "photos.cache"
+    if rank == 0 and images is not None:
+        _warn_about(build_cache(images, path, long_side=long_side), images)
+    if world > 1:
+        dist.barrier()
+    return open_cache(path), chosen, rank, world
+
+
+def _warn_about(photos: PhotoCache, images: str | os.PathLike[str]) -> None:
     """Warn of files that cannot be used, and of too few photographs."""
     if photos.skipped:
         told = "; ".join(f"{name}: {why}" for name, why in photos.skipped[:3])
         warnings.warn(
             f"{len(photos.skipped)} of {len(photos) + len(photos.skipped)} files of {images} cannot be used ({told})",
-            stacklevel=3,
+            stacklevel=4,
         )
     different = len(set(photos.sources.tolist()))
     if different < _FEW:
         warnings.warn(
-            f"{images} holds {different} different photographs; a network learns more from a few hundred", stacklevel=3
+            f"{images} holds {different} different photographs; a network learns more from a few hundred", stacklevel=4
         )
 
 
@@ -548,26 +579,37 @@ def _train(
             board.add(row)
         report(row)
 
-    fast = task.device.type == "cuda" or {"avx512_bf16", "amx_bf16"} & set(devices.describe()["cpu"]["features"])
+    told = {"kind": task.kind, **task.config}
+    row = carry_out(objective, task.batches, settings, folder, told, task.device, evaluate, note, stop)
+    return {**row, "baseline": baseline}
+
+
+def carry_out(
+    objective: Objective,
+    batches: Callable[[int], Iterator[Any]],
+    settings: FitConfig,
+    folder: Path,
+    told: dict[str, Any],
+    device: torch.device,
+    evaluate: Callable[[Objective], dict[str, float]],
+    report: Callable[[dict[str, Any]], None],
+    stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """Call `fit` with bfloat16 where the machine is fast at it; the last row of metrics, also of a finished run.
+
+    ``told`` is stored with the weights, as ``training``.
+    """
+    fast = device.type == "cuda" or {"avx512_bf16", "amx_bf16"} & set(devices.describe()["cpu"]["features"])
     metadata = {
         **asdict(cast(Any, objective.net).config),
-        "training": {"kind": task.kind, "tiepoint": __version__, "git": git_revision(), **task.config},
+        "training": {"tiepoint": __version__, "git": _git_revision(), **told},
     }
-    row = fit(
-        objective,
-        task.batches,
-        replace(settings, bfloat16=settings.bfloat16 and bool(fast)),
-        folder,
-        metadata,
-        task.device,
-        evaluate,
-        note,
-        stop,
-    )
+    settings = replace(settings, bfloat16=settings.bfloat16 and bool(fast))
+    row = fit(objective, batches, settings, folder, metadata, device, evaluate, report, stop)
     if not row:  # it was finished before
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         row = json.loads(lines[-1]) if lines else {}
-    return {**row, "baseline": baseline}
+    return row
 
 
 def nearest_statistics(batches: list[Batch], features: str, ratio: float) -> MatchStatistics:
@@ -631,7 +673,7 @@ def claim(folder: Path, config: dict[str, Any], paths: dict[str, str | None], ra
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "tiepoint": __version__,
-        "git": git_revision(),
+        "git": _git_revision(),
         "processes": world,
         "machine": devices.describe(),
     }
@@ -647,7 +689,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def git_revision() -> str | None:
+def _git_revision() -> str | None:
     """Return the revision of tiepoint's own checkout, with "-dirty" if it was changed; None outside of one."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
@@ -732,41 +774,69 @@ def rehearse(task: Task, folder: str | os.PathLike[str], steps: int = 8, save_me
     objective = (
         SuperGlueObjective(net) if isinstance(net, SuperGlueNet) else LightGlueObjective(net, save_memory=save_memory)
     )
+    made = preset.fit.steps * preset.batch
+    if preset.distinct:
+        made = min(made, preset.distinct * CHUNK)
+    needs = time_steps(objective, Batch.cat(chunks), preset.fit, steps, task.device, made * making, task.workers)
+    return {"pictures": [str(path) for path in paths], "seconds_per_pair_made": making, **needs}
+
+
+def time_steps(
+    objective: Objective,
+    batch: Any,
+    settings: FitConfig,
+    steps: int,
+    device: torch.device,
+    making: float,
+    workers: int,
+) -> dict[str, Any]:
+    """Take a few steps on one batch and say what all steps would need.
+
+    Parameters
+    ----------
+    objective : Objective
+        A new one; it is trained a little.
+    batch
+        Of one step.
+    settings : FitConfig
+        Of the whole training.
+    steps : int
+        Steps to time; the first quarter is not counted.
+    device : torch.device
+        Where to train.
+    making : float
+        Seconds that one process needs to make all pairs of the training.
+    workers : int
+        Processes that make them.
+    """
     rows: list[dict[str, Any]] = []
-    timed = replace(preset.fit, steps=steps, minutes=None, log_every=1)
-    if task.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(task.device)
+    timed = replace(settings, steps=steps, minutes=None, log_every=1)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with TemporaryDirectory() as temporary:
-        whole = Batch.cat(chunks)
         fit(
             objective,
-            lambda start: iter([whole] * (steps - start)),
+            lambda start: iter([batch] * (steps - start)),
             timed,
             Path(temporary),
             {},
-            task.device,
+            device,
             report=rows.append,
         )
     skip = steps // 4
     step_seconds = (rows[-1]["seconds"] - rows[skip]["seconds"]) / (steps - 1 - skip)
-    made = preset.fit.steps * preset.batch
-    if preset.distinct:
-        made = min(made, preset.distinct * CHUNK)
-    working, data = preset.fit.steps * step_seconds, made * making / max(1, task.workers)
-    seconds = max(working, data) if task.workers else working + data
-    minutes = min(seconds / 60, preset.fit.minutes or math.inf)
+    working, data = settings.steps * step_seconds, making / max(1, workers)
+    seconds = max(working, data) if workers else working + data
     return {
-        "pictures": [str(path) for path in paths],
-        "parameters": sum(p.numel() for p in net.parameters()),
+        "parameters": sum(p.numel() for p in objective.net.parameters()),
         "seconds_per_step": step_seconds,
-        "seconds_per_pair_made": making,
-        "workers": task.workers,
-        "memory_mb": peak_memory(task.device) / 2**20,
-        "minutes": minutes,
+        "workers": workers,
+        "memory_mb": _peak_memory(device) / 2**20,
+        "minutes": min(seconds / 60, settings.minutes or math.inf),
     }
 
 
-def peak_memory(device: torch.device) -> float:
+def _peak_memory(device: torch.device) -> float:
     """Return the most bytes in use so far: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

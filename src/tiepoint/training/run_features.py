@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from .. import __version__, devices
-from ..errors import ArgumentError, InputError
 from ..export import atomic
 from ..features.cairn import CairnNet
-from .cache import build_cache, open_cache
 from .features import CairnObjective
-from .loop import fit, join_processes
 from .losses import MatchStatistics, match_statistics
 from .objectives import Objective
 from .presets import FeaturePreset
-from .run import claim, git_revision, peak_memory, warn_about
+from .run import carry_out, claim, open_photographs, time_steps
 from .views import CHUNK, ViewMaker, Views, stream
 
 
@@ -120,24 +113,9 @@ def prepare(
         An option that makes no sense.
     """
     folder = Path(folder)
-    rank, world, gpu = join_processes()
-    if preset.batch % (CHUNK * world):
-        raise ArgumentError(
-            f"the batch size must be a multiple of {CHUNK} pairs times {world} processes, not {preset.batch}"
-        )
-    chosen = gpu or devices.pick_device(device)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made a run's folder: {error.strerror or error}") from error
-    path = Path(cache) if cache else folder / "photos.cache"
-    if rank == 0 and images is not None:
-        # The closer of two views shows a quarter of the photograph or less.
-        photos = build_cache(images, path, long_side=max(640, 2 * max(preset.views.size)))
-        warn_about(photos, images)
-    if world > 1:
-        dist.barrier()
-    photos = open_cache(path)
+    # The closer of two views shows a quarter of the photograph or less.
+    side = max(640, 2 * max(preset.views.size))
+    photos, chosen, rank, world = open_photographs(images, folder, cache, side, preset.batch, CHUNK, device)
     if workers is None:
         workers = 0 if chosen.type != "cpu" else max(0, (os.cpu_count() or 2) // world - 1)
     maker = ViewMaker(photos, preset.views, seed, False, chosen)
@@ -194,24 +172,8 @@ def train_features(
         means = {f"held_out_{name}": value for name, value in sums.items()}
         return {**means, "held_out_precision": total.precision, "held_out_recall": total.recall}
 
-    fast = task.device.type == "cuda" or {"avx512_bf16", "amx_bf16"} & set(devices.describe()["cpu"]["features"])
-    settings = replace(task.preset.fit, bfloat16=task.preset.fit.bfloat16 and bool(fast))
-    training = {"kind": "cairn", "tiepoint": __version__, "git": git_revision(), **task.config}
-    row = fit(
-        CairnObjective(net, task.preset.keypoints),
-        task.batches,
-        settings,
-        folder,
-        {**asdict(net.config), "training": training},
-        task.device,
-        evaluate,
-        report,
-        stop,
-    )
-    if not row:  # it was finished before
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        row = json.loads(lines[-1]) if lines else {}
-    return row
+    objective = CairnObjective(net, task.preset.keypoints)
+    return carry_out(objective, task.batches, task.preset.fit, folder, task.config, task.device, evaluate, report, stop)
 
 
 def rehearse(task: FeatureTask, folder: str | os.PathLike[str], steps: int = 8) -> dict[str, Any]:
@@ -244,29 +206,6 @@ def rehearse(task: FeatureTask, folder: str | os.PathLike[str], steps: int = 8) 
         paths.append(pictures / f"pair-{pair}.png")
         with atomic(paths[-1]) as unfinished:
             Image.fromarray(both).save(unfinished)
-    net = task.new_net()
-    rows: list[dict[str, Any]] = []
-    with TemporaryDirectory() as temporary:
-        fit(
-            CairnObjective(net, preset.keypoints),
-            lambda start: iter([views] * (steps - start)),
-            replace(preset.fit, steps=steps, minutes=None, log_every=1),
-            Path(temporary),
-            {},
-            task.device,
-            report=rows.append,
-        )
-    skip = steps // 4
-    step_seconds = (rows[-1]["seconds"] - rows[skip]["seconds"]) / (steps - 1 - skip)
-    working = preset.fit.steps * step_seconds
-    data = preset.fit.steps * preset.batch * making / max(1, task.workers)
-    seconds = max(working, data) if task.workers else working + data
-    return {
-        "pictures": [str(path) for path in paths],
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "seconds_per_step": step_seconds,
-        "seconds_per_pair_made": making,
-        "workers": task.workers,
-        "memory_mb": peak_memory(task.device) / 2**20,
-        "minutes": min(seconds / 60, preset.fit.minutes or math.inf),
-    }
+    objective, made = CairnObjective(task.new_net(), preset.keypoints), preset.fit.steps * preset.batch
+    needs = time_steps(objective, views, preset.fit, steps, task.device, made * making, task.workers)
+    return {"pictures": [str(path) for path in paths], "seconds_per_pair_made": making, **needs}

@@ -14,15 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..errors import ArgumentError
 from . import ground_truth, homographies, photometric, scenes
-from .batches import start_worker
+from .batches import TEXTURE, in_order, share_of
 from .cache import PhotoCache
 
 CHUNK = 4  # pairs made together
-_TEXTURE = 512  # side of the textures of rendered scenes, pixels
 _STEP = 1.5  # pixels over which the derivative of a warp given by depth is measured
 
 
@@ -222,7 +221,7 @@ class ViewMaker:
     def _scenes(self, generator: torch.Generator) -> Views:
         config = self.config
         rows = self.photos.draw(6 * CHUNK, generator, self.held_out)
-        textures = self.photos.sample(rows, (_TEXTURE, _TEXTURE), generator, self.device)
+        textures = self.photos.sample(rows, (TEXTURE, TEXTURE), generator, self.device)
         rolled = config.max_roll > 3
         wanted = scenes.SceneConfig.roll360(config.size) if rolled else scenes.SceneConfig.standard(config.size)
         pairs = scenes.make_pairs(textures, CHUNK, wanted, generator)
@@ -248,11 +247,8 @@ class _Steps(Dataset[Views]):
     """Item i holds the pairs of step i for one of ``world`` processes."""
 
     def __init__(self, maker: ViewMaker, pairs: int, steps: int, rank: int, world: int) -> None:
-        if pairs % (CHUNK * world):
-            raise ArgumentError(f"the batch size must be a multiple of {CHUNK} times {world} processes, not {pairs}")
         self.maker, self.steps = maker, steps
-        share = pairs // CHUNK // world
-        self.mine = range(rank * share, (rank + 1) * share)
+        self.mine = share_of(pairs, CHUNK, rank, world)
 
     def __len__(self) -> int:
         return self.steps
@@ -268,14 +264,4 @@ def stream(
 
     Parameters are those of `tiepoint.training.batches.stream`.
     """
-    return iter(
-        DataLoader(
-            _Steps(maker, pairs, steps, rank, world),
-            batch_size=None,
-            sampler=range(start, steps),
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=start_worker if workers else None,
-        )
-    )
+    return in_order(_Steps(maker, pairs, steps, rank, world), start, steps, workers)
