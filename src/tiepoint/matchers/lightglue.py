@@ -47,7 +47,8 @@ class LightGlueConfig:
         Whether the scale enters as log2 pixels: differences then do not depend on the photograph's resolution.
         The original authors' weights take it plain.
     align : bool
-        Whether a pair is brought to one roll and one scale before it is matched, see `align`.
+        Whether a pair is brought to one roll, scale and place before it is matched, see `align`; where its keypoints
+        lie then joins their descriptors, see `frame_code`.
     match_threshold : float
         τ: matches with assignment P below it are dropped.
     exit_confidence : tuple of layers - 1 floats, or None
@@ -281,7 +282,8 @@ class LightGlueNet(nn.Module):
         super().__init__()
         self.config = config
         d = config.dim
-        self.input = nn.Identity() if config.input_dim == d else nn.Linear(config.input_dim, d)
+        given = config.input_dim + (FRAME_CODE if config.align else 0)
+        self.input = nn.Identity() if given == d and not config.align else nn.Linear(given, d)
         self.frequencies = nn.Linear(4 if config.scale_orientation else 2, d // config.heads // 2, bias=False)
         nn.init.normal_(self.frequencies.weight)
         self.layers = nn.ModuleList(Layer(d, config.heads) for _ in range(config.layers))
@@ -305,6 +307,8 @@ class LightGlueNet(nn.Module):
             Of the learned Fourier frequencies times the positions, Eq. (7); broadcast over (q, k) and heads.
         """
         angles = self.frequencies(positions)[:, None, None]
+        if self.config.align:
+            descriptors = torch.cat([descriptors, frame_code(positions)], dim=1)
         return self.input(descriptors), angles.cos(), angles.sin()
 
     def forward(self, descriptors: Tensor, positions: Tensor, layout: Layout) -> list[Tensor]:
@@ -338,92 +342,133 @@ def normalise_positions(
     return torch.cat([positions, scales[:, None], orientations[:, None]], dim=-1)
 
 
-_VOTES = 512  # nearest neighbours that are asked for roll and scale; the most distinct ones
+_VOTES = 512  # nearest neighbours that are asked how image 1 lies to image 0; the most distinct ones
 _ROLL, _OCTAVES = 0.2, 0.5  # standard deviations of what a right match says of roll (radians) and scale
+_SHIFT = 0.15  # the same of the place, in half long sides
 _UPRIGHT = 4.0  # votes that every pair has for "neither rolled nor scaled"
 
 
-def relative_similarity(
-    descriptors0: Tensor, descriptors1: Tensor, frames0: Tensor, frames1: Tensor
+def align(
+    descriptors0: Tensor,
+    descriptors1: Tensor,
+    positions0: Tensor,
+    positions1: Tensor,
+    long_side0: float,
+    long_side1: float,
 ) -> tuple[Tensor, Tensor]:
-    """Estimate by how much image 1 is rolled and scaled against image 0, before anything is matched.
+    """Bring a pair to one roll, scale and place, before anything is matched: then true matches look alike in both.
 
-    Each mutual nearest neighbour says what it thinks: the differences of its keypoints' orientations and log-scales.
-    The mode of these votes, weighted by distinctness, is right long before most neighbours are.
+    Each mutual nearest neighbour says how image 1 lies to image 0: by its orientations how it is rolled, by its scales
+    how much larger it is, by its places where it has gone. The mode of these votes, weighted by distinctness, is right
+    long before most neighbours are (weak geometric consistency, Jégou et al., ECCV 2008). Two views of a scene are not
+    similar to each other, so this is a hint and no more; what it is worth is learned.
 
     Parameters
     ----------
     descriptors0, descriptors1 : (N, D), (M, D)
         Unit vectors that do not change when the camera rolls.
-    frames0, frames1 : (N, 2), (M, 2)
-        log2 of the scale in pixels, and orientation in radians.
+    positions0, positions1 : (N, 4), (M, 4)
+        From `normalise_positions`, with log2 of the scale in pixels.
+    long_side0, long_side1 : float
+        Of the images, pixels.
 
     Returns
     -------
-    roll, octaves : scalar tensors
-        Radians in (-π, π], and log2 of the factor.
+    (N, 4), (M, 4)
+        Image 1 as image 0 would show it; the unit of length is half the long side of the larger one.
 
     Examples
     --------
-    >>> a = F.normalize(torch.randn(50, 16, generator=torch.Generator().manual_seed(0)), dim=1)
-    >>> frames = torch.zeros(50, 2)
-    >>> roll, octaves = relative_similarity(a, a, frames, frames + torch.tensor([1.0, 0.5]))
-    >>> round(roll.item(), 2), round(octaves.item(), 2)
-    (0.5, 1.0)
+    >>> d = F.normalize(torch.randn(50, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    >>> p = torch.cat([torch.linspace(-1, 1, 100).view(50, 2), torch.ones(50, 2)], 1)
+    >>> moved = p + torch.tensor([0.3, -0.2, 0, 0])
+    >>> a, b = align(d, d, p, moved, 640, 640)
+    >>> torch.allclose(a, b, atol=1e-3)
+    True
     """
-    zero = frames0.new_zeros(())
     if min(len(descriptors0), len(descriptors1)) < 2:
-        return zero, zero
+        roll = octaves = positions0.new_zeros(())
+        shift = positions0.new_zeros(2)
+        i = j = torch.zeros(0, dtype=torch.long, device=positions0.device)
+        share = positions0.new_zeros(0)
+    else:
+        i, j, weight = _neighbours(descriptors0, descriptors1)
+        roll, octaves, share = _roll_and_scale(positions1[j, 2:] - positions0[i, 2:], weight)
+    unit1 = long_side1 * torch.exp2(-octaves)
+    unit = torch.clamp(unit1, min=long_side0)
+    cos, sin = roll.cos(), roll.sin()
+    x, y, size, angle = positions1.unbind(1)
+    turned = torch.stack([cos * x + sin * y, cos * y - sin * x], 1) * (unit1 / unit)
+    place = positions0[:, :2] * (long_side0 / unit)
+    if len(i):
+        shift = _mode(turned[j] - place[i], share)
+    return (
+        torch.cat([place, positions0[:, 2:]], 1),
+        torch.cat([turned - shift, torch.stack([size - octaves, angle - roll], 1)], 1),
+    )
+
+
+def _neighbours(descriptors0: Tensor, descriptors1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Most distinct nearest neighbours: indices (K,), (K,), and weights (K,), zero where they are not mutual."""
     similarity = descriptors0 @ descriptors1.T
     (best, second), nearest = similarity.topk(2, dim=1)[0].unbind(1), similarity.argmax(1)
     mutual = similarity.argmax(0)[nearest] == torch.arange(len(nearest), device=nearest.device)
     distances = (2 - 2 * torch.stack([best, second])).clamp(min=1e-6).sqrt()
     weight = torch.where(mutual, 1 - distances[0] / distances[1], 0)  # how much nearer than the second nearest
     weight, i = weight.topk(min(_VOTES, len(weight)))
-    octaves, roll = (frames1[nearest[i]] - frames0[i]).unbind(1)
-    no_change = zero[None]
-    votes = torch.stack([torch.cat([roll, no_change]), torch.cat([octaves, no_change])])
+    return i, nearest[i], weight
+
+
+def _roll_and_scale(votes: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mode of votes (K, 2), octaves and radians: roll, octaves, and how much each vote agrees (K,)."""
+    votes = torch.cat([votes, votes.new_zeros(1, 2)])
     weight = torch.cat([weight, _UPRIGHT * weight.mean()[None]])
-    turn = torch.remainder(votes[0] - votes[0][:, None] + math.pi, 2 * math.pi) - math.pi
-    zoom = votes[1] - votes[1][:, None]
+    zoom, turn = (votes - votes[:, None]).unbind(2)
+    turn = torch.remainder(turn + math.pi, 2 * math.pi) - math.pi
     support = torch.exp(-0.5 * ((turn / _ROLL) ** 2 + (zoom / _OCTAVES) ** 2)) * weight
     mode = support.sum(1).argmax()
     share = support[mode] / support[mode].sum().clamp(min=1e-9)
-    roll = votes[0, mode] + (turn[mode] * share).sum()
-    return torch.remainder(roll + math.pi, 2 * math.pi) - math.pi, votes[1, mode] + (zoom[mode] * share).sum()
+    octaves = votes[mode, 0] + (zoom[mode] * share).sum()
+    roll = votes[mode, 1] + (turn[mode] * share).sum()
+    return torch.remainder(roll + math.pi, 2 * math.pi) - math.pi, octaves, share[:-1]
 
 
-def align(
-    positions0: Tensor, positions1: Tensor, long_side0: float, long_side1: float, roll: Tensor, octaves: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Bring the positions of a pair to one roll and one scale: then neighbourhoods look alike in both images.
+def _mode(votes: Tensor, weight: Tensor) -> Tensor:
+    """Mode of weighted votes (K, 2) for a shift."""
+    support = torch.exp(-0.5 * (torch.cdist(votes, votes) / _SHIFT) ** 2) * weight
+    share = support[support.sum(1).argmax()]
+    return (votes * share[:, None]).sum(0) / share.sum().clamp(min=1e-9)
 
-    Positions enter the network only as differences within an image, and so do scales and orientations; those need no
-    change.
 
-    Parameters
-    ----------
-    positions0, positions1 : (N, 4), (M, 4)
-        From `normalise_positions`.
-    long_side0, long_side1 : float
-        Of the images, pixels.
-    roll, octaves : scalar tensors
-        From `relative_similarity`.
+# What `frame_code` takes cosine and sine of: waves over the picture, in radians for a half long side, in four
+# directions; one and two turns of the orientation; radians for an octave of scale.
+_WAVES = torch.tensor(
+    [
+        [wave * math.cos(direction), wave * math.sin(direction), 0.0, 0.0]
+        for wave in (1.0, 2.2, 5.0)
+        for direction in (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
+    ]
+    + [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.8, 0.0], [0.0, 0.0, 1.6, 0.0]]
+)
+_WAVE_WEIGHTS = torch.tensor([1.0] * 12 + [2.0] * 4)  # as much for orientation and scale together as for two octaves
+FRAME_CODE = 2 * len(_WAVES)
 
-    Returns
-    -------
-    (N, 4), (M, 4)
-        Image 1 turned back, and one unit of length for both: half the long side of the larger image.
+
+def frame_code(positions: Tensor) -> Tensor:
+    """Write aligned places, scales and orientations (T, 4) as unit vectors (T, `FRAME_CODE`).
+
+    The inner product of two says how well two keypoints agree: a sum of cosines of their differences, largest where
+    there are none. So a network that begins with inner products of descriptors can weigh geometry from the start.
+
+    Examples
+    --------
+    >>> code = frame_code(torch.tensor([[0.0, 0, 3, 1], [0.1, 0, 3, 1.2], [0.9, 0, 1, 4]]))
+    >>> (code @ code.T)[0].round(decimals=2)
+    tensor([1.0000, 0.9700, 0.0400])
     """
-    unit0, unit1 = long_side0 * torch.exp2(octaves / 2), long_side1 * torch.exp2(-octaves / 2)
-    unit = torch.maximum(unit0, unit1)
-    cos, sin = roll.cos(), roll.sin()
-    x, y = positions1[:, 0], positions1[:, 1]
-    turned = torch.stack([cos * x + sin * y, cos * y - sin * x], 1)
-    return (
-        torch.cat([positions0[:, :2] * (unit0 / unit), positions0[:, 2:]], 1),
-        torch.cat([turned * (unit1 / unit), positions1[:, 2:]], 1),
-    )
+    angles = positions @ _WAVES.to(positions).T
+    weights = (_WAVE_WEIGHTS / _WAVE_WEIGHTS.sum()).sqrt().to(positions)
+    return torch.cat([angles.cos() * weights, angles.sin() * weights], 1)
 
 
 # The registry names of the weights that match each extractor's features.
@@ -536,8 +581,8 @@ class LightGlue(Matcher):
         p0, p1 = self._positions(features0), self._positions(features1)
         if not self.config.align:
             return p0, p1
-        change = relative_similarity(features0.descriptors, features1.descriptors, p0[:, 2:], p1[:, 2:])
-        return align(p0, p1, max(features0.image_size), max(features1.image_size), *change)
+        descriptors = features0.descriptors, features1.descriptors
+        return align(*descriptors, p0, p1, max(features0.image_size), max(features1.image_size))
 
     def match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
         """Match many pairs, see `Matcher.match_many`; calibrated weights also tell which pairs overlap."""

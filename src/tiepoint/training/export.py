@@ -62,7 +62,10 @@ def export_weights(
         if config["log_scale"]:
             note = "these weights want log2 of a keypoint's scale; upstream's code passes it plain"
         if config.get("align"):
-            note += ", and expect pairs at one roll and scale, to which upstream's code does not bring them"
+            note += (
+                ", and expect pairs aligned, with `tiepoint.matchers.lightglue.frame_code` joined to descriptors, "
+                "which upstream's code does not do"
+            )
     if half:
         state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
     if layout == "tiepoint":

@@ -157,7 +157,8 @@ class Task:
                 )
             )
             if self.start is None:
-                start_as_nearest_neighbour(net)
+                first = self.maker(0)
+                start_as_nearest_neighbour(net, first.descriptors[first.present].float())
                 return net
         state, told = weights_module.load(self.start)
         there, here = LightGlueConfig.from_dict(told), net.config
