@@ -15,7 +15,7 @@ from PIL import Image
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.geometry.epipolar import fundamental_from_pose, symmetric_epipolar_error
 from tiepoint.training import scenes
-from tiepoint.training.batches import CHUNK, Batch, ChunkMaker, PairConfig, stream
+from tiepoint.training.batches import CHUNK, Batch, ChunkMaker, PairConfig, make_ahead, stream
 from tiepoint.training.cache import PhotoCache, build_cache
 from tiepoint.training.ground_truth import IGNORED, UNMATCHABLE
 from tiepoint.training.posed import PosedPool, View
@@ -272,3 +272,12 @@ def test_posed_photographs_are_labelled_by_their_depth_and_pose(photos: PhotoCac
             symmetric_epipolar_error(F, one.keypoints[0, i].numpy(), one.keypoints[1, one.matches0[0, i]].numpy())
         )
     assert len(np.concatenate(errors)) > 100 and (np.concatenate(errors) < 5).all()
+
+
+def test_chunks_made_ahead_are_those_made_in_passing(photos: PhotoCache, chunk: Batch, tmp_path: Path) -> None:
+    maker = ChunkMaker(photos, CONFIG, seed=5, folder=tmp_path)
+    maker(2)
+    assert list(make_ahead(maker, range(2, 5), workers=2)) == [(1, 2), (2, 2)]
+    assert list(make_ahead(maker, range(2, 5), workers=2)) == []
+    maker._make = None  # type: ignore[assignment]  # now it can only read
+    assert same(maker(3), chunk)

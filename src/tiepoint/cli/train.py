@@ -19,6 +19,7 @@ from .console import DeviceOption, JsonOption, is_terminal, none_if_auto, print_
 
 if TYPE_CHECKING:
     from ..training.loop import FitConfig
+    from ..training.run import Task
 
 app = typer.Typer(help="Train on your own photographs: features; or matcher, then confidence.", no_args_is_help=True)
 
@@ -133,6 +134,7 @@ def matcher(
             told = run.rehearse(task, output, save_memory=save_memory)
         _print_rehearsal(told, json)
         return
+    _make_ahead(task)
     with _live(f"training {kind.value} on {features}") as report, _graceful() as stop:
         row = run.train_matcher(task, output, save_memory, report, stop)
     if task.rank == 0:
@@ -205,6 +207,7 @@ def confidence(
 
     with _console("opening the run"):
         task = training.reopen(run, workers, none_if_auto(device))
+    _make_ahead(task)
     with _live("training confidence") as report, _graceful() as stop:
         row = training.train_confidence(task, run, steps, report, stop)
     if task.rank > 0:
@@ -277,6 +280,14 @@ def _console(text: str) -> Iterator[None]:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
+
+
+def _make_ahead(task: Task) -> None:
+    """Make the pairs that a run uses again and again, with a bar if a person watches."""
+    with Progress(console=Console(stderr=True), disable=not is_terminal(), transient=True) as bar:
+        shown = bar.add_task("making pairs", total=None)
+        for done, total in task.make_ahead():
+            bar.update(shown, completed=done, total=total)
 
 
 @contextmanager

@@ -264,7 +264,7 @@ class ChunkMaker:
         """Return chunk number ``chunk``, the same at every call."""
         if self.folder is None:
             return self._make(chunk)[0]
-        path = self.folder / f"{'held-out' if self.held_out else 'train'}-{chunk:07d}.safetensors"
+        path = self.path(chunk)
         if path.exists():
             try:
                 return Batch(**safetensors.torch.load_file(path, device="cpu"))
@@ -274,6 +274,11 @@ class ChunkMaker:
         with atomic(path) as unfinished:
             safetensors.torch.save_file(batch.tensors(), unfinished)
         return batch
+
+    def path(self, chunk: int) -> Path:
+        """Where chunk number ``chunk`` is kept, if there is a folder."""
+        assert self.folder is not None
+        return self.folder / f"{'held-out' if self.held_out else 'train'}-{chunk:07d}.safetensors"
 
     def pictures(self, chunk: int) -> torch.Tensor:
         """Return the pictures that chunk ``chunk`` was made from, float32 (2 `CHUNK`, 3, H, W) in [0, 1]."""
@@ -549,6 +554,32 @@ def stream(
     """
     data = _Steps(maker, pairs, steps, rank, world, distinct, fewest, reframe)
     return in_order(data, start, steps, workers)
+
+
+class _Missing(Dataset[int]):
+    """Item i makes the i-th chunk that a maker's folder lacks."""
+
+    def __init__(self, maker: ChunkMaker, chunks: Sequence[int]) -> None:
+        self.maker = maker
+        self.missing = [chunk for chunk in chunks if not maker.path(chunk).exists()]
+
+    def __len__(self) -> int:
+        return len(self.missing)
+
+    def __getitem__(self, i: int) -> int:
+        self.maker(self.missing[i])
+        return i
+
+
+def make_ahead(maker: ChunkMaker, chunks: Sequence[int], workers: int) -> Iterator[tuple[int, int]]:
+    """Make those chunks that the maker's folder lacks; yield how many are made, and how many there are to make.
+
+    Where pairs are made by the processors that train, one after the other is faster than both at once: two that share
+    a core wait for each other at every step.
+    """
+    data = _Missing(maker, chunks)
+    for i in in_order(data, 0, len(data), min(workers, len(data))):
+        yield i + 1, len(data)
 
 
 def in_order(data: Dataset[T], start: int, steps: int, workers: int) -> Iterator[T]:

@@ -33,7 +33,7 @@ from ..export import atomic
 from ..matchers.lightglue import LightGlueConfig, LightGlueNet
 from ..matchers.nearest import NearestNeighbour
 from ..matchers.superglue import SuperGlueConfig, SuperGlueNet
-from .batches import CHUNK, Batch, ChunkMaker, PairConfig, share_of, stream
+from .batches import CHUNK, Batch, ChunkMaker, PairConfig, make_ahead, share_of, stream
 from .cache import PhotoCache, build_cache, open_cache
 from .loop import FitConfig, fit, join_processes
 from .losses import MatchStatistics, match_statistics
@@ -181,13 +181,23 @@ class Task:
             preset.batch,
             start,
             preset.fit.steps,
-            self.workers,
+            0 if preset.distinct else self.workers,
             self.rank,
             self.world,
             preset.distinct,
             preset.fewest,
             preset.reframe,
         )
+
+    def make_ahead(self) -> Iterator[tuple[int, int]]:
+        """Make the pairs of a preset that uses them again and again; yield how many chunks are done, and of how many.
+
+        Several processes share them out.
+        """
+        if self.preset.distinct:
+            yield from make_ahead(self.maker, range(self.rank, self.preset.distinct, self.world), self.workers)
+        if self.world > 1:
+            dist.barrier()
 
     def held_out(self) -> list[Batch]:
         """Return the evaluation pairs; they are made once and kept in the run's folder."""
@@ -254,7 +264,8 @@ def prepare(
     traits = try_extractor(photos, preset.pairs, chosen)
     on_gpu = traits.on_device and chosen.type != "cpu"
     if workers is None:
-        workers = 0 if on_gpu else max(1, (os.cpu_count() or 2) // max(1, world) - 1)
+        # Pairs that are used again are made before training begins, by all cores; others beside it.
+        workers = 0 if on_gpu else max(1, (os.cpu_count() or 2) // max(1, world) - (0 if preset.distinct else 1))
     keep = Path(chunks) if chunks else folder / "chunks"
     making = chosen if on_gpu else torch.device("cpu")
     keep_training = keep if chunks or preset.distinct else None
@@ -556,6 +567,8 @@ def _train(
     stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """Train with evaluation on held-out pairs, pictures and a baseline."""
+    for _ in task.make_ahead():
+        pass
     held_out: list[Batch] = []
     baseline: dict[str, dict[str, float]] = {}
     board: _Board | None = None
