@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import warnings
 from dataclasses import replace
@@ -162,24 +163,46 @@ def test_auto_never_takes_non_commercial_weights(on_this_machine: set[str], monk
 
 
 def test_every_preference_names_registered_weights_that_may_be_used() -> None:
-    # sift-lightglue is ours and joins the registry once it is trained.
     known = weights.entries()
     assert not {"aliked-t16"} & set(WEIGHTS_FOR), "its descriptors have 64 numbers, the weights want 128"
     assert known.keys() >= set(WEIGHTS_FOR.values())
     for choice in two_view.PREFERENCES:
-        for name in set(choice.weights) - {"sift-lightglue"}:
+        for name in choice.weights:
             assert known[name].commercial
     assert two_view.PREFERENCES[-1].weights == (), "the last resort works everywhere"
 
 
-def test_asking_for_a_matcher_without_weights_says_how_to_get_them(
-    on_this_machine: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Here the classical fallback would not be what the user asked for."""
-    name = two_view.choose(matcher="lightglue")[0]
+def test_a_matcher_without_weights_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights.store, "_candidates", lambda wanted: [])
-    with pytest.raises(WeightsError, match=f"tiepoint weights pull {name}"):
-        tp.match(np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8), matcher="lightglue")
+    with pytest.raises(WeightsError, match="tiepoint weights pull aliked-n16"):
+        tp.match(np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8), "aliked-n16", "lightglue")
+
+
+def test_the_default_is_bundled(on_this_machine: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    on_this_machine.add("sift-lightglue")
+    assert two_view.choose()[:2] == ("sift", "lightglue")
+    entry = weights.entry("sift-lightglue")
+    path = weights.store.BUNDLED / entry.file
+    assert path.stat().st_size == entry.size and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+    config = weights.load(path)[1]
+    assert config["features"] == ["sift"]
+
+
+def test_bundled_default_on_photographs(data_dir: Path) -> None:
+    """SIFT and our LightGlue against nearest neighbours: two photographs with known cameras."""
+    fountain = data_dir / "eval" / "fountain"
+    pair = json.loads((fountain / "pairs.json").read_text())["pairs"][0]
+    images = [fountain / pair[name] for name in ("image0", "image1")]
+    R, t, K0, K1 = (np.array(pair[name], float) for name in ("R", "t", "K0", "K1"))
+    right = []
+    for matcher in ("lightglue", "nearest"):
+        found = tp.match(*images, "sift", matcher, long_side=None)
+        error = tp.geometry.symmetric_epipolar_error(
+            tp.geometry.fundamental_from_pose(K0, K1, R, t), found.points0, found.points1
+        )
+        right.append(int((error < 3).sum()))
+        assert (error < 3).mean() > 0.85
+    assert right[0] >= right[1]
 
 
 def test_learned_default_on_photographs(data_dir: Path) -> None:

@@ -473,8 +473,7 @@ def frame_code(positions: Tensor) -> Tensor:
 
 # The registry names of the weights that match each extractor's features.
 WEIGHTS_FOR = {
-    # ours where they are bundled, else the original authors'
-    "sift": "sift-lightglue" if "sift-lightglue" in weights_module.entries() else "sift-lightglue-cvg",
+    "sift": "sift-lightglue",
     "superpoint": "superpoint-lightglue",
     "superpoint-open": "superpoint-lightglue",
     "aliked-n16": "aliked-lightglue",

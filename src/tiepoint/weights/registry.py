@@ -300,6 +300,17 @@ _ALL = [
         config=_lightglue(128, scale_orientation=True),
     ),
     Entry(
+        name="sift-lightglue",
+        file="sift-lightglue.safetensors",
+        kind="matcher",
+        features="sift",
+        url=None,
+        size=3_628_854,
+        sha256="cd344300b79d31121225dcd655ef8665ff970b1bdb327aba6e4a275a435c3ac7",
+        licence="Apache-2.0",
+        trained_on="pairs made from 3,376 freely licensed photographs; see bundled/sift-lightglue.md",
+    ),
+    Entry(
         name="sift-lightglue-cvg",
         file="sift_lightglue.pth",
         kind="matcher",
