@@ -67,7 +67,7 @@ class Watched:
     """Takes its time, and notes what it works on, so that a test knows who is busy and what was done twice."""
 
     notes: Path
-    seconds = 0.3
+    seconds = 0.6  # a busy machine may need half of it until the driver hears of it
 
     def begin(self, what: str) -> None:
         (self.notes / f"{time.monotonic_ns()} {os.getpid()}").write_text(what)
