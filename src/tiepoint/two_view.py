@@ -42,7 +42,7 @@ class Choice:
         return all(name in known and known[name].commercial and weights.available(name) for name in self.weights)
 
 
-# What "auto" means: the first usable one of these. Ours comes first: always there, quick on a CPU, at home with any roll.
+# What "auto" means: the first usable one of these. Ours comes first: always there, quick on a CPU, good at any roll.
 PREFERENCES = (
     Choice("sift", "lightglue", ("sift-lightglue",)),
     Choice("aliked-n16", "lightglue", ("aliked-n16", "aliked-lightglue")),
