@@ -185,11 +185,11 @@ def test_the_default_is_bundled(on_this_machine: set[str], monkeypatch: pytest.M
     path = weights.store.BUNDLED / entry.file
     assert path.stat().st_size == entry.size and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
     config = weights.load(path)[1]
-    assert config["features"] == ["sift"]
+    assert config["features"] == ["sift"] and config["overlap_threshold"] > 0
 
 
 def test_bundled_default_on_photographs(data_dir: Path) -> None:
-    """SIFT and our LightGlue against nearest neighbours: two photographs with known cameras."""
+    """SIFT and our LightGlue against nearest neighbours: two photographs with known cameras, and two unrelated ones."""
     fountain = data_dir / "eval" / "fountain"
     pair = json.loads((fountain / "pairs.json").read_text())["pairs"][0]
     images = [fountain / pair[name] for name in ("image0", "image1")]
@@ -202,7 +202,10 @@ def test_bundled_default_on_photographs(data_dir: Path) -> None:
         )
         right.append(int((error < 3).sum()))
         assert (error < 3).mean() > 0.85
+        assert found.matches.overlaps is (True if matcher == "lightglue" else None)
     assert right[0] >= right[1]
+    other = data_dir / "demo" / "cup" / "images" / "0000.jpg"
+    assert not tp.match(images[0], other, "sift", "lightglue").matches.overlaps
 
 
 def test_learned_default_on_photographs(data_dir: Path) -> None:
