@@ -582,7 +582,7 @@ def _train(
         for i, batch in enumerate(held_out):
             batch = batch.to(task.device)
             output = trained(batch)
-            total = total + match_statistics(output.log_p, batch.labels)
+            total = total + match_statistics(output.log_p, batch.labels, task.preset.model.match_threshold)
             loss += float(output.loss) / len(held_out)
             if i == 0 and board:
                 board.predictions = output.log_p.cpu()
