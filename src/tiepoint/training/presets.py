@@ -49,7 +49,7 @@ class Preset:
 
 
 # Of a match. With the paper's 0.1 our matchers find more, but are less precise than nearest neighbours with ratio test.
-_LEAST_SCORE = 0.3
+_LEAST_SCORE = 0.4
 
 PRESETS = {
     # A quarter of an hour on two CPU cores, with a few hundred photographs; the first minutes make the pairs.
