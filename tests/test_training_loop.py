@@ -358,6 +358,35 @@ def test_starts_as_nearest_neighbour(dim: int) -> None:
     assert statistics.recall > 0.9, "and the assignment, a soft-max of it both ways, is nearly that"
 
 
+def test_starts_with_geometry_and_whitened_descriptors() -> None:
+    """Similarity is what half-whitened descriptors, by the closed form, and agreement of frames say together."""
+    rng = np.random.default_rng(0)
+    sample = rng.normal(size=(500, 32)) * np.linspace(1, 0.2, 32) + 0.3
+    sample /= np.linalg.norm(sample, axis=1, keepdims=True)
+    positions = rng.normal(size=(40, 4))
+    config = LightGlueConfig(
+        input_dim=32, dim=64, heads=2, layers=2, scale_orientation=True, log_scale=True, align=True
+    )
+    net = LightGlueNet(config)
+    start_as_nearest_neighbour(net, torch.from_numpy(sample).float(), sharpness=10.0, geometry=6.0)
+    with torch.no_grad():
+        x, _, _ = net.encode(torch.from_numpy(sample[:40]).float(), torch.from_numpy(positions).float())
+        projected = net.heads[0].project(x)
+        similarity = (projected @ projected.T / 64**0.5).numpy()
+
+    variances, axes = np.linalg.eigh(np.cov(sample.T))
+    white = (sample - sample.mean(0)) @ axes / variances**0.25
+    white /= np.linalg.norm(white, axis=1).mean()
+    by_place = np.zeros((40, 40))
+    for wave in (1.0, 2.2, 5.0):
+        for turn in range(4):
+            along = positions[:, :2] @ [np.cos(turn * np.pi / 4), np.sin(turn * np.pi / 4)]
+            by_place += np.cos(wave * np.subtract.outer(along, along)) / 20
+    for column, wave in ((3, 1.0), (3, 2.0), (2, 0.8), (2, 1.6)):
+        by_place += np.cos(wave * np.subtract.outer(positions[:, column], positions[:, column])) / 10
+    np.testing.assert_allclose(similarity, 10 * white[:40] @ white[:40].T + 6 * by_place, atol=2e-3)
+
+
 @pytest.mark.parametrize("dim", [128, 256])
 def test_a_new_matcher_is_loadable_upstream(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours to upstream's layout and back; kornia's port of upstream runs it and finds the same matches."""

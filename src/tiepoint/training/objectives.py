@@ -337,6 +337,7 @@ def _whitening(descriptors: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Principal axes (K, D), at most so many, and mean (D,): projections have length 1 on average, half whitened."""
     mean = descriptors.mean(0)
     values, axes = torch.linalg.eigh(torch.cov(descriptors.T))
-    values, axes = values.flip(0)[:most].clamp(min=1e-9), axes.flip(1)[:, :most]
+    values, axes = values.flip(0)[:most], axes.flip(1)[:, :most]
+    values = values.clamp(min=1e-4 * float(values[0]))  # directions that the sample hardly has are not blown up
     axes = axes * values ** -(_WHITENING / 2)
     return (axes / ((descriptors - mean) @ axes).norm(dim=1).mean()).T, mean
