@@ -26,7 +26,7 @@ from tiepoint.training.batches import PairConfig
 from tiepoint.training.loop import FitConfig
 
 MINIATURE = presets.Preset(
-    model=LightGlueConfig(dim=32, heads=2, layers=2),
+    model=LightGlueConfig(dim=64, heads=2, layers=2),
     pairs=PairConfig(keypoints=48, size=(120, 160), difficulty=0.3, photometric="none", negatives=0.2),
     fit=FitConfig(steps=6, learning_rate=1e-3, warmup=2, log_every=2, evaluate_every=3, save_every=2),
     batch=8,
@@ -284,7 +284,7 @@ def test_training_goes_on_from_given_weights(tiepoint, images: Path, finished: P
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
     assert json.loads((tmp_path / "on" / "config.json").read_text())["config"]["start"]
     with pytest.MonkeyPatch.context() as patch:
-        wider = replace(MINIATURE, model=LightGlueConfig(dim=64, heads=2, layers=2))
+        wider = replace(MINIATURE, model=LightGlueConfig(dim=96, heads=2, layers=2))
         patch.setitem(presets.PRESETS, "tiny", wider)
         ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "wider", "--start", weights_file)
-    assert ran.code == 2 and "dim is 32 there, 64 here" in ran.err
+    assert ran.code == 2 and "dim is 64 there, 96 here" in ran.err

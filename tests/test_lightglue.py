@@ -435,6 +435,13 @@ def test_roll_and_scale_are_seen_before_matching(quarters: int, shrink: float, t
     assert torch.remainder(error[:, 3] + math.pi, 2 * math.pi).sub(math.pi).median().abs() < 0.03
 
 
+def test_alignment_needs_frames_and_room_for_them() -> None:
+    with pytest.raises(ArgumentError, match="scale_orientation"):
+        LightGlueConfig(align=True)
+    with pytest.raises(ArgumentError, match="dim above 32"):
+        LightGlueConfig(dim=32, heads=2, layers=2, scale_orientation=True, log_scale=True, align=True)
+
+
 def test_aligned_matching_does_not_see_roll_and_scale(tmp_path: Path) -> None:
     """The same network finds the same matches however image 1 is rolled and scaled."""
     torch.manual_seed(0)

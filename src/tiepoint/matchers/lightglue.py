@@ -80,6 +80,8 @@ class LightGlueConfig:
             raise ArgumentError(f"dim ({self.dim}) must be a multiple of 2 * heads ({2 * self.heads})")
         if self.align and not (self.scale_orientation and self.log_scale):
             raise ArgumentError("align needs the scale and orientation of keypoints: scale_orientation and log_scale")
+        if self.align and self.dim <= FRAME_CODE:
+            raise ArgumentError(f"align needs dim above {FRAME_CODE}, the numbers that code a keypoint's frame")
         for name in ("exit_confidence", "prune_matchability"):
             schedule = getattr(self, name)
             if schedule is not None and len(schedule) != self.layers - 1:
