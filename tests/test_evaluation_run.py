@@ -238,10 +238,13 @@ def test_made_up_pair_is_always_the_same() -> None:
 
 
 def test_combinations() -> None:
-    assert evaluation.parse_combination("sift+nearest") == ("sift", "nearest", None)
+    assert evaluation.parse_combination("sift+nearest") == ("sift", "nearest")
     assert evaluation.parse_combination("sift+lightglue@a/b.safetensors").label == "sift+lightglue@a/b.safetensors"
-    with pytest.raises(ArgumentError, match="these weights"):
-        evaluation.parse_combination("sift@a/b.safetensors")
+    assert evaluation.parse_combination("cairn@a/b+lightglue@c") == ("cairn@a/b", "lightglue@c")
+    assert evaluation.parse_combination("cairn@a/b") == ("cairn@a/b", "nearest"), "whose matcher would fit, who knows"
+    for vague in ("auto@a/b.safetensors", "sift+auto@a/b.safetensors", "auto+lightglue@a/b.safetensors"):
+        with pytest.raises(ArgumentError, match="name the"):
+            evaluation.parse_combination(vague)
     for wrong in ("shift+nearest", "sift+furthest", ""):
         with pytest.raises(ArgumentError, match="there are"):
             evaluation.parse_combination(wrong)

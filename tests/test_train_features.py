@@ -211,5 +211,10 @@ def test_command_line_from_photographs_to_features(
     assert main(["export-weights", str(run), "--half"]) == 0
     extractor = tp.features.load("cairn", weights=run / "cairn.safetensors", detection_threshold=0.0, max_keypoints=50)
     assert len(extractor(texture)) == 50
+    photo, features = images / "0.png", f"cairn@{run / 'cairn.safetensors'}"
+    assert main(["extract", str(photo), "-f", features, "-k", "20", "-o", str(tmp_path / "own.h5")]) == 0
+    capsys.readouterr()
+    assert main(["match", str(photo), str(photo), "-f", features, "--json"]) == 0
+    assert "name the matcher" in capsys.readouterr().out
     assert main(["export-weights", str(run), "--layout", "upstream"]) == ArgumentError.exit_code
     assert main(["train", "confidence", str(run)]) == InputError.exit_code

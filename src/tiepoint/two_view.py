@@ -347,7 +347,7 @@ def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str
     Parameters
     ----------
     features, matcher : str
-        A name, which is kept, or ``"auto"``.
+        A name, which is kept, also with weights of one's own (``name@FILE``), or ``"auto"``.
 
     Returns
     -------
@@ -371,14 +371,18 @@ def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str
         if name is not None and Choice(features, "lightglue", (name,)).is_usable():
             return features, "lightglue", f"{features} + lightglue: the best matcher for these features"
         why = f"no trained matcher exists for {features} features"
+        if "@" in features:
+            why = "name the matcher that was trained on these weights, if there is one"
         if name is not None:
             why = f"no {name} weights on this machine that allow commercial use"
         return features, "nearest", f"{features} + nearest: {why}"
     known = weights.entries()
     offers = [c for c in PREFERENCES if matcher in ("auto", c.matcher) and known.keys() >= set(c.weights)]
     if not offers:
-        if matcher not in matchers.names():
+        if matcher.partition("@")[0] not in matchers.names():
             raise ArgumentError(f"no matcher is called {matcher!r}; there are: {', '.join(matchers.names())}")
+        if "@" in matcher:
+            raise ArgumentError(f"name the features that {matcher} was trained on")
         raise ArgumentError(
             f"'auto' picks nothing that forbids commercial use, and the matcher {matcher!r} has nothing else; "
             "name the features, e.g. features='superpoint'"

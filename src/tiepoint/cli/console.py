@@ -17,9 +17,11 @@ T = TypeVar("T")
 
 FeaturesOption = Annotated[
     str,
-    typer.Option("--features", "-f", help="Extractor: auto, sift, orb, aliked-n16 …; 'tiepoint info' lists all."),
+    typer.Option("--features", "-f", help="Extractor: auto, sift, orb, cairn@WEIGHTS …; 'tiepoint info' lists all."),
 ]
-MatcherOption = Annotated[str, typer.Option("--matcher", "-m", help="Matcher: auto, lightglue, superglue or nearest.")]
+MatcherOption = Annotated[
+    str, typer.Option("--matcher", "-m", help="Matcher: auto, lightglue, lightglue@WEIGHTS, superglue or nearest.")
+]
 MaxKeypointsOption = Annotated[
     int,
     typer.Option("--max-keypoints", "-k", min=0, help="Keep the best this many of each image; 0 keeps all."),

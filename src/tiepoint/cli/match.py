@@ -57,10 +57,6 @@ def match(
     long_side: LongSideOption = 1024,
     detection_threshold: ThresholdOption = None,
     nms_radius: NmsRadiusOption = None,
-    weights: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The matcher's weights: a file, or a name of 'tiepoint weights list'."),
-    ] = None,
     mask0: Annotated[Optional[Path], typer.Option(help="Black where A must have no keypoints.")] = None,  # noqa: UP045
     mask1: Annotated[Optional[Path], typer.Option(help="Black where B must have no keypoints.")] = None,  # noqa: UP045
     geometry: Annotated[
@@ -83,7 +79,7 @@ def match(
     Points are (x, y) pixels of the photographs as stored after EXIF rotation; (0, 0) is the centre of the
     top-left pixel.
     """
-    from .. import export, matchers, two_view
+    from .. import export, two_view
     from ..devices import pick_device
     from ..errors import ArgumentError
     from ..geometry import Camera
@@ -93,8 +89,6 @@ def match(
         export.check_output(path, two_view.FILES)
     if focal is not None and geometry is not Geometry.essential:
         raise ArgumentError("--focal is for --geometry essential only")
-    if weights is not None and "auto" in (features, matcher):
-        raise ArgumentError("--weights needs --features and --matcher: which ones are these weights for?")
     where = pick_device(none_if_auto(device))
     begin = time.perf_counter()
     views = read_image(image0, mask0), read_image(image1, mask1)
@@ -103,9 +97,7 @@ def match(
     result = two_view.match(
         *views,
         features=features,
-        matcher=matcher
-        if weights is None
-        else matchers.load(matcher, features=features, device=where, weights=weights),
+        matcher=matcher,
         max_keypoints=none_if_zero(max_keypoints),
         long_side=none_if_zero(long_side),
         detection_threshold=detection_threshold,

@@ -57,7 +57,7 @@ WorkersOption = Annotated[
 def matcher(
     images: Annotated[Path, typer.Option("--images", help="Folder of photographs, with its sub-folders.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a run there is resumed.")],
-    features: Annotated[str, typer.Option("--features", "-f", help="Extractor: sift, aliked-n16 …")] = "sift",
+    features: Annotated[str, typer.Option("--features", "-f", help="Extractor: sift, cairn@WEIGHTS …")] = "sift",
     preset: Annotated[PresetName, typer.Option(help="Size, pairs and length of the training.")] = PresetName.tiny,
     kind: Annotated[Kind, typer.Option(help="Architecture.")] = Kind.lightglue,
     start: Annotated[

@@ -127,7 +127,6 @@ def run(
     data: str | Path,
     features: str = "sift",
     matcher: str = "nearest",
-    weights: str | None = None,
     *,
     sets: Sequence[str] | None = None,
     limit: int | None = None,
@@ -145,9 +144,7 @@ def run(
     data : path
         Evaluation sets, see `tiepoint.evaluation.datasets.load_pairs`.
     features, matcher : str
-        Names known to `tiepoint.features.load` and `tiepoint.matchers.load`.
-    weights : str or None
-        The matcher's weights, a file or a registered name; None takes those that belong to the features.
+        Names known to `tiepoint.features.load` and `tiepoint.matchers.load`, also with weights (``name@FILE``).
     sets, limit
         Which sets, and how many pairs of each; None takes all.
     max_keypoints, long_side : int or None
@@ -155,8 +152,8 @@ def run(
     device : str
         Where networks run.
     output : path or None
-        Folder for ``<features>+<matcher>.jsonl`` (with weights: ``...@<name of the file>.jsonl``); None keeps the rows
-        in memory only.
+        Folder for ``<features>+<matcher>.jsonl`` (of weights only the name of the file); None keeps the rows in memory
+        only.
     resume : bool
         Continue a file of the same configuration; False starts it again.
     progress : callable or None
@@ -175,7 +172,7 @@ def run(
     """
     pairs = load_pairs(data, sets, limit)
     extract = extractors.load(features, device=device, max_keypoints=max_keypoints, long_side=long_side)
-    combination = Combination(features, matcher, weights)
+    combination = Combination(features, matcher)
     match = combination.load_matcher(device)
     configuration = {
         "features": features,
@@ -184,12 +181,12 @@ def run(
         "long_side": long_side,
         "device": device,
     }
-    if weights is not None:
-        configuration["weights"] = weights
-        if Path(weights).is_file():
-            configuration["sha256"] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    name = f"{features}+{matcher}" + ("" if weights is None else f"@{Path(weights).name}")
-    path = None if output is None else Path(output) / f"{name}.jsonl"
+    short = []
+    for name, _, file in (part.partition("@") for part in combination):
+        if Path(file).is_file():
+            configuration[f"sha256 of {file}"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        short.append(f"{name}@{Path(file).name}" if file else name)
+    path = None if output is None else Path(output) / f"{'+'.join(short)}.jsonl"
     return evaluate(pairs, extract, match, combination.label, configuration, path, resume, progress)
 
 
@@ -242,25 +239,23 @@ def compare(
 
 
 class Combination(NamedTuple):
-    """An extractor and a matcher by name, and the matcher's weights (a file or a name) if not its own."""
+    """An extractor and a matcher by name, each as ``name@FILE`` if not with its own weights."""
 
     features: str
     matcher: str
-    weights: str | None = None
 
     @property
     def label(self) -> str:
         """Short name for tables, as `parse_combination` reads it."""
-        return f"{self.features}+{self.matcher}" + ("" if self.weights is None else f"@{self.weights}")
+        return f"{self.features}+{self.matcher}"
 
     def load_matcher(self, device: str) -> Matcher:
         """Load the matcher; raises what `tiepoint.matchers.load` raises."""
-        options = {} if self.weights is None else {"weights": self.weights}
-        return matchers.load(self.matcher, features=self.features, device=device, **options)
+        return matchers.load(self.matcher, features=self.features, device=device)
 
 
 def parse_combination(text: str) -> Combination:
-    """Read ``"features+matcher"`` or ``"features+matcher@weights"``.
+    """Read ``"features+matcher"``, each either a name or ``name@weights``.
 
     ``"features"`` alone takes the best matcher for them, as `tiepoint.match` does, and so does the name
     ``auto``. Weights are a file or a name of ``tiepoint weights list``.
@@ -272,25 +267,22 @@ def parse_combination(text: str) -> Combination:
 
     Examples
     --------
-    >>> parse_combination("sift+lightglue@mine.safetensors").weights
-    'mine.safetensors'
+    >>> parse_combination("sift+lightglue@mine.safetensors").matcher
+    'lightglue@mine.safetensors'
     >>> parse_combination("orb").label
     'orb+nearest'
     """
-    names_only, _, weights = text.partition("@")
-    features, _, matcher = names_only.partition("+")
+    features, _, matcher = text.partition("+")
     matcher = matcher or "auto"
     for kind, name, names in (
         ("extractor", features, extractors.names()),
         ("matcher", matcher, matchers.names()),
     ):
-        if name not in ("auto", *names):
+        if name.partition("@")[0] not in ("auto", *names):
             raise ArgumentError(f"{text!r}: no {kind} is called {name!r}; there are: {', '.join(names)}")
-    if not weights:
-        return Combination(*choose(features, matcher)[:2])
-    if "auto" in (features, matcher):
-        raise ArgumentError(f"{text!r}: name extractor and matcher; which ones are these weights for?")
-    return Combination(features, matcher, weights)
+        if name.startswith("auto@"):
+            raise ArgumentError(f"{text!r}: name the {kind} that these weights are for")
+    return Combination(*choose(features, matcher)[:2])
 
 
 def evaluate(

@@ -52,7 +52,7 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
     Parameters
     ----------
     name : str
-        One of `names`.
+        One of `names`, or ``name@FILE`` for weights of one's own.
     device : torch.device or str
         Where networks run; hand-made extractors stay on the CPU.
     **options
@@ -75,6 +75,9 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
     >>> sift(np.zeros((64, 64, 3), np.uint8)).keypoints.shape
     torch.Size([0, 2])
     """
+    name, _, file = name.partition("@")
+    if file:
+        options["weights"] = file
     if name in _BUILTIN:
         module, attribute, variant = _BUILTIN[name]
         factory = getattr(import_module(f".{module}", __name__), attribute)

@@ -28,9 +28,9 @@ def load(name: str, features: str = "sift", device: torch.device | str = "cpu", 
     Parameters
     ----------
     name : str
-        One of `names`: ``lightglue``, ``superglue`` or ``nearest``.
+        One of `names`: ``lightglue``, ``superglue`` or ``nearest``; or ``name@FILE`` for weights of one's own.
     features : str
-        Name of the extractor whose features will be matched; chooses the weights.
+        Name of the extractor whose features will be matched, as `tiepoint.features.load` takes it; chooses the weights.
     device : torch.device or str
         Where it runs.
     **options
@@ -43,12 +43,15 @@ def load(name: str, features: str = "sift", device: torch.device | str = "cpu", 
     WeightsError
         The weights file is not on this machine; nothing is downloaded here.
     """
+    name, _, file = name.partition("@")
+    if file:
+        options["weights"] = file
     if name not in _BUILTIN:
         raise ArgumentError(f"no matcher is called {name!r}; there are: {', '.join(names())}")
     module, attribute = _BUILTIN[name]
     factory = getattr(import_module(f".{module}", __name__), attribute)
     try:
-        return factory(features=features, device=device, **options)
+        return factory(features=features.partition("@")[0], device=device, **options)
     except TypeError as error:
         if options and "unexpected keyword" in str(error):
             wanted = ", ".join(map(repr, options))

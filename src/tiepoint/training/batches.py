@@ -46,7 +46,7 @@ class PairConfig:
     Attributes
     ----------
     features : str
-        Name of the extractor, see `tiepoint.features.names`.
+        The extractor, as `tiepoint.features.load` takes it.
     detection_threshold : float or None
         Of the extractor; lower than its default, dark and blurred pictures have enough points too.
     keypoints : int
@@ -76,6 +76,11 @@ class PairConfig:
     scenes: float = 0.0
     posed: float = 0.0
     negatives: float = 0.1
+
+    @property
+    def extractor(self) -> str:
+        """Its name, without weights."""
+        return self.features.partition("@")[0]
 
     def __post_init__(self) -> None:
         for name in ("scenes", "posed", "negatives"):

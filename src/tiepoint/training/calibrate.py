@@ -285,7 +285,7 @@ def samples_from_photographs(
         for batch in stream(maker, CHUNK, 0, math.ceil(count / CHUNK), workers):
             yield [
                 Sample(f0, f1, batch.matches0[p].numpy(), bool(batch.related[p]))
-                for p, (f0, f1) in enumerate(batch.features(config.features))
+                for p, (f0, f1) in enumerate(batch.features(config.extractor))
             ]
 
 
@@ -386,8 +386,8 @@ def calibrate_file(
     state, told = weights_module.load(source)
     if told.get("training", {}).get("kind") != "lightglue":
         raise ArgumentError(f"{source} does not hold LightGlue weights of ours")
-    features = told["features"][0]
-    matcher = LightGlue(features, chosen_device, weights=str(source))
+    trained_on = pairs_from_dict(told["training"]["pairs"])
+    matcher = LightGlue(trained_on.extractor, chosen_device, weights=str(source))
     needed = calibration.pairs_needed(keep, confidence)
     count = 4 * needed if count is None else count
     if pairs_file is None and count < needed:
@@ -396,9 +396,9 @@ def calibrate_file(
         )
     with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:  # Windows keeps a mapped file
         if pairs_file is not None:
-            samples = samples_from_list(pairs_file, images, features, keypoints, device=chosen_device)
+            samples = samples_from_list(pairs_file, images, trained_on.features, keypoints, device=chosen_device)
         else:
-            config = replace(pairs_from_dict(told["training"]["pairs"]), keypoints=keypoints)
+            config = replace(trained_on, keypoints=keypoints)
             photos = build_cache(images, cache or Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
             try_extractor(photos, config, torch.device("cpu"))
             names = hashlib.sha256("\n".join(photos.names).encode()).hexdigest()

@@ -105,8 +105,8 @@ class Task:
 
     @property
     def features(self) -> str:
-        """Name of the extractor."""
-        return self.preset.pairs.features
+        """Name of the extractor, without its weights."""
+        return self.preset.pairs.extractor
 
     @property
     def config(self) -> dict[str, Any]:
