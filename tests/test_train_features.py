@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -18,13 +18,18 @@ import tiepoint as tp
 from tiepoint.cli import main
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.features.cairn import CairnConfig, CairnNet
+from tiepoint.matchers.lightglue import LightGlueConfig, LightGlueNet
 from tiepoint.training import features as objective_module
 from tiepoint.training import presets, run_features
+from tiepoint.training.batches import Batch
 from tiepoint.training.cache import PhotoCache, build_cache
+from tiepoint.training.end_to_end import EndToEndNet, EndToEndObjective
 from tiepoint.training.features import CairnObjective
+from tiepoint.training.ground_truth import UNMATCHABLE
 from tiepoint.training.loop import FitConfig
+from tiepoint.training.objectives import LightGlueObjective, start_as_nearest_neighbour
 from tiepoint.training.presets import FeaturePreset
-from tiepoint.training.views import ViewConfig, ViewMaker, Views
+from tiepoint.training.views import Carried, ViewConfig, ViewMaker, Views
 
 MODEL = CairnConfig(levels=3, width=8, rings=8, angles=16, channels=8, dim=16)
 MINIATURE = FeaturePreset(
@@ -165,6 +170,20 @@ def test_every_parameter_learns(photos: PhotoCache, scenes: float) -> None:
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.any(), name
 
 
+def test_points_at_the_horizon_do_no_harm(photos: PhotoCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a keypoint is not seen, the derivative of where it would be may be infinite."""
+    true = Views.carry
+
+    def carry(self: Views, points: torch.Tensor, forward: bool) -> Carried:
+        carried = true(self, points, forward)
+        return carried._replace(jacobian=carried.jacobian.masked_fill(~carried.seen[..., None, None], torch.inf))
+
+    monkeypatch.setattr(Views, "carry", carry)
+    objective = CairnObjective(CairnNet(MODEL), 80)
+    objective(ViewMaker(photos, MINIATURE.views, 5)(0, range(2))).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in objective.parameters())
+
+
 def test_training_lowers_the_loss(photos: PhotoCache) -> None:
     torch.manual_seed(0)
     objective = CairnObjective(CairnNet(MODEL), 80)
@@ -193,6 +212,94 @@ def test_a_run_stopped_and_resumed_is_the_run_that_never_stopped(images: Path, t
     other = replace(MINIATURE, keypoints=41)
     with pytest.raises(InputError, match="keypoints is 40 there and 41 here"):
         run_features.train_features(replace(task, preset=other), tmp_path / "parts")
+
+
+def end_to_end(seed: int = 0) -> EndToEndObjective:
+    torch.manual_seed(seed)
+    config = LightGlueConfig(
+        features=("cairn",), input_dim=16, dim=64, heads=2, layers=2, scale_orientation=True, log_scale=True, align=True
+    )
+    matcher = LightGlueNet(config)
+    start_as_nearest_neighbour(matcher)
+    return EndToEndObjective(EndToEndNet(CairnNet(MODEL), matcher), 60)
+
+
+@pytest.mark.parametrize("scenes", [0.0, 1.0])
+def test_the_matcher_is_told_the_truth(photos: PhotoCache, scenes: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matches are within 3 pixels, what is said to have no partner has none, and unrelated pictures share nothing."""
+    objective = end_to_end()
+    views = ViewMaker(photos, ViewConfig((96, 128), photometric="none", scenes=scenes), 5)(0, range(2))
+    given: list[Batch] = []
+    monkeypatch.setattr(objective.matching, "forward", lambda batch: given.append(batch) or LightGlueObjective.forward(
+        objective.matching, batch))  # fmt: skip
+    output = objective(views)
+    (batch,) = given
+    assert output.labels.matches0 is batch.matches0 and len(batch) == len(views) + 1
+    assert batch.related.tolist() == [True] * len(views) + [False]
+    assert (batch.matches0[-1] < 0).all() and (batch.matches0[-1] == UNMATCHABLE).sum() == batch.counts[-2]
+    assert torch.equal(batch.keypoints[-2], batch.keypoints[0]) and torch.equal(batch.keypoints[-1], batch.keypoints[3])
+    present = batch.present.unflatten(0, (-1, 2))
+    points = batch.keypoints.unflatten(0, (-1, 2))[: len(views)]
+    carried, back = views.carry(points[:, 0], True), views.carry(points[:, 1], False)
+    matched = 0
+    for pair in range(len(views)):
+        distance = torch.cdist(carried.points[pair], points[pair, 1])
+        distance[:, ~(present[pair, 1] & back.seen[pair])] = torch.inf
+        for i, j in enumerate(batch.matches0[pair].tolist()):
+            if j >= 0:
+                matched += 1
+                assert batch.matches1[pair, j] == i and carried.seen[pair, i]
+                assert min(distance[i, j], (back.points[pair, j] - points[pair, 0, i]).norm()) < 3
+            elif j == UNMATCHABLE:
+                assert present[pair, 0, i]
+                assert not carried.seen[pair, i] or distance[i].min() > 6
+    assert matched > 10
+
+
+def test_the_assignment_loss_reaches_the_describer_and_nothing_before_it(photos: PhotoCache) -> None:
+    objective = end_to_end()
+    views = ViewMaker(photos, ViewConfig((96, 128), photometric="none", scenes=0.0), 5)(0, range(1))
+    objective(views).parts["assignment"].backward()
+    for name, parameter in objective.net.named_parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        if name.startswith("extractor.detector") or "spread" in name or "confidence" in name:
+            assert not reached, name
+        elif name.startswith("extractor.describer") or "heads" in name:
+            assert reached, name
+
+
+def test_command_line_end_to_end(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(presets.FEATURE_PRESETS, "tiny", replace(MINIATURE, keypoints=60))
+    objective = end_to_end()
+    first, matcher = tmp_path / "first.safetensors", tmp_path / "matcher.safetensors"
+    net = objective.net
+    tp.weights.save(first, net.extractor.state_dict(), asdict(net.config.extractor))
+    tp.weights.save(
+        matcher, net.matcher.state_dict(), {**asdict(net.config.matcher), "training": {"kind": "lightglue", "pairs": 1}}
+    )
+    run = tmp_path / "run"
+    base = ["train", "features", "--images", str(images), "-o", str(run), "--workers", "0", "--device", "cpu"]
+    assert main([*base, "--matcher", str(matcher)]) == ArgumentError.exit_code
+    assert main([*base, "--start", str(first), "--matcher", str(first)]) == ArgumentError.exit_code
+    assert main([*base, "--start", str(first), "--matcher", str(matcher)]) == 0
+    assert "cairn.safetensors and" in capsys.readouterr().out
+    before = json.loads((run / "before.json").read_text())
+    after = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    assert before.keys() == {name for name in after if name.startswith("held_out")}
+    state, told = tp.weights.load(run / "cairn.safetensors")
+    assert any(not torch.equal(value, net.extractor.state_dict()[name]) for name, value in state.items())
+    told = tp.weights.load(run / "lightglue.safetensors")[1]
+    assert told["training"]["kind"] == "lightglue" and told["training"]["pairs"] == 1
+    assert told["training"]["end to end"]["start"] == str(first)
+    features, pairer = f"cairn@{run / 'cairn.safetensors'}", f"lightglue@{run / 'lightglue.safetensors'}"
+    assert main(["match", str(images / "0.png"), str(images / "1.png"), "-f", features, "-m", pairer]) == 0
+    assert main(["export-weights", str(run)]) == ArgumentError.exit_code
+    assert main(["export-weights", str(run / "cairn.safetensors"), "--half"]) == ArgumentError.exit_code, "itself"
+    half = tmp_path / "half.safetensors"
+    assert main(["export-weights", str(run / "cairn.safetensors"), "--half", "-o", str(half)]) == 0
+    assert half.stat().st_size < (run / "cairn.safetensors").stat().st_size
 
 
 def test_command_line_from_photographs_to_features(

@@ -146,6 +146,14 @@ def features(
     images: Annotated[Path, typer.Option("--images", help="Folder of photographs, with its sub-folders.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a run there is resumed.")],
     preset: Annotated[PresetName, typer.Option(help="Pairs and length of the training.")] = PresetName.tiny,
+    start: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--start", help="Train these weights of Cairn on: a file, or a name of 'tiepoint weights list'."),
+    ] = None,
+    matcher: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--matcher", help="End to end: with this LightGlue on top, trained on the features of --start."),
+    ] = None,
     steps: Annotated[Optional[int], typer.Option(min=1, help="Optimiser steps.")] = None,  # noqa: UP045
     minutes: Annotated[
         Optional[float],  # noqa: UP045
@@ -176,13 +184,13 @@ def features(
     fit = replace(_limits(chosen.fit, steps, minutes), compile=compile)
     chosen = replace(chosen, fit=fit, batch=batch or chosen.batch)
     with _console("checking photographs"):
-        task = run_features.prepare(images, output, chosen, seed, cache, workers, none_if_auto(device))
+        task = run_features.prepare(images, output, chosen, seed, cache, workers, none_if_auto(device), start, matcher)
     if dry_run:
         with _console("making pairs, timing steps"):
             told = run_features.rehearse(task, output)
         _print_rehearsal(told, json)
         return
-    with _live("training cairn") as report, _graceful() as stop:
+    with _live("training cairn" + (" and lightglue" if matcher else "")) as report, _graceful() as stop:
         row = run_features.train_features(task, output, report, stop)
     if task.rank > 0:
         return
@@ -190,8 +198,10 @@ def features(
         print_json({**_finite(row), "run": str(output)})
         return
     print(f"on held-out pairs: {row['held_out_repeated']:.1%} of the keypoints repeated, ", end="")
-    print(f"{row['held_out_matched']:.1%} matched rightly by nearest neighbours")
-    print(f"{row['step']} steps in {row['seconds'] / 60:.1f} minutes, wrote {output / 'weights.safetensors'}")
+    print(f"{row['held_out_matched']:.1%} matched rightly by {'the matcher' if matcher else 'nearest neighbours'}")
+    files = ("cairn.safetensors", "lightglue.safetensors") if matcher else ("weights.safetensors",)
+    written = " and ".join(str(output / file) for file in files)
+    print(f"{row['step']} steps in {row['seconds'] / 60:.1f} minutes, wrote {written}")
 
 
 @app.command("confidence")
@@ -220,7 +230,9 @@ def confidence(
 
 
 def export_weights(
-    run: RunArgument,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN|WEIGHTS", help="Folder of a run of 'tiepoint train', or one of its weights.")
+    ],
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--output", "-o", help="File; by default FEATURES-KIND.safetensors (upstream: .pth) in RUN."),

@@ -25,7 +25,7 @@ def export_weights(
     Parameters
     ----------
     run : path
-        Folder of the run.
+        Folder of the run, or a file of weights.
     output : path, optional
         A ``.safetensors`` file, or a ``.pth`` for upstream's layout; by default one named after extractor and matcher
         in the run's folder.
@@ -48,11 +48,18 @@ def export_weights(
     """
     if layout not in ("tiepoint", "upstream"):
         raise ArgumentError(f"the layout must be tiepoint or upstream, not {layout!r}")
-    state, config = weights.load(newest_weights(run))
-    kind = config["training"]["kind"]
+    source = Path(run) if Path(run).is_file() else newest_weights(run)
+    state, config = weights.load(source)
+    kind = config.get("training", {}).get("kind")
+    if kind == "end-to-end":
+        raise ArgumentError(f"{run} trained two networks: give {run}/cairn.safetensors or {run}/lightglue.safetensors")
+    if kind is None:
+        raise ArgumentError(f"{source} was not written by 'tiepoint train'")
     suffix = ".safetensors" if layout == "tiepoint" else ".pth"
     name = kind if kind == "cairn" else f"{config['features'][0]}-{kind}"
-    path = Path(output) if output else Path(run) / f"{name}{suffix}"
+    path = Path(output) if output else (source.parent if source == Path(run) else Path(run)) / f"{name}{suffix}"
+    if path.exists() and path.samefile(source):
+        raise ArgumentError(f"{path} would overwrite what it is made from; give another name with -o")
     check_output(path, (suffix,))
     note = ""
     if layout == "upstream":

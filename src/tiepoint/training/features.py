@@ -7,7 +7,8 @@ will be in use, and what should have come out follows from their geometry (`View
   the logits around the place it is carried to; and the distance of two keypoints that correspond, which the soft
   arg-max makes differentiable (as in ALIKE, arXiv 2112.02906), for the fraction of a pixel.
 - **which**: the rank of a keypoint is the logit of "mutual nearest neighbours match it correctly", learned by watching
-  whether they do. Keypoints that the other picture does not show teach nothing.
+  whether they do (or whether the matcher does that is trained with it, see `end_to_end`). Keypoints that the other
+  picture does not show teach nothing.
 - **direction**: that of the partner, turned as the picture was turned.
 - **what**: a dual soft-max over all keypoints of a pair, in which keypoints too near to a partner to be told from it
   take no part (as in DISK, arXiv 2006.13566, but without sampling: the correspondence is known).
@@ -16,9 +17,11 @@ will be in use, and what should have come out follows from their geometry (`View
 
 from __future__ import annotations
 
+from typing import NamedTuple, cast
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..features.cairn import CairnNet, Description, Keypoints, Scores, to_grey
 from .ground_truth import IGNORED, UNMATCHABLE, Labels
@@ -33,6 +36,21 @@ EXPLORATION = 0.5  # scale of the noise; at 1 a keypoint twice as likely to be r
 REACH = 3  # pixels to each side of a keypoint's place in which it should be the peak
 
 
+class Comparison(NamedTuple):
+    """How a pair's keypoints were matched.
+
+    Attributes
+    ----------
+    closeness : tensor (B, N, M)
+        Two keypoints match that are closest to each other.
+    judged : Output or None
+        The loss of a matcher that is trained too, and what it is judged by.
+    """
+
+    closeness: Tensor
+    judged: Output | None
+
+
 class CairnObjective(Objective):
     """Everything that `Cairn` learns, on its own keypoints.
 
@@ -44,20 +62,40 @@ class CairnObjective(Objective):
         Of each picture.
     """
 
-    net: CairnNet
-
-    def __init__(self, net: CairnNet, keypoints: int) -> None:
+    def __init__(self, net: nn.Module, keypoints: int) -> None:
         super().__init__()
         self.net, self.keypoints = net, keypoints
 
+    @property
+    def extractor(self) -> CairnNet:
+        """The part of the network that finds and describes."""
+        return cast(CairnNet, self.net)
+
     def compile_parts(self) -> None:
         """Compile the two networks."""
-        self.net.detector.compile(dynamic=True)
-        self.net.describer.compile(dynamic=True)
+        self.extractor.detector.compile(dynamic=True)
+        self.extractor.describer.compile(dynamic=True)
+
+    def match(
+        self, batch: Views, found: Keypoints, described: Description, similarity: Tensor, labels: Labels
+    ) -> Comparison:
+        """Match the keypoints of B pairs as users will, here by mutual nearest neighbours.
+
+        Parameters
+        ----------
+        batch, found, described
+            Pictures, and what the networks say about them.
+        similarity : tensor (B, N, M)
+            Cosines of the descriptors.
+        labels : Labels
+            What is right.
+        """
+        real = found.ranks.unflatten(0, (-1, 2)).isfinite()
+        return Comparison(similarity.masked_fill(~(real[:, 0, :, None] & real[:, 1, None]), -2), None)
 
     def forward(self, batch: Views) -> Output:
         """Return the loss of pairs of pictures."""
-        net = self.net
+        net = self.extractor
         images = net.levels(to_grey(batch.images))
         scores = net.score(images)
         noise = _gumbel(scores.ranks, batch.seed) if self.training else None
@@ -81,6 +119,8 @@ class CairnObjective(Objective):
             alike = ((ideal0[:, :, None] - levels1[:, None]).abs() <= LEVELS_APART) & seen0[:, :, None] & seen1[:, None]
             partner, matched = _mutual(-error.masked_fill(~alike, torch.inf))
             matched &= error.gather(2, partner[..., None])[..., 0] < RIGHT[-1]
+            # Near the horizon it is without bounds, and a gradient of zero times that would be NaN.
+            jacobian = torch.where(matched[..., None, None], carried0.jacobian, torch.eye(2, device=error.device))
 
         # what
         d0, d1 = described.descriptors.unflatten(0, (len(batch), 2, -1)).unbind(1)
@@ -92,12 +132,14 @@ class CairnObjective(Objective):
         log_p = _log_softmax(logits, 2) + _log_softmax(logits, 1)
         likely = log_p.gather(2, partner[..., None])[..., 0]
         what = -_mean(likely, matched)
+        labels = _labels(partner, matched, error, seen0, seen1)
 
         # which
+        closeness, judged = self.match(batch, found, described, similarity, labels)
         with torch.no_grad():
-            nearest, mutual = _mutual(similarity.masked_fill(~(real[:, 0, :, None] & real[:, 1, None]), -2))
+            nearest, mutual = _mutual(closeness)
             right0 = _rightness(error.gather(2, nearest[..., None])[..., 0]) * mutual
-            back = similarity.argmax(1)
+            back = closeness.argmax(1)
             right1 = right0.gather(1, back) * (nearest.gather(1, back) == torch.arange(back.shape[1]).to(back))
         target, taught = torch.stack([right0, right1], 1), torch.stack([seen0, seen1], 1)
         which = _mean(F.binary_cross_entropy_with_logits(ranks.clamp(min=-30), target, reduction="none"), taught)
@@ -108,7 +150,7 @@ class CairnObjective(Objective):
             for side, carried, ideal, seen in ((1, carried0, ideal0, seen0), (0, carried1, ideal1, seen1))
         )
         theirs = partner[..., None].expand(-1, -1, 2)
-        moved = (carried0.jacobian @ (points0 - points0.detach())[..., None])[..., 0]
+        moved = (jacobian @ (points0 - points0.detach())[..., None])[..., 0]
         offset = torch.where(matched[..., None], carried0.points, 0.0) + moved - points1.gather(1, theirs)
         offset = torch.where(matched[..., None], offset, 0.0)
         size1 = torch.exp2(levels1.gather(1, partner) / 2)
@@ -116,7 +158,7 @@ class CairnObjective(Objective):
 
         # direction
         u0, u1 = described.directions.unflatten(0, (len(batch), 2, -1)).unbind(1)
-        turned = F.normalize((carried0.jacobian @ u0[..., None])[..., 0], dim=2)
+        turned = F.normalize((jacobian @ u0[..., None])[..., 0], dim=2)
         direction = _mean(1 - (turned * u1.gather(1, theirs)).sum(2), matched)
 
         # how precisely
@@ -124,7 +166,7 @@ class CairnObjective(Objective):
             described.spreads.unflatten(0, (len(batch), 2, -1))
             * torch.exp2(found.levels.unflatten(0, (-1, 2)) / 2)[..., None, None]
         )
-        first = carried0.jacobian @ spreads[:, 0]
+        first = jacobian @ spreads[:, 0]
         second = spreads[:, 1].gather(1, partner[..., None, None].expand(-1, -1, 2, 2))
         surprise = _surprise(offset.detach(), first @ first.mT + second @ second.mT)
         spread = _mean(surprise, matched & (nearest == partner) & mutual)
@@ -135,7 +177,9 @@ class CairnObjective(Objective):
             "repeated": matched.sum() / seen0.sum().clamp(min=1),
             "matched": _mean(right0, seen0),
         }  # fmt: skip
-        return Output(loss, log_p, _labels(partner, matched, error, seen0, seen1), parts)
+        if judged is None:
+            return Output(loss, log_p, labels, parts)
+        return Output(loss + judged.loss, judged.log_p, judged.labels, {"assignment": judged.loss, **parts})
 
     @staticmethod
     def _peak(scores: Scores, side: int, carried: Carried, ideal: Tensor, seen: Tensor, weight: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def lightglue_inputs(batch: Batch, config: LightGlueConfig) -> tuple[Tensor, Ten
     present, counts = batch.present, batch.counts.tolist()
     if config.align:
         for i in range(0, len(counts), 2):
-            d0, d1 = (batch.descriptors[j, : counts[j]].float() for j in (i, i + 1))
+            d0, d1 = (batch.descriptors[j, : counts[j]].detach().float() for j in (i, i + 1))
             p0, p1 = (positions[j, : counts[j]] for j in (i, i + 1))
             both = align(d0, d1, p0, p1, float(batch.sizes[i].max()), float(batch.sizes[i + 1].max()))
             for j in (0, 1):

@@ -1,7 +1,9 @@
 """A run that trains an extractor: photographs in, a folder with Cairn's weights out.
 
 Its folder holds ``config.json``, ``metrics.jsonl``, ``checkpoint.pt`` and ``weights.safetensors``, as that of a matcher
-does (`tiepoint.training.run`). Starting a run again in its folder resumes it.
+does (`tiepoint.training.run`). Starting a run again in its folder resumes it. One that begins with weights also holds
+``before.json``, what these give on the held-out pairs; one that trains a matcher along holds ``cairn.safetensors`` and
+``lightglue.safetensors`` in the end.
 """
 
 from __future__ import annotations
@@ -11,14 +13,18 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import weights
+from ..errors import ArgumentError
 from ..export import atomic
-from ..features.cairn import CairnNet
+from ..features.cairn import CairnConfig, CairnNet
+from ..features.dense import load_into
+from .end_to_end import EndToEndNet, EndToEndObjective, open_matcher, split
 from .features import CairnObjective
 from .losses import MatchStatistics, match_statistics
 from .objectives import Objective
@@ -42,6 +48,10 @@ class FeatureTask:
         Worker processes that make pairs.
     rank, world : int
         Number of this process and of all processes.
+    start : path or str, optional
+        Cairn's weights to train on.
+    matcher : path or str, optional
+        Weights of a LightGlue on Cairn that is trained with it, see `tiepoint.training.end_to_end`.
     """
 
     preset: FeaturePreset
@@ -52,19 +62,32 @@ class FeatureTask:
     workers: int
     rank: int
     world: int
+    start: str | os.PathLike[str] | None = None
+    matcher: str | os.PathLike[str] | None = None
 
     @property
     def config(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed, as JSON has it."""
         names = hashlib.sha256("\n".join(self.maker.photos.names).encode()).hexdigest()
-        return json.loads(json.dumps({"kind": "cairn", "seed": self.seed, "photographs": names, **asdict(self.preset)}))
+        told: dict[str, Any] = {"kind": "cairn", "seed": self.seed, "photographs": names, **asdict(self.preset)}
+        if self.start is not None:
+            told["start"] = str(self.start)
+        if self.matcher is not None:
+            told |= {"kind": "end-to-end", "matcher": open_matcher(self.matcher, self.preset.model.dim)[1]}
+        return json.loads(json.dumps(told))
 
-    def new_net(self) -> CairnNet:
-        """Return the untrained network."""
+    def new_objective(self) -> CairnObjective:
+        """Return the network as training begins with it, and what it minimises."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             net = CairnNet(self.preset.model)
-        return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.start is not None:
+            net = load_into(net, weights.load(self.start)[0], self.start).train().requires_grad_(True)
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.matcher is None:
+            return CairnObjective(net, self.preset.keypoints)
+        matcher, _ = open_matcher(self.matcher, self.preset.model.dim)
+        return EndToEndObjective(EndToEndNet(net, matcher), self.preset.keypoints)
 
     def batches(self, start: int) -> Any:
         """Yield pairs from step ``start`` on."""
@@ -85,6 +108,8 @@ def prepare(
     cache: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     device: torch.device | str | None = None,
+    start: str | os.PathLike[str] | None = None,
+    matcher: str | os.PathLike[str] | None = None,
 ) -> FeatureTask:
     """Check everything that can be wrong with a training before its first step.
 
@@ -104,6 +129,10 @@ def prepare(
         Processes that make pairs. By default none where they are made on a GPU, else one for each core but one.
     device : torch.device or str, optional
         Where to train; by default the best there is.
+    start : path or str, optional
+        Cairn's weights to train on, a file or a name of ``tiepoint weights list``; its size is taken from them.
+    matcher : path or str, optional
+        Weights of a LightGlue on these features, to train both together.
 
     Raises
     ------
@@ -111,7 +140,13 @@ def prepare(
         No folder, or too few or unreadable photographs.
     ArgumentError
         An option that makes no sense.
+    WeightsError
+        Weights that cannot be used.
     """
+    if start is not None:
+        preset = replace(preset, model=CairnConfig.from_dict(weights.load(start)[1]))
+    elif matcher is not None:
+        raise ArgumentError("which features was this matcher trained on? Give their weights as the start")
     folder = Path(folder)
     # The closer of two views shows a quarter of the photograph or less.
     side = max(640, 2 * max(preset.views.size))
@@ -120,7 +155,9 @@ def prepare(
         workers = 0 if chosen.type != "cpu" else max(0, (os.cpu_count() or 2) // world - 1)
     maker = ViewMaker(photos, preset.views, seed, False, chosen)
     held_out = ViewMaker(photos, preset.views, seed, True, chosen)
-    return FeatureTask(preset, seed, maker, held_out, chosen, workers, rank, world)
+    task = FeatureTask(preset, seed, maker, held_out, chosen, workers, rank, world, start, matcher)
+    task.new_objective()  # weights that do not fit are to be known now
+    return task
 
 
 def train_features(
@@ -147,7 +184,7 @@ def train_features(
     dict
         The last row of metrics. ``held_out_repeated`` is the share of keypoints, of those that the other picture shows,
         that it has too (within 3 pixels and at a like size); ``held_out_matched`` how right their matches are, see
-        `tiepoint.features.cairn.Cairn`.
+        `tiepoint.features.cairn.Cairn`: those of nearest neighbours, or of the matcher that is trained along.
 
     Raises
     ------
@@ -159,7 +196,6 @@ def train_features(
     folder = Path(folder)
     paths: dict[str, str | None] = {"cache": str(task.maker.photos.path.resolve())}
     claim(folder, task.config, paths, task.rank, task.world)
-    net = task.new_net()
     held_out = task.held_out() if task.rank == 0 else []
 
     def evaluate(trained: Objective) -> dict[str, float]:
@@ -172,8 +208,16 @@ def train_features(
         means = {f"held_out_{name}": value for name, value in sums.items()}
         return {**means, "held_out_precision": total.precision, "held_out_recall": total.recall}
 
-    objective = CairnObjective(net, task.preset.keypoints)
-    return carry_out(objective, task.batches, task.preset.fit, folder, task.config, task.device, evaluate, report, stop)
+    objective = task.new_objective().to(task.device)
+    before = folder / "before.json"
+    if task.start is not None and task.rank == 0 and not before.exists():
+        objective.eval()
+        with torch.no_grad(), atomic(before) as unfinished:
+            unfinished.write_text(json.dumps(evaluate(objective), indent=1))
+    row = carry_out(objective, task.batches, task.preset.fit, folder, task.config, task.device, evaluate, report, stop)
+    if task.matcher is not None and task.rank == 0:
+        split(folder)
+    return row
 
 
 def rehearse(task: FeatureTask, folder: str | os.PathLike[str], steps: int = 8) -> dict[str, Any]:
@@ -206,6 +250,6 @@ def rehearse(task: FeatureTask, folder: str | os.PathLike[str], steps: int = 8) 
         paths.append(pictures / f"pair-{pair}.png")
         with atomic(paths[-1]) as unfinished:
             Image.fromarray(both).save(unfinished)
-    objective, made = CairnObjective(task.new_net(), preset.keypoints), preset.fit.steps * preset.batch
-    needs = time_steps(objective, views, preset.fit, steps, task.device, made * making, task.workers)
+    made = preset.fit.steps * preset.batch
+    needs = time_steps(task.new_objective(), views, preset.fit, steps, task.device, made * making, task.workers)
     return {"pictures": [str(path) for path in paths], "seconds_per_pair_made": making, **needs}
