@@ -204,6 +204,56 @@ def features(
     print(f"{row['step']} steps in {row['seconds'] / 60:.1f} minutes, wrote {written}")
 
 
+class SuperPointPresetName(str, Enum):
+    """What ``--preset`` of SuperPoint accepts."""
+
+    tiny = "tiny"
+    standard = "standard"
+
+
+@app.command("superpoint")
+def superpoint(
+    images: Annotated[Path, typer.Option("--images", help="Folder of photographs, with its sub-folders.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a run there is resumed.")],
+    preset: Annotated[SuperPointPresetName, typer.Option(help="Length of the training.")] = SuperPointPresetName.tiny,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random choices.")] = 1,
+    cache: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File of decoded photographs, shared by runs; by default in RUN."),
+    ] = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Train the classic SuperPoint on photographs of your own, by its published recipe.
+
+    Corners of synthetic shapes, then of photographs seen through many homographies, then detector and descriptor
+    together. The weights are yours: 'superpoint-open@RUN/weights.safetensors'. Ctrl-C saves; the same command goes on.
+    """
+    from ..training import presets, run_superpoint
+
+    chosen = presets.superpoint_preset(preset.value)
+    with _console("checking photographs"):
+        task = run_superpoint.prepare(images, output, chosen, seed, cache, workers, none_if_auto(device))
+    with _live("training superpoint") as live, _graceful() as stop:
+
+        def report(stage: str, row: dict[str, Any]) -> None:
+            if stage == "corners":
+                say(f"tiepoint: corners of {row['done']} of {row['total']} photographs")
+            else:
+                live(row)
+
+        row = run_superpoint.train_superpoint(task, output, report, stop)
+    if task.rank > 0:
+        return
+    if json:
+        print_json({**_finite(row), "run": str(output)})
+        return
+    print(f"on held-out pairs: {row['held_out_found']:.1%} of the corners found, ", end="")
+    print(f"cells matched with precision {row['held_out_precision']:.3f}, recall {row['held_out_recall']:.3f}")
+    print(f"{row['step']} steps in {row['seconds'] / 60:.1f} minutes, wrote {output / 'weights.safetensors'}")
+
+
 @app.command("confidence")
 def confidence(
     run: RunArgument,

@@ -8,6 +8,7 @@ descriptor head gives each cell 256 numbers, interpolated between cells.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
@@ -37,6 +38,13 @@ class _Layer(nn.Sequential):
             self.add_module("bn", nn.BatchNorm2d(c_out, eps=1e-3))
 
 
+@dataclass(frozen=True)
+class SuperPointConfig:
+    """Whether every layer ends with batch normalisation."""
+
+    batch_norm: bool
+
+
 class SuperPointNet(nn.Module):
     """The network; grey image (1, 1, H, W) in [0, 1] -> scores (H // 8 * 8, W // 8 * 8), descriptor map.
 
@@ -48,6 +56,7 @@ class SuperPointNet(nn.Module):
 
     def __init__(self, batch_norm: bool) -> None:
         super().__init__()
+        self.config = SuperPointConfig(batch_norm)
         widths = [1, 64, 64, 128, 128]
         stages = [
             [_Layer(a, b, 3, True, batch_norm), _Layer(b, b, 3, True, batch_norm), nn.MaxPool2d(2)]
@@ -60,13 +69,20 @@ class SuperPointNet(nn.Module):
         )
         self.descriptor = nn.Sequential(_Layer(128, 256, 3, True, batch_norm), _Layer(256, 256, 1, False, batch_norm))
 
+    def heads(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, 65, h, w) and unit descriptors (B, 256, h, w) of grey images (B, 1, H, W)."""
+        features = self.backbone(images)
+        return self.detector(features), F.normalize(self.descriptor(features), dim=1)
+
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (h * 8, w * 8) and unit descriptors (1, 256, h, w)."""
-        features = self.backbone(image)
-        # the 65th class of a cell is "no keypoint here"
-        in_cells = self.detector(features).softmax(dim=1)[:, :-1]
-        scores = F.pixel_shuffle(in_cells, CELL)[0, 0]
-        return scores, F.normalize(self.descriptor(features), dim=1)
+        logits, descriptors = self.heads(image)
+        return scores_of(logits)[0], descriptors
+
+
+def scores_of(logits: Tensor) -> Tensor:
+    """Return the score of each pixel (B, 8 h, 8 w); the 65th class of a cell is "no keypoint here"."""
+    return F.pixel_shuffle(logits.softmax(dim=1)[:, :-1], CELL)[:, 0]
 
 
 class SuperPoint(Extractor):
@@ -150,7 +166,7 @@ class SuperPoint(Extractor):
 
 
 class SuperPointOpen(SuperPoint):
-    """SuperPoint as re-trained by Pautrat and Sarlin, under the MIT licence.
+    """SuperPoint as re-trained by Pautrat and Sarlin, under the MIT licence, or by ``tiepoint train superpoint``.
 
     Source: https://github.com/rpautrat/SuperPoint. The same network with batch normalisation after every
     activation; descriptors are sampled where the keypoints are.

@@ -56,7 +56,7 @@ def export_weights(
     if kind is None:
         raise ArgumentError(f"{source} was not written by 'tiepoint train'")
     suffix = ".safetensors" if layout == "tiepoint" else ".pth"
-    name = kind if kind == "cairn" else f"{config['features'][0]}-{kind}"
+    name = f"{config['features'][0]}-{kind}" if "features" in config else kind
     path = Path(output) if output else (source.parent if source == Path(run) else Path(run)) / f"{name}{suffix}"
     if path.exists() and path.samefile(source):
         raise ArgumentError(f"{path} would overwrite what it is made from; give another name with -o")

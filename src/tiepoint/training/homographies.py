@@ -225,6 +225,23 @@ def warp(photos: torch.Tensor, view: torch.Tensor, size: tuple[int, int]) -> tor
     return views
 
 
+def transform(homography: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Map points (N, 2) by homographies (*shape, 3, 3): (*shape, N, 2), infinite behind the camera.
+
+    Written out because a matrix product may run in TF32, whose rounding is pixels wide.
+
+    Examples
+    --------
+    >>> transform(torch.diag(torch.tensor([2.0, 2.0, 1.0])), torch.tensor([[3.0, 4.0]])).tolist()
+    [[6.0, 8.0]]
+    """
+    h = (homography * torch.linalg.det(homography).sign()[..., None, None])[..., None]
+    x, y = points.unbind(-1)
+    u, v, w = (h[..., i, 0, :] * x + h[..., i, 1, :] * y + h[..., i, 2, :] for i in range(3))
+    front = (w > 0)[..., None]
+    return torch.where(front, torch.stack([u, v], -1) / torch.where(front, w[..., None], 1.0), torch.inf)
+
+
 def _shape_of_view(draw: Draw, shape: tuple[int, int], config: HomographyConfig, roll: torch.Tensor) -> torch.Tensor:
     """Return homographies (*shape, 3, 3) from a view's pixels to a plane whose origin is the view's centre.
 

@@ -10,6 +10,7 @@ from ..features.cairn import CairnConfig
 from ..matchers.lightglue import LightGlueConfig
 from .batches import PairConfig
 from .loop import FitConfig
+from .superpoint import CornersConfig
 from .views import ViewConfig
 
 
@@ -176,6 +177,73 @@ FEATURE_PRESETS = {
         keypoints=1024,
     ),
 }
+
+
+@dataclass(frozen=True)
+class SuperPointPreset:
+    """Everything that decides what the training of a SuperPoint gives, except photographs and seed.
+
+    Attributes
+    ----------
+    size : (int, int)
+        (height, width) of the pictures.
+    shapes, fit : FitConfig
+        How the optimiser walks in the first stage and in the last.
+    corners : CornersConfig
+        How corners of photographs are found in between.
+    photometric : str
+        Preset of `tiepoint.training.photometric.PhotometricConfig`.
+    batch : int
+        Pictures of one step in the first stage, pairs in the last; over all processes.
+    held_out : int
+        Batches that evaluations use.
+    """
+
+    size: tuple[int, int]
+    shapes: FitConfig
+    corners: CornersConfig
+    fit: FitConfig
+    photometric: str = "mild"
+    batch: int = 8
+    held_out: int = 6
+
+
+SUPERPOINT_PRESETS = {
+    # An hour or two on two CPU cores: enough to see that it learns.
+    "tiny": SuperPointPreset(
+        size=(120, 160),
+        shapes=FitConfig(steps=1_500, learning_rate=1e-3, warmup=100, ema=0.99, evaluate_every=250, save_every=100),
+        corners=CornersConfig(views=20, most=150),
+        fit=FitConfig(steps=1_500, learning_rate=1e-3, warmup=100, ema=0.99, evaluate_every=250, save_every=100),
+    ),
+    # The published one: 200,000 batches of each kind, on a data-centre GPU.
+    "standard": SuperPointPreset(
+        size=(240, 320),
+        shapes=FitConfig(steps=200_000, learning_rate=1e-3, warmup=500, evaluate_every=5000, save_every=1000),
+        corners=CornersConfig(),
+        fit=FitConfig(steps=200_000, learning_rate=1e-3, warmup=500, evaluate_every=5000, save_every=1000),
+        photometric="strong",
+        batch=32,
+    ),
+}
+
+
+def superpoint_preset(name: str) -> SuperPointPreset:
+    """Return the preset of that name for SuperPoint: ``"tiny"`` or ``"standard"``.
+
+    Raises
+    ------
+    ArgumentError
+        There is no such preset.
+
+    Examples
+    --------
+    >>> superpoint_preset("standard").corners.views
+    100
+    """
+    if name not in SUPERPOINT_PRESETS:
+        raise ArgumentError(f"there is no preset {name!r}; choose one of {', '.join(SUPERPOINT_PRESETS)}")
+    return SUPERPOINT_PRESETS[name]
 
 
 def feature_preset(name: str) -> FeaturePreset:

@@ -622,7 +622,7 @@ def carry_out(
     row = fit(objective, batches, settings, folder, metadata, device, evaluate, report, stop)
     if not row:  # it was finished before
         lines = (folder / "metrics.jsonl").read_text().splitlines()
-        row = json.loads(lines[-1]) if lines else {}
+        row = {k: math.nan if v is None else v for k, v in json.loads(lines[-1]).items()} if lines else {}
     return row
 
 
