@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -189,14 +190,16 @@ def test_half_precision_is_nearly_the_same(file: Path, texture: NDArray[np.uint8
     assert alike.median() > 0.99
 
 
-def test_both_networks_can_be_exported(net: CairnNet, texture: NDArray[np.uint8]) -> None:
-    image = grey(texture)[:, :, :96, :128]
-    exported = torch.export.export(net.detector, (image,)).module()
-    for ours, theirs in zip(net.detector(image), exported(image), strict=True):
-        torch.testing.assert_close(ours, theirs)
-    patches = torch.rand(7, SMALL.angles, SMALL.rings)
-    exported = torch.export.export(net.describer, (patches,)).module()
-    torch.testing.assert_close(net.describer(patches).descriptors, exported(patches).descriptors)
+def test_onnxruntime_finds_the_same(net: CairnNet, texture: NDArray[np.uint8], tmp_path: Path) -> None:
+    """The whole network as an ONNX file, run without torch."""
+    pictures = torch.from_numpy(texture[:96, :128].copy()).permute(2, 0, 1)[None]
+    file = tmp_path / "cairn.onnx"
+    torch.onnx.export(net, (pictures, 40), dynamo=True, verbose=False).save(str(file))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    theirs = session.run(None, {session.get_inputs()[0].name: pictures.numpy()})
+    found, described = net(pictures, 40)
+    for ours, other in zip((*found, *described), theirs, strict=True):
+        np.testing.assert_allclose(ours.numpy(), other, atol=1e-3)
 
 
 def test_foreign_weights_are_refused(file: Path, tmp_path: Path) -> None:

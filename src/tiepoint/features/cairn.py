@@ -424,6 +424,15 @@ class CairnNet(nn.Module):
         self.detector = Detector(config.width)
         self.describer = Describer(config)
 
+    def forward(self, pictures: Tensor, count: int) -> tuple[Keypoints, Description]:
+        """Find and describe ``count`` keypoints in each of B pictures, uint8 (B, 3, H, W).
+
+        No shape depends on what the pictures show, so this can be compiled, and exported to ONNX.
+        """
+        images = self.levels(to_grey(pictures))
+        found = self.detect(self.score(images), count)
+        return found, self.describe(images, found.positions, found.levels)
+
     def levels(self, grey: Tensor) -> list[Tensor]:
         """Return the pyramid of grey images (B, 1, H, W), as deep as the widest rings of the last level need it."""
         return pyramid(grey, self.config.levels + _level_of_ring(self.config.outermost_radius))
