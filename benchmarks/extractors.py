@@ -66,8 +66,9 @@ class Row:
 
 
 def main(
-    extractors: Annotated[list[str] | None, typer.Argument(help="By default all that are installed.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Of cairn, in place of the bundled ones.")] = None,
+    extractors: Annotated[
+        list[str] | None, typer.Argument(help="By default all that are installed; cairn@FILE for other weights.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Evaluation sets of homographies; repeatable.")
     ] = None,
@@ -83,10 +84,9 @@ def main(
     numbers = sorted(keypoints or [512, 1024, 2048])
     loaded: dict[str, tp.features.Extractor] = {}
     for name in extractors or EXTRACTORS:
-        own: dict[str, Any] = {"weights": weights} if name == "cairn" and weights else {}
         try:
             # A threshold of 0 lets the detector fill up to the number asked for.
-            loaded[name] = tp.features.load(name, max_keypoints=numbers[-1], detection_threshold=0.0, **own)
+            loaded[name] = tp.features.load(name, max_keypoints=numbers[-1], detection_threshold=0.0)
         except TiepointError as error:
             print(f"left out {name}: {error}")
     rows, worst, covariances = [], [], []

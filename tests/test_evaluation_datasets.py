@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import cv2
 import numpy as np
 import pytest
 
 from tiepoint.errors import ArgumentError, InputError
-from tiepoint.evaluation import HomographyTruth, Picture, PoseTruth, load_pairs, match_errors
+from tiepoint.evaluation import EvalPair, HomographyTruth, Picture, PoseTruth, load_pairs, match_errors, roll
 from tiepoint.geometry.homography import transform
 
 PAIRS = {
@@ -157,6 +158,39 @@ def test_turned_pictures_keep_their_geometry(tmp_path, texture, rng, turns) -> N
     x1 = turn(see(straight, straight.truth.R, straight.truth.t, straight.truth.K1), turns[1])
     np.testing.assert_allclose(match_errors(turned.truth, x0, x1), 0, atol=1e-8)
     assert np.abs(match_errors(straight.truth, x0, x1)).max() > 5
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 215])
+@pytest.mark.parametrize("size", [None, (160, 120)])
+def test_rolled_pairs_are_those_of_a_rolled_camera(tmp_path, texture, rng, degrees, size) -> None:
+    """Pixels and truth move together, onto a canvas that holds all of the picture."""
+    cv2.imwrite(str(tmp_path / "a.png"), texture)
+    picture = Picture(tmp_path / "a.png", size)
+    width, height = picture.read().size
+    turn = math.radians(degrees)
+    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    corners = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]) @ rotation.T
+
+    def turned(points: np.ndarray) -> np.ndarray:
+        return points @ rotation.T - corners.min(0)
+
+    K = np.array([[500.0, 0, 80], [0, 500, 60], [0, 0, 1]])
+    R, t = cv2.Rodrigues(np.array([0.1, -0.2, 0.05]))[0], np.array([0.1, 0.2, 0.3])
+    pose = EvalPair("mine", "a-a", picture, picture, PoseTruth(K, K, R, t, depth1=tmp_path / "depth.png"))
+    rolled = roll(pose, turn)
+    assert rolled.name == f"a-a@{degrees}" and rolled.truth.depth1 is None and rolled.image0 == picture
+    after = rolled.image1.read()
+    assert (turned(corners @ rotation) <= np.array(after.size) - 1 + 1e-6).all()
+    at = rng.uniform(3, [width - 4, height - 4], (200, 2))
+    # bilinear twice where no quarter turns are made
+    difference = bilinear(picture.read().pixels, at) - bilinear(after.pixels, turned(at))
+    assert np.abs(difference).mean() < (0.5 if degrees % 90 == 0 else 6)
+    world = rng.uniform([-1, -1, 4], [1, 1, 8], (20, 3))
+    x0, x1 = (seen[:, :2] / seen[:, 2:] for seen in (world @ K.T, (world @ R.T + t) @ K.T))
+    np.testing.assert_allclose(match_errors(rolled.truth, x0, turned(x1)), 0, atol=1e-6)
+    H = np.array([[0.9, 0.1, 3], [-0.1, 1.1, 5], [1e-4, 0, 1]])
+    plane = roll(EvalPair("mine", "a-a", picture, picture, HomographyTruth(H)), turn)
+    np.testing.assert_allclose(match_errors(plane.truth, at, turned(transform(H, at))), 0, atol=1e-6)
 
 
 def test_errors_name_the_file(tmp_path) -> None:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from .datasets import EvalPair, HomographyTruth, Picture, PoseTruth, load_pairs
+from .datasets import EvalPair, HomographyTruth, Picture, PoseTruth, load_pairs, roll
 from .environment import environment
 from .evaluate import Row, Run, compare, evaluate, parse_combination, run
 from .metrics import auc, match_errors, precision, recall
@@ -35,6 +35,7 @@ __all__ = [
     "precision",
     "recall",
     "rich_tables",
+    "roll",
     "run",
     "save",
     "speed_table",

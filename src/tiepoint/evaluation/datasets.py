@@ -18,6 +18,7 @@ All matrices are for pixel coordinates with (0, 0) at the centre of the top-left
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -263,8 +264,13 @@ def _short_side(path: Path, short_side: int) -> tuple[Picture, Matrix]:
         raise InputError(f"{path}: {error}") from error
     factor = short_side / min(width, height)
     size = round(width * factor), round(height * factor)
-    sx, sy = size[0] / width, size[1] / height
-    return Picture(path, size), np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]])
+    return Picture(path, size), _resizing((width, height), size)
+
+
+def _resizing(before: tuple[int, int], after: tuple[int, int]) -> Matrix:
+    """Return the matrix from pixels of a picture to those of the same picture resized."""
+    sx, sy = after[0] / before[0], after[1] / before[1]
+    return np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]])
 
 
 def read_calibrated_pairs(file: str | Path) -> list[EvalPair]:
@@ -309,13 +315,54 @@ def _upright(path: Path, K: Matrix, turns: int) -> tuple[Picture, Matrix, Matrix
     """Turn a picture by quarter turns counter-clockwise; return it, its intrinsics, its camera's rotation."""
     if turns % 4 == 0:
         return Picture(path), K, np.eye(3)
-    width, height = read_image(path).size
-    cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[turns % 4]
-    # x' = x cos + y sin, y' = -x sin + y cos is a turn counter-clockwise where y points down; then shift the
-    # picture back to where its first pixel is (0, 0).
-    spin = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    picture, warp, spin = _turn(Picture(path), -math.pi / 2 * (turns % 4))
+    return picture, warp @ K @ spin.T, spin
+
+
+def roll(pair: EvalPair, angle: float) -> EvalPair:
+    """Return a pair with its second picture turned, as if that camera had been rolled; its depth is forgotten.
+
+    Pixels that are not quite square would give the camera a skew, which is left out.
+
+    Parameters
+    ----------
+    pair : EvalPair
+    angle : float
+        Radians, clockwise as seen.
+
+    Examples
+    --------
+    >>> a, b = (Picture(Path(name), (4, 3), tuple(np.eye(3).ravel())) for name in "ab")
+    >>> pair = EvalPair("mine", "a-b", a, b, HomographyTruth(np.eye(3)))
+    >>> rolled = roll(pair, math.pi / 2)
+    >>> rolled.image1.size, (rolled.truth.H @ [0, 0, 1]).round().tolist()
+    ((3, 4), [2.0, 0.0, 1.0])
+    """
+    picture, warp, spin = _turn(pair.image1, angle)
+    truth = pair.truth
+    if isinstance(truth, HomographyTruth):
+        truth = HomographyTruth(warp @ truth.H)
+    else:
+        K1 = warp @ truth.K1 @ spin.T
+        K1[0, 1] = K1[1, 0] = 0.0
+        truth = PoseTruth(truth.K0, K1, spin @ truth.R, spin @ truth.t)
+    return EvalPair(pair.set, f"{pair.name}@{round(math.degrees(angle))}", pair.image0, picture, truth)
+
+
+def _turn(picture: Picture, angle: float) -> tuple[Picture, Matrix, Matrix]:
+    """Turn a picture clockwise; return it, the map of pixels that does it, and the rotation of its camera."""
+    width, height = picture.size or read_image(picture.path).size
+    before = np.eye(3)
+    if picture.warp is not None:
+        before = np.reshape(picture.warp, (3, 3))
+    elif picture.size is not None:
+        before = _resizing(read_image(picture.path).size, picture.size)
+    cos, sin = math.cos(angle), math.sin(angle)
+    if angle % (math.pi / 2) == 0:
+        cos, sin = round(cos), round(sin)  # no pixel is to lie between others
+    spin = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
     corners = spin[:2, :2] @ np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1]])
     warp = spin.copy()
     warp[:2, 2] = -corners.min(axis=1)
-    size = (height, width) if turns % 2 else (width, height)
-    return Picture(path, size, tuple(warp.ravel().tolist())), warp @ K @ spin.T, spin
+    size = np.ceil(np.ptp(corners, axis=1) - 1e-9).astype(int) + 1
+    return Picture(picture.path, (int(size[0]), int(size[1])), tuple((warp @ before).ravel().tolist())), warp, spin
