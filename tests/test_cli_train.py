@@ -114,6 +114,8 @@ def test_the_same_command_resumes_and_another_configuration_is_refused(
     other = tiepoint("train", "matcher", "--images", images, "-o", run, "--steps", 9, "--batch", 16)
     assert other.code == 3
     assert "fit.steps is 6 there and 9 here" in other.err and "batch is 8 there and 16 here" in other.err
+    other = tiepoint("train", "matcher", "--images", images, "-o", run, "--light", "strong")
+    assert other.code == 3 and "photometric is none there and strong here" in other.err
 
 
 def test_unreadable_photographs_and_small_folders_are_reported(tiepoint, images: Path, tmp_path: Path) -> None:

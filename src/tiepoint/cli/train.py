@@ -39,6 +39,14 @@ class Kind(str, Enum):
     superglue = "superglue"
 
 
+class Light(str, Enum):
+    """What ``--light`` accepts."""
+
+    none = "none"
+    mild = "mild"
+    strong = "strong"
+
+
 class Layout(str, Enum):
     """What ``--layout`` accepts."""
 
@@ -71,6 +79,10 @@ def matcher(
     posed_share: Annotated[
         float, typer.Option("--posed-share", min=0, max=1, help="Share of the pairs that come from them.")
     ] = 0.5,
+    light: Annotated[
+        Optional[Light],  # noqa: UP045
+        typer.Option(help="How much light, lens and camera of the two views may differ; by default the preset's."),
+    ] = None,
     steps: Annotated[Optional[int], typer.Option(min=1, help="Optimiser steps.")] = None,  # noqa: UP045
     minutes: Annotated[
         Optional[float],  # noqa: UP045
@@ -116,6 +128,8 @@ def matcher(
     chosen = presets.preset(preset.value)
     fit = _limits(chosen.fit, steps, minutes)
     pairs = replace(chosen.pairs, features=features, detection_threshold=detection_threshold)
+    if light is not None:
+        pairs = replace(pairs, photometric=light.value)
     if posed is not None:
         pairs = replace(pairs, posed=posed_share, scenes=pairs.scenes * (1 - posed_share))
     chosen = replace(
