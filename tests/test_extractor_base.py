@@ -84,7 +84,9 @@ def test_nms_is_greedy_and_exact(seed, n, radius, whole):
     scores = rng.integers(0, 8, n).astype(np.float32) / 8  # many ties
     found = nms(torch.from_numpy(xy), torch.from_numpy(scores), radius)
     assert found.dtype == torch.int64
-    assert found.tolist() == nms_by_definition(xy, scores, radius)
+    expected = nms_by_definition(xy, scores, radius)
+    assert found.tolist() == expected
+    assert nms(torch.from_numpy(xy), torch.from_numpy(scores), radius, most=3).tolist() == expected[:3]
 
 
 def test_nms_radius_zero_only_sorts():

@@ -211,7 +211,7 @@ class Extractor(ABC):
         return [self(image, mask) for image, mask in zip(images, masks, strict=True)]
 
 
-def nms(keypoints: torch.Tensor, scores: torch.Tensor, radius: float) -> torch.Tensor:
+def nms(keypoints: torch.Tensor, scores: torch.Tensor, radius: float, most: int | None = None) -> torch.Tensor:
     """Choose keypoints greedily by falling score so that no two are closer than ``radius``.
 
     Parameters
@@ -223,6 +223,8 @@ def nms(keypoints: torch.Tensor, scores: torch.Tensor, radius: float) -> torch.T
     radius : float
         A keypoint goes when a chosen one lies at most this far away in x *and* in y (Chebyshev distance, the
         square window of SuperPoint's suppression). 0 keeps all.
+    most : int, optional
+        Stop when so many are chosen.
 
     Returns
     -------
@@ -237,7 +239,7 @@ def nms(keypoints: torch.Tensor, scores: torch.Tensor, radius: float) -> torch.T
     """
     order = torch.argsort(scores, descending=True, stable=True)
     if radius <= 0 or len(order) == 0:
-        return order
+        return order[:most]
     # In a cell as wide as the radius at most one keypoint survives, and whatever suppresses a keypoint lies
     # in its own cell or one of the eight around: nine look-ups decide each keypoint.
     xy = keypoints[order].cpu().double().numpy()
@@ -255,6 +257,8 @@ def nms(keypoints: torch.Tensor, scores: torch.Tensor, radius: float) -> torch.T
         else:
             chosen[key] = (x, y)
             keep.append(i)
+            if len(keep) == most:
+                break
     return order[torch.tensor(keep, device=order.device)]
 
 
@@ -300,11 +304,9 @@ def best(
     tensor([1, 2])
     """
     if mask is None:
-        index = nms(keypoints, scores, options.nms_radius or 0)
-    else:
-        rows = torch.nonzero(allowed(keypoints, mask)).flatten()
-        index = rows[nms(keypoints[rows], scores[rows], options.nms_radius or 0)]
-    return index[: options.max_keypoints]
+        return nms(keypoints, scores, options.nms_radius or 0, options.max_keypoints)
+    rows = torch.nonzero(allowed(keypoints, mask)).flatten()
+    return rows[nms(keypoints[rows], scores[rows], options.nms_radius or 0, options.max_keypoints)]
 
 
 def finish(features: Features, mask: NDArray[np.uint8] | None, options: ExtractorOptions) -> Features:
