@@ -16,6 +16,7 @@ import torch
 
 from tiepoint import weights
 from tiepoint.errors import ArgumentError, WeightsError
+from tiepoint.features.cairn import CairnConfig, CairnNet
 from tiepoint.matchers.lightglue import LightGlueConfig, LightGlueNet
 from tiepoint.weights import store
 from tiepoint.weights.registry import ENTRIES, Carrier, Entry
@@ -337,7 +338,9 @@ def test_files_at_hand_fit_their_entries() -> None:
         state, config = weights.load(name)
         assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
         if ENTRIES[name].url is None:  # ours
-            LightGlueNet(LightGlueConfig.from_dict(config)).load_state_dict(state)
+            ours = ENTRIES[name].kind == "matcher"
+            net = LightGlueNet(LightGlueConfig.from_dict(config)) if ours else CairnNet(CairnConfig.from_dict(config))
+            net.load_state_dict(state)
         elif ENTRIES[name].kind == "matcher" and "layers" in config:
             state = {k.removeprefix("matcher."): v for k, v in state.items()}
             assert state["input_proj.weight"].shape == (config["dim"], config["input_dim"])
