@@ -114,8 +114,10 @@ def main(
     }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     (output / "extractors.json").write_text(json.dumps(told, indent=1))
-    show(rows, worst, covariances, seconds, threads)
-    print(f"wrote {output / 'extractors.json'}")
+    console = Console(width=160, record=True)
+    show(console, rows, worst, covariances, seconds, threads)
+    (output / "summary.txt").write_text(console.export_text())
+    print(f"wrote {output}/summary.txt, extractors.json")
 
 
 def shown(H: Array, points: Array, size: tuple[int, int]) -> tuple[Array, NDArray[np.bool_]]:
@@ -289,9 +291,10 @@ def time_them(loaded: dict[str, Any], repeats: int, number: int) -> dict[str, di
     return told
 
 
-def show(rows: list[Row], worst: list[Any], covariances: list[Any], seconds: dict[str, Any], threads: int) -> None:
+def show(
+    console: Console, rows: list[Row], worst: list[Any], covariances: list[Any], seconds: dict[str, Any], threads: int
+) -> None:
     """Print everything as tables."""
-    console = Console() if Console().is_terminal else Console(width=160)
     heads = ("set", "keypoints", "extractor", "found", "repeat 1 / 3 px", "local. 1 / 3 px", "score 1 / 3 px",
              "precision 1 / 3 px", "AUC 1 / 3 px")  # fmt: skip
     table = Table(*heads, title="Mutual nearest neighbours")
@@ -312,11 +315,11 @@ def show(rows: list[Row], worst: list[Any], covariances: list[Any], seconds: dic
     for one in covariances:
         curve = ", ".join(f"{bin_['predicted_px']:.2f} px: {bin_['normalised']:.2f}" for bin_ in one["curve"])
         plain, weighted = (" / ".join(f"{100 * v:.1f}" for v in one[f"auc_{kind}"]) for kind in ("plain", "weighted"))
-        print(
+        console.print(
             f"{one['extractor']}, {one['set']}: normalised squared error "
             f"{one['normalised_squared_error']:.2f} ({curve})"
         )
-        print(f"  AUC 1 / 3 px of the fit: plain {plain}, weighted {weighted}")
+        console.print(f"  AUC 1 / 3 px of the fit: plain {plain}, weighted {weighted}")
     if seconds:
         table = Table("extractor", *(f"{w}x{h}" for w, h in SIZES), title=f"milliseconds, {threads} threads")
         for name, by_size in seconds.items():
