@@ -475,6 +475,7 @@ def frame_code(positions: Tensor) -> Tensor:
 
 # The registry names of the weights that match each extractor's features.
 WEIGHTS_FOR = {
+    "cairn": "cairn-lightglue",
     "sift": "sift-lightglue",
     "superpoint": "superpoint-lightglue",
     "superpoint-open": "superpoint-lightglue",

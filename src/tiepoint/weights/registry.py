@@ -136,7 +136,7 @@ _ALL = [
         size=389_802,
         sha256="a6a5db414d6b0937d159badebedfe63b9c13be50547af7445f5baf7d48ce99c6",
         licence="Apache-2.0",
-        trained_on="homographies and rendered scenes of freely licensed photographs",
+        trained_on="pairs made from 3,376 freely licensed photographs; see bundled/cairn.md",
     ),
     Entry(
         name="superpoint",
@@ -298,6 +298,17 @@ _ALL = [
         licence="Apache-2.0",
         trained_on=_LIGHTGLUE_DATA,
         config=_lightglue(128, scale_orientation=True),
+    ),
+    Entry(
+        name="cairn-lightglue",
+        file="cairn-lightglue.safetensors",
+        kind="matcher",
+        features="cairn",
+        url=None,
+        size=3_628_854,
+        sha256="c88c80509526d1b15f1aa0b01283e6a6c979af6d0ff76c50482f3d862c4de7d7",
+        licence="Apache-2.0",
+        trained_on="pairs made from 3,376 freely licensed photographs; see bundled/cairn-lightglue.md",
     ),
     Entry(
         name="sift-lightglue",
