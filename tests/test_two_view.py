@@ -188,8 +188,9 @@ def test_the_default_is_bundled() -> None:
             assert config["features"] == [two_view.PREFERENCES[0].features] and config["overlap_threshold"] > 0
 
 
-@pytest.mark.parametrize("features", ["sift"])
-def test_our_weights_on_photographs(data_dir: Path, features: str) -> None:
+# Cairn's nearest neighbours leave next to nothing to find on this pair, and its matcher stops early.
+@pytest.mark.parametrize(("features", "share"), [("cairn", 0.95), ("sift", 1.0)])
+def test_our_weights_on_photographs(data_dir: Path, features: str, share: float) -> None:
     """Our LightGlue against nearest neighbours: two photographs with known cameras, and two unrelated ones."""
     fountain = data_dir / "eval" / "fountain"
     pair = json.loads((fountain / "pairs.json").read_text())["pairs"][0]
@@ -205,7 +206,7 @@ def test_our_weights_on_photographs(data_dir: Path, features: str) -> None:
         precise.append(float((error < 3).mean()))
         assert found.matches.overlaps is (True if matcher == "lightglue" else None)
     assert precise[0] > 0.85 and precise[0] > precise[1] - 0.01
-    assert right[0] >= right[1]
+    assert right[0] >= share * right[1]
     other = data_dir / "demo" / "cup" / "images" / "0000.jpg"
     assert not tp.match(images[0], other, features, "lightglue").matches.overlaps
 

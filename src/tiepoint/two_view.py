@@ -44,6 +44,7 @@ class Choice:
 
 # What "auto" means: the first usable one of these. Ours comes first: always there, quick on a CPU, good at any roll.
 PREFERENCES = (
+    Choice("cairn", "lightglue", ("cairn", "cairn-lightglue")),
     Choice("sift", "lightglue", ("sift-lightglue",)),
     Choice("aliked-n16", "lightglue", ("aliked-n16", "aliked-lightglue")),
     Choice("disk", "lightglue", ("disk", "disk-lightglue"), "kornia"),
