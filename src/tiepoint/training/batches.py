@@ -28,6 +28,7 @@ from ..errors import ArgumentError, InputError
 from ..export import atomic
 from ..types import Features
 from . import ground_truth, homographies, photometric, scenes
+from ._random import seeded
 from .cache import PhotoCache
 from .ground_truth import IGNORED, Labels
 from .posed import PosedPool
@@ -316,9 +317,7 @@ class ChunkMaker:
             unfinished.write_text(json.dumps(mine, indent=1))
 
     def _make(self, chunk: int) -> tuple[Batch, list[torch.Tensor]]:
-        generator = torch.Generator().manual_seed(
-            int(np.random.SeedSequence([self.seed, chunk, self.held_out]).generate_state(1, np.uint64)[0] >> 1)
-        )
+        generator = seeded(self.seed, chunk, self.held_out)
         kind = float(torch.rand((), generator=generator))
         if kind < self.config.scenes:
             make = self._scenes

@@ -75,6 +75,11 @@ class PhotoCache:
         start = self._offsets[index]
         return self._pixels[start : start + height * width * 3].reshape(height, width, 3)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the photographs' names."""
+        return hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return open_cache, (self.path,)
 

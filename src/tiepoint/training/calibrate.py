@@ -9,7 +9,6 @@ photographs are said to overlap.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import os
 import time
@@ -401,8 +400,7 @@ def calibrate_file(
             config = replace(trained_on, keypoints=keypoints)
             photos = build_cache(images, cache or Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
             try_extractor(photos, config, torch.device("cpu"))
-            names = hashlib.sha256("\n".join(photos.names).encode()).hexdigest()
-            seen = told["training"]["photographs"] == names
+            seen = told["training"]["photographs"] == photos.digest
             samples = samples_from_photographs(photos, config, count, max(100, count // 4), seed, seen, workers)
         result = calibrate(matcher, samples, keep, confidence, progress=progress)
     if pairs_file is not None:

@@ -12,7 +12,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -116,8 +116,8 @@ class EndToEndObjective(CairnObjective):
         )  # fmt: skip
 
 
-def open_matcher(source: str | os.PathLike[str], dim: int) -> tuple[LightGlueNet, dict[str, Any]]:
-    """Return a LightGlue trained on Cairn, and how it was trained.
+def open_matcher(source: str | os.PathLike[str], dim: int) -> LightGlueNet:
+    """Return a LightGlue trained on Cairn.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def open_matcher(source: str | os.PathLike[str], dim: int) -> tuple[LightGlueNet
         raise ArgumentError(f"{source} is no LightGlue that was trained on descriptors of {dim} numbers from cairn")
     net = LightGlueNet(LightGlueConfig.from_dict(told))
     net.load_state_dict(state)
-    return net, told.get("training", {})
+    return net
 
 
 def split(run: str | os.PathLike[str]) -> tuple[Path, Path]:

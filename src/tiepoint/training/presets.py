@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ..errors import ArgumentError
 from ..features.cairn import CairnConfig
@@ -12,6 +13,8 @@ from .batches import PairConfig
 from .loop import FitConfig
 from .superpoint import CornersConfig
 from .views import ViewConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -241,9 +244,7 @@ def superpoint_preset(name: str) -> SuperPointPreset:
     >>> superpoint_preset("standard").corners.views
     100
     """
-    if name not in SUPERPOINT_PRESETS:
-        raise ArgumentError(f"there is no preset {name!r}; choose one of {', '.join(SUPERPOINT_PRESETS)}")
-    return SUPERPOINT_PRESETS[name]
+    return _named(SUPERPOINT_PRESETS, name)
 
 
 def feature_preset(name: str) -> FeaturePreset:
@@ -259,9 +260,7 @@ def feature_preset(name: str) -> FeaturePreset:
     >>> feature_preset("standard").keypoints
     1024
     """
-    if name not in FEATURE_PRESETS:
-        raise ArgumentError(f"there is no preset {name!r}; choose one of {', '.join(FEATURE_PRESETS)}")
-    return FEATURE_PRESETS[name]
+    return _named(FEATURE_PRESETS, name)
 
 
 def preset(name: str) -> Preset:
@@ -277,6 +276,10 @@ def preset(name: str) -> Preset:
     >>> preset("standard").model.layers
     9
     """
-    if name not in PRESETS:
-        raise ArgumentError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return _named(PRESETS, name)
+
+
+def _named(presets: dict[str, T], name: str) -> T:
+    if name not in presets:
+        raise ArgumentError(f"there is no preset {name!r}; choose one of {', '.join(presets)}")
+    return presets[name]

@@ -111,7 +111,7 @@ class Task:
     @property
     def config(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed, as JSON has it."""
-        names = hashlib.sha256("\n".join(self.maker.photos.names).encode()).hexdigest()
+        names = self.maker.photos.digest
         told = {"kind": self.kind, "seed": self.seed, "photographs": names, **asdict(self.preset)}
         if self.start:
             told["start"] = hashlib.sha256(self.start.read_bytes()).hexdigest()

@@ -8,11 +8,10 @@ does (`tiepoint.training.run`). Starting a run again in its folder resumes it. O
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,12 +67,12 @@ class FeatureTask:
     @property
     def config(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed, as JSON has it."""
-        names = hashlib.sha256("\n".join(self.maker.photos.names).encode()).hexdigest()
-        told: dict[str, Any] = {"kind": "cairn", "seed": self.seed, "photographs": names, **asdict(self.preset)}
+        photographs = self.maker.photos.digest
+        told: dict[str, Any] = {"kind": "cairn", "seed": self.seed, "photographs": photographs, **asdict(self.preset)}
         if self.start is not None:
             told["start"] = str(self.start)
         if self.matcher is not None:
-            told |= {"kind": "end-to-end", "matcher": open_matcher(self.matcher, self.preset.model.dim)[1]}
+            told |= {"kind": "end-to-end", "matcher": weights.load(self.matcher)[1].get("training", {})}
         return json.loads(json.dumps(told))
 
     def new_objective(self) -> CairnObjective:
@@ -86,7 +85,7 @@ class FeatureTask:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.matcher is None:
             return CairnObjective(net, self.preset.keypoints)
-        matcher, _ = open_matcher(self.matcher, self.preset.model.dim)
+        matcher = open_matcher(self.matcher, self.preset.model.dim)
         return EndToEndObjective(EndToEndNet(net, matcher), self.preset.keypoints)
 
     def batches(self, start: int) -> Any:
@@ -199,14 +198,7 @@ def train_features(
     held_out = task.held_out() if task.rank == 0 else []
 
     def evaluate(trained: Objective) -> dict[str, float]:
-        total, sums = MatchStatistics(0, 0, 0, 0, 0), {"loss": 0.0, "repeated": 0.0, "matched": 0.0}
-        for views in held_out:
-            output = trained(views.to(task.device))
-            total = total + match_statistics(output.log_p, output.labels)
-            for name in sums:
-                sums[name] += float(output.loss if name == "loss" else output.parts[name]) / len(held_out)
-        means = {f"held_out_{name}": value for name, value in sums.items()}
-        return {**means, "held_out_precision": total.precision, "held_out_recall": total.recall}
+        return judge(trained, held_out, ("repeated", "matched"), task.device)
 
     objective = task.new_objective().to(task.device)
     before = folder / "before.json"
@@ -218,6 +210,18 @@ def train_features(
     if task.matcher is not None and task.rank == 0:
         split(folder)
     return row
+
+
+def judge(trained: Objective, batches: Sequence[Any], parts: Sequence[str], device: torch.device) -> dict[str, float]:
+    """Return held-out loss, precision and recall, and means of these parts of the loss's output."""
+    total, sums = MatchStatistics(0, 0, 0, 0, 0), dict.fromkeys(("loss", *parts), 0.0)
+    for batch in batches:
+        output = trained(batch.to(device))
+        total = total + match_statistics(output.log_p, output.labels)
+        for name in sums:
+            sums[name] += float(output.loss if name == "loss" else output.parts[name]) / len(batches)
+    means = {f"held_out_{name}": value for name, value in sums.items()}
+    return {**means, "held_out_precision": total.precision, "held_out_recall": total.recall}
 
 
 def rehearse(task: FeatureTask, folder: str | os.PathLike[str], steps: int = 8) -> dict[str, Any]:

@@ -7,7 +7,6 @@ goes on where it stopped. See `tiepoint.training.superpoint`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -17,21 +16,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import Dataset
 
 from .. import weights
 from ..features.dense import load_into
 from ..features.superpoint import SuperPointNet
-from .batches import in_order, share_of
 from .cache import PhotoCache
 from .loop import FitConfig
-from .losses import MatchStatistics, match_statistics
 from .objectives import Objective
 from .presets import SuperPointPreset
 from .run import carry_out, claim, open_photographs
-from .superpoint import CHUNK, CornerPairsMaker, Corners, ShapesMaker, SuperPointObjective, find_corners
-
-Maker = Callable[[int, range], Corners]
+from .run_features import judge
+from .superpoint import CornerPairsMaker, Corners, ShapesMaker, SuperPointObjective, find_corners
+from .views import CHUNK, stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +58,7 @@ class SuperPointTask:
     @property
     def config(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed, as JSON has it."""
-        names = hashlib.sha256("\n".join(self.photos.names).encode()).hexdigest()
-        told = {"kind": "superpoint-open", "seed": self.seed, "photographs": names, **asdict(self.preset)}
+        told = {"kind": "superpoint-open", "seed": self.seed, "photographs": self.photos.digest, **asdict(self.preset)}
         return json.loads(json.dumps(told))
 
 
@@ -162,32 +157,12 @@ def _stage(
     batch, held_out = task.preset.batch, makers[1]
 
     def batches(start: int) -> Iterator[Corners]:
-        steps = _Steps(makers[0], share_of(batch, CHUNK, task.rank, task.world), settings.steps)
-        return in_order(steps, start, settings.steps, task.workers)
+        return stream(makers[0], batch, start, settings.steps, task.workers, task.rank, task.world)
 
     def evaluate(trained: Objective) -> dict[str, float]:
-        total, sums = MatchStatistics(0, 0, 0, 0, 0), {"loss": 0.0, "found": 0.0}
-        for step in range(task.preset.held_out):
-            output = trained(held_out(step, range(batch // CHUNK)).to(task.device))
-            total = total + match_statistics(output.log_p, output.labels)
-            for name in sums:
-                sums[name] += float(output.loss if name == "loss" else output.parts[name]) / task.preset.held_out
-        means = {f"held_out_{name}": value for name, value in sums.items()}
-        return {**means, "held_out_precision": total.precision, "held_out_recall": total.recall}
+        batches = [held_out(step, range(batch // CHUNK)) for step in range(task.preset.held_out)]
+        return judge(trained, batches, ("found",), task.device)
 
     return carry_out(
         SuperPointObjective(net), batches, settings, folder, task.config, task.device, evaluate, report, stop
     )
-
-
-class _Steps(Dataset[Corners]):
-    """Item i holds the pictures of step i."""
-
-    def __init__(self, maker: Maker, chunks: range, steps: int) -> None:
-        self.maker, self.chunks, self.steps = maker, chunks, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> Corners:
-        return self.maker(step, self.chunks)

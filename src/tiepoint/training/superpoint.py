@@ -28,12 +28,13 @@ from ..features.cairn import to_grey
 from ..features.dense import peaks
 from ..features.superpoint import CELL, SuperPointNet, scores_of
 from . import homographies, photometric
+from ._random import seeded
 from .cache import PhotoCache
 from .ground_truth import IGNORED, UNMATCHABLE, Labels
 from .objectives import Objective, Output
 from .shapes import draw_shapes
+from .views import CHUNK
 
-CHUNK = 4  # pictures, or pairs of them, made together
 NO_CORNER = CELL**2  # the class of a cell without one
 POSITIVE, NEGATIVE = 1.0, 0.2  # margins of the descriptors' hinge loss
 POSITIVE_WEIGHT = 250.0  # of cells that show the same place, of which there are few
@@ -168,8 +169,7 @@ class CornerPairsMaker:
         images, cells, maps = [], [], []
         config = homographies.HomographyConfig(self.size, zoom=0.5)
         for chunk in chunks:
-            state = np.random.SeedSequence([self.seed, self.held_out, step, chunk]).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(state[0] >> 1))
+            generator = seeded(self.seed, self.held_out, step, chunk)
             for row in self.photos.draw(CHUNK, generator, self.held_out).tolist():
                 photo = whole(self.photos, row, self.size)
                 both = homographies.sample_views(1, (photo.shape[2], photo.shape[3]), config, generator)

@@ -7,20 +7,21 @@ the network, and `Views.carry` says where any point of one lies in the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import ArgumentError
 from . import ground_truth, homographies, photometric, scenes
+from ._random import seeded
 from .batches import TEXTURE, in_order, share_of
 from .cache import PhotoCache
 
+T = TypeVar("T")
 CHUNK = 4  # pairs made together
 _STEP = 1.5  # pixels over which the derivative of a warp given by depth is measured
 
@@ -194,8 +195,7 @@ class ViewMaker:
         return Views.cat(parts)
 
     def _generator(self, *what: int) -> torch.Generator:
-        state = np.random.SeedSequence([self.seed, self.held_out, *what]).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state[0] >> 1))
+        return seeded(self.seed, self.held_out, *what)
 
     def _homographies(self, generator: torch.Generator) -> Views:
         config = self.config
@@ -243,25 +243,25 @@ class ViewMaker:
         return (torch.stack(both, 1).flatten(0, 1) * 255).round().byte()
 
 
-class _Steps(Dataset[Views]):
+class _Steps(Dataset[T]):
     """Item i holds the pairs of step i for one of ``world`` processes."""
 
-    def __init__(self, maker: ViewMaker, pairs: int, steps: int, rank: int, world: int) -> None:
+    def __init__(self, maker: Callable[[int, range], T], pairs: int, steps: int, rank: int, world: int) -> None:
         self.maker, self.steps = maker, steps
         self.mine = share_of(pairs, CHUNK, rank, world)
 
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> Views:
+    def __getitem__(self, step: int) -> T:
         return self.maker(step, self.mine)
 
 
 def stream(
-    maker: ViewMaker, pairs: int, start: int, steps: int, workers: int, rank: int = 0, world: int = 1
-) -> Iterator[Views]:
+    maker: Callable[[int, range], T], pairs: int, start: int, steps: int, workers: int, rank: int = 0, world: int = 1
+) -> Iterator[T]:
     """Yield the pairs of steps ``start`` to ``steps`` - 1 in order, made ahead by worker processes.
 
-    Parameters are those of `tiepoint.training.batches.stream`.
+    Parameters are those of `tiepoint.training.batches.stream`; ``maker(step, chunks)`` gives these chunks of a step.
     """
     return in_order(_Steps(maker, pairs, steps, rank, world), start, steps, workers)
