@@ -55,6 +55,22 @@ class Layout(str, Enum):
 
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of 'tiepoint train'.")]
+ImagesOption = Annotated[Path, typer.Option("--images", help="Folder of photographs, with its sub-folders.")]
+RunOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a run there is resumed.")]
+StepsOption = Annotated[Optional[int], typer.Option(min=1, help="Optimiser steps.")]  # noqa: UP045
+MinutesOption = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(min=0, help="Finish within this time, whatever the steps; 0 for no limit."),
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of all random choices.")]
+CacheOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="File of decoded photographs, shared by runs; by default in RUN."),
+]
+CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Draw a few pairs, time a few steps, tell what training would need.")
+]
 WorkersOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(min=0, help="Processes that make pairs; by default one for each core but one, or none on a GPU."),
@@ -63,8 +79,8 @@ WorkersOption = Annotated[
 
 @app.command("matcher")
 def matcher(
-    images: Annotated[Path, typer.Option("--images", help="Folder of photographs, with its sub-folders.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a run there is resumed.")],
+    images: ImagesOption,
+    output: RunOption,
     features: Annotated[str, typer.Option("--features", "-f", help="Extractor: sift, cairn@WEIGHTS …")] = "sift",
     preset: Annotated[PresetName, typer.Option(help="Size, pairs and length of the training.")] = PresetName.tiny,
     kind: Annotated[Kind, typer.Option(help="Architecture.")] = Kind.lightglue,
@@ -83,21 +99,15 @@ def matcher(
         Optional[Light],  # noqa: UP045
         typer.Option(help="How much light, lens and camera of the two views may differ; by default the preset's."),
     ] = None,
-    steps: Annotated[Optional[int], typer.Option(min=1, help="Optimiser steps.")] = None,  # noqa: UP045
-    minutes: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0, help="Finish within this time, whatever the steps; 0 for no limit."),
-    ] = None,
+    steps: StepsOption = None,
+    minutes: MinutesOption = None,
     batch: Annotated[Optional[int], typer.Option(min=8, help="Pairs of one step, a multiple of 8.")] = None,  # noqa: UP045
     detection_threshold: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="Of the extractor; lower finds more points in dark and blurred pictures."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all random choices.")] = 1,
-    cache: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="File of decoded photographs, shared by runs; by default in RUN."),
-    ] = None,
+    seed: SeedOption = 1,
+    cache: CacheOption = None,
     chunks: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of finished pairs, shared by runs; by default in RUN."),
@@ -108,13 +118,11 @@ def matcher(
     ] = None,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
+    compile: CompileOption = False,
     save_memory: Annotated[
         bool, typer.Option("--save-memory", help="Compute states again in the backward pass instead of keeping them.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Draw a few pairs, time a few steps, tell what training would need.")
-    ] = False,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Train a matcher on photographs of your own.
@@ -157,8 +165,8 @@ def matcher(
 
 @app.command("features")
 def features(
-    images: Annotated[Path, typer.Option("--images", help="Folder of photographs, with its sub-folders.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a run there is resumed.")],
+    images: ImagesOption,
+    output: RunOption,
     preset: Annotated[PresetName, typer.Option(help="Pairs and length of the training.")] = PresetName.tiny,
     start: Annotated[
         Optional[str],  # noqa: UP045
@@ -168,23 +176,15 @@ def features(
         Optional[str],  # noqa: UP045
         typer.Option("--matcher", help="End to end: with this LightGlue on top, trained on the features of --start."),
     ] = None,
-    steps: Annotated[Optional[int], typer.Option(min=1, help="Optimiser steps.")] = None,  # noqa: UP045
-    minutes: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0, help="Finish within this time, whatever the steps; 0 for no limit."),
-    ] = None,
+    steps: StepsOption = None,
+    minutes: MinutesOption = None,
     batch: Annotated[Optional[int], typer.Option(min=4, help="Pairs of one step, a multiple of 4.")] = None,  # noqa: UP045
-    seed: Annotated[int, typer.Option(min=0, help="Of all random choices.")] = 1,
-    cache: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="File of decoded photographs, shared by runs; by default in RUN."),
-    ] = None,
+    seed: SeedOption = 1,
+    cache: CacheOption = None,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Draw a few pairs, time a few steps, tell what training would need.")
-    ] = False,
+    compile: CompileOption = False,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Train Cairn, tiepoint's own extractor, on photographs of your own.
@@ -227,14 +227,11 @@ class SuperPointPresetName(str, Enum):
 
 @app.command("superpoint")
 def superpoint(
-    images: Annotated[Path, typer.Option("--images", help="Folder of photographs, with its sub-folders.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a run there is resumed.")],
+    images: ImagesOption,
+    output: RunOption,
     preset: Annotated[SuperPointPresetName, typer.Option(help="Length of the training.")] = SuperPointPresetName.tiny,
-    seed: Annotated[int, typer.Option(min=0, help="Of all random choices.")] = 1,
-    cache: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="File of decoded photographs, shared by runs; by default in RUN."),
-    ] = None,
+    seed: SeedOption = 1,
+    cache: CacheOption = None,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,

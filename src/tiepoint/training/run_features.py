@@ -31,6 +31,8 @@ from .presets import FeaturePreset
 from .run import carry_out, claim, open_photographs, time_steps
 from .views import CHUNK, ViewMaker, Views, stream
 
+TOGETHER = 4e-4  # learning rate end to end: that of a matcher, which at an extractor's forgets what it has learnt
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureTask:
@@ -146,6 +148,8 @@ def prepare(
         preset = replace(preset, model=CairnConfig.from_dict(weights.load(start)[1]))
     elif matcher is not None:
         raise ArgumentError("which features was this matcher trained on? Give their weights as the start")
+    if matcher is not None:
+        preset = replace(preset, fit=replace(preset.fit, learning_rate=TOGETHER))
     folder = Path(folder)
     # The closer of two views shows a quarter of the photograph or less.
     side = max(640, 2 * max(preset.views.size))
