@@ -97,6 +97,21 @@ _MAGIC_LEAP = "https://github.com/magicleap/SuperGluePretrainedNetwork/raw/maste
 _MAGIC_LEAP_LICENCE = "Magic Leap: academic and non-profit, non-commercial research only"
 
 
+def _ours(name: str, size: int, sha256: str, features: str | None = None) -> Entry:
+    """Return an entry of weights in the wheel: matchers say for which features."""
+    return Entry(
+        name=name,
+        file=f"{name}.safetensors",
+        kind="matcher" if features else "extractor",
+        features=features,
+        url=None,
+        size=size,
+        sha256=sha256,
+        licence="Apache-2.0",
+        trained_on=f"pairs made from 3,376 freely licensed photographs; see bundled/{name}.md",
+    )
+
+
 def _aliked(variant: str, size: int, sha256: str) -> Entry:
     return Entry(
         name=f"aliked-{variant}",
@@ -128,16 +143,7 @@ def _superglue(scene: str, data: str, sha256: str) -> Entry:
 
 
 _ALL = [
-    Entry(
-        name="cairn",
-        file="cairn.safetensors",
-        kind="extractor",
-        url=None,
-        size=389_802,
-        sha256="a6a5db414d6b0937d159badebedfe63b9c13be50547af7445f5baf7d48ce99c6",
-        licence="Apache-2.0",
-        trained_on="pairs made from 3,376 freely licensed photographs; see bundled/cairn.md",
-    ),
+    _ours("cairn", 389_802, "a6a5db414d6b0937d159badebedfe63b9c13be50547af7445f5baf7d48ce99c6"),
     Entry(
         name="superpoint",
         file="superpoint_v1.pth",
@@ -299,27 +305,14 @@ _ALL = [
         trained_on=_LIGHTGLUE_DATA,
         config=_lightglue(128, scale_orientation=True),
     ),
-    Entry(
-        name="cairn-lightglue",
-        file="cairn-lightglue.safetensors",
-        kind="matcher",
+    _ours(
+        "cairn-lightglue",
+        3_630_710,
+        "fc7af9ec66be33dc6e3c7197d3a48373ace4bf350d78f315836aa7eb32950951",
         features="cairn",
-        url=None,
-        size=3_630_710,
-        sha256="fc7af9ec66be33dc6e3c7197d3a48373ace4bf350d78f315836aa7eb32950951",
-        licence="Apache-2.0",
-        trained_on="pairs made from 3,376 freely licensed photographs; see bundled/cairn-lightglue.md",
     ),
-    Entry(
-        name="sift-lightglue",
-        file="sift-lightglue.safetensors",
-        kind="matcher",
-        features="sift",
-        url=None,
-        size=3_630_982,
-        sha256="f6e4f3fd513b9fb7b1e2db78c28b8582e2d384374b7a1cad3cb87e6377fd6b8a",
-        licence="Apache-2.0",
-        trained_on="pairs made from 3,376 freely licensed photographs; see bundled/sift-lightglue.md",
+    _ours(
+        "sift-lightglue", 3_630_982, "f6e4f3fd513b9fb7b1e2db78c28b8582e2d384374b7a1cad3cb87e6377fd6b8a", features="sift"
     ),
     Entry(
         name="sift-lightglue-cvg",
