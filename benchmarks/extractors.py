@@ -8,7 +8,7 @@ On sets of homographies (`kodak`, `graf`), at several numbers of keypoints, with
 - **AUC**: of the corner error of the homography estimated from the matches, at 1 and 3 pixels
 - **roll**: AUC at 3 pixels with the second picture turned, at the worst angle, as a share of that at 0
 - **covariances**, of extractors that predict them: normalised squared error of right matches (2 if calibrated), by
-  predicted size; AUC of the homography fitted to the inliers anew, each match weighted by its covariance or not
+  predicted size; AUC of the homography fitted to the inliers anew, each match weighted by its covariance or all alike
 - **time**: of one photograph, in one alternating run
 
 Run ``python benchmarks/extractors.py --limit 2 --repeats 2`` for a rehearsal.
@@ -167,9 +167,10 @@ def match(f0: Features, f1: Features) -> Matches:
     return tp.matchers.load("nearest", features=f0.extractor, ratio=None)(f0, f1)
 
 
-def homography_error(matches: Matches, H: Array, size: tuple[int, int]) -> float:
+def homography_error(matches: Matches, H: Array, size: tuple[int, int], covariances: Any = None) -> float:
     """Return the corner error of the homography estimated from matches, pixels."""
-    model = estimate_homography(matches.points0, matches.points1, threshold=FIT_THRESHOLD).model
+    points = matches.points0, matches.points1
+    model = estimate_homography(*points, threshold=FIT_THRESHOLD, covariances=covariances).model
     return np.inf if model is None else corner_error(model, H, size)
 
 
@@ -207,21 +208,16 @@ def judge_covariances(name: str, set_name: str, found: list[Any], homographies: 
     squared, sizes, plain, weighted = [], [], [], []
     for (f0, f1), H in zip(found, homographies, strict=True):
         matches = match(f0, f1)
-        i, j = matches.matches.T
+        assert matches.covariances is not None
         p0, p1 = (points.astype(np.float64) for points in (matches.points0, matches.points1))
-        s0, s1 = (f.covariances.double().numpy()[k] for f, k in ((f0, i), (f1, j)))
-        covariance, offset = predicted(H, p0, s0, s1), transform(H, p0) - p1
+        covariance, offset = predicted(H, p0, *matches.covariances), transform(H, p0) - p1
         right = np.linalg.norm(offset, axis=1) < THRESHOLDS[-1]
         squared.append(np.einsum("ni,nij,nj->n", offset, np.linalg.inv(covariance), offset)[right])
         sizes.append(np.sqrt(np.linalg.det(covariance))[right])
-        estimate = estimate_homography(p0, p1, threshold=FIT_THRESHOLD)
-        if estimate.model is None:
-            plain.append(np.inf)
-            weighted.append(np.inf)
-            continue
-        keep = estimate.inliers
-        for errors, covariances in ((plain, None), (weighted, (s0[keep], s1[keep]))):
-            errors.append(corner_error(refit(estimate.model, p0[keep], p1[keep], covariances), H, f0.image_size))
+        # The same fit with equal weights, so that only the weights differ.
+        equal = np.broadcast_to(np.eye(2), (len(p0), 2, 2))
+        plain.append(homography_error(matches, H, f0.image_size, (equal, equal)))
+        weighted.append(homography_error(matches, H, f0.image_size, matches.covariances))
     all_squared, all_sizes = np.concatenate(squared), np.concatenate(sizes)
     edges = np.quantile(all_sizes, np.linspace(0, 1, 6))
     bins = np.clip(np.searchsorted(edges, all_sizes, "right") - 1, 0, 4)
@@ -254,30 +250,6 @@ def predicted(H: Array, points: Array, s0: Array, s1: Array) -> Array:
     """Return the covariance (N, 2, 2) of the error of matches, in the second picture."""
     J = slopes(H, points)
     return J @ s0 @ J.transpose(0, 2, 1) + s1
-
-
-def refit(H: Array, p0: Array, p1: Array, covariances: tuple[Array, Array] | None, rounds: int = 10) -> Array:
-    """Fit a homography to inliers by Gauss-Newton with a Cauchy loss, each error in units of its covariance or of 1 px.
-
-    Both ways the loss has the scale of the errors it is given, so that only the weights differ.
-    """
-    H = H / H[2, 2]
-    for _ in range(rounds):
-        carried = transform(H, p0)
-        offset = carried - p1
-        S = np.broadcast_to(np.eye(2), (len(p0), 2, 2)) if covariances is None else predicted(H, p0, *covariances)
-        W = np.linalg.inv(S)
-        squared = np.einsum("ni,nij,nj->n", offset, W, offset)
-        W = W / (1 + squared / (4 * np.median(squared) + 1e-9))[:, None, None]
-        w = p0 @ H[2, :2] + H[2, 2]
-        J = np.zeros((len(p0), 2, 8))
-        for axis in (0, 1):
-            J[:, axis, 3 * axis : 3 * axis + 2], J[:, axis, 3 * axis + 2] = p0 / w[:, None], 1 / w
-            J[:, axis, 6:] = -carried[:, axis, None] * p0 / w[:, None]
-        normal = np.einsum("nia,nij,njb->ab", J, W, J)
-        step = np.linalg.lstsq(normal, -np.einsum("nia,nij,nj->a", J, W, offset), rcond=None)[0]
-        H = H + np.append(step, 0).reshape(3, 3)
-    return H
 
 
 def time_them(loaded: dict[str, Any], repeats: int, number: int) -> dict[str, dict[str, float]]:

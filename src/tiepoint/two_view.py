@@ -425,12 +425,14 @@ def _estimate(
     camera1: Camera | None,
 ) -> Estimate:
     if kind == "homography":
-        return geometry.estimate_homography(matches.points0, matches.points1)
+        return geometry.estimate_homography(matches.points0, matches.points1, covariances=matches.covariances)
     if kind == "fundamental":
         return geometry.estimate_fundamental(matches.points0, matches.points1)
     camera0 = camera0 or Camera.from_focal(FOCAL_FACTOR * max(view0.size), view0.size)
     camera1 = camera1 or Camera.from_focal(FOCAL_FACTOR * max(view1.size), view1.size)
-    return geometry.estimate_relative_pose(matches.points0, matches.points1, camera0, camera1)
+    return geometry.estimate_relative_pose(
+        matches.points0, matches.points1, camera0, camera1, covariances=matches.covariances
+    )
 
 
 def _distinct_names(name0: str, name1: str) -> tuple[str, str]:

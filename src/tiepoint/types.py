@@ -174,6 +174,9 @@ class Matches:
         How sure the matcher is of each match, in [0, 1].
     points0, points1 : float32 array (K, 2)
         The matched keypoints, pixels of the original images.
+    covariances : two float32 arrays (K, 2, 2), or None
+        Of ``points0`` and of ``points1``, pixels squared, where the extractor predicts them: for the robust
+        estimators of `tiepoint.geometry`.
     stop_layer : int or None
         The layer after which an adaptive matcher stopped, counted from 1. None for matchers without layers.
     prune_layer0, prune_layer1 : int64 array (N,), (M,) or None
@@ -195,6 +198,7 @@ class Matches:
     matchability0: NDArray[np.float32] | None = None
     matchability1: NDArray[np.float32] | None = None
     overlaps: bool | None = None
+    covariances: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
         return len(self.matches)
@@ -222,4 +226,5 @@ class Matches:
             matchability0=self.matchability1,
             matchability1=self.matchability0,
             overlaps=self.overlaps,
+            covariances=None if self.covariances is None else (self.covariances[1][order], self.covariances[0][order]),
         )

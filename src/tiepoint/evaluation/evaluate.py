@@ -9,6 +9,8 @@ The protocol, the same for every combination:
 - Relative poses: LO-RANSAC (PoseLib) at `RANSAC_PX`; the error is the larger of the angle of the rotation and
   the angle of the translation's direction. One threshold for every method: published tables often show the
   best of several, chosen on the test data.
+- Where the extractor predicts covariances of its keypoints, they weight the final fit (`tiepoint.geometry.refine`), as
+  they do in `tiepoint.match`.
 - A pair without a model has no error in its row and counts as an infinite one. So does a pair that raised: it
   becomes a row with the message, and the run goes on.
 
@@ -427,7 +429,9 @@ def _model_errors(pair: EvalPair, size0: tuple[int, int], size1: tuple[int, int]
     """Estimate the pair's geometry and compare: the fields of `Row` from ``inliers`` to ``pose_error``."""
     truth, points0, points1 = pair.truth, matches.points0, matches.points1
     if isinstance(truth, HomographyTruth):
-        estimate, seconds = timed(lambda: estimate_homography(points0, points1, threshold=RANSAC_PX))
+        estimate, seconds = timed(
+            lambda: estimate_homography(points0, points1, threshold=RANSAC_PX, covariances=matches.covariances)
+        )
         H_dlt = estimate_dlt(points0, points1, matches.scores)
         errors = {
             "dlt_error": None if H_dlt is None else _finite(corner_error(H_dlt, truth.H, size0)),
@@ -436,7 +440,9 @@ def _model_errors(pair: EvalPair, size0: tuple[int, int], size1: tuple[int, int]
     else:
         camera0, camera1 = Camera.from_K(truth.K0, size0), Camera.from_K(truth.K1, size1)
         estimate, seconds = timed(
-            lambda: estimate_relative_pose(points0, points1, camera0, camera1, threshold=RANSAC_PX)
+            lambda: estimate_relative_pose(
+                points0, points1, camera0, camera1, threshold=RANSAC_PX, covariances=matches.covariances
+            )
         )
         errors = {"pose_error": None}
         if estimate.R is not None and estimate.t is not None:

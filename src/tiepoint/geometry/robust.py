@@ -3,7 +3,8 @@
 Two methods: ``"poselib"`` (locally optimised RANSAC with a final non-linear refinement) and ``"magsac"``
 (OpenCV's USAC with MAGSAC++ scoring). Either only proposes a model; inliers are then counted here, the same
 way for both: matches whose error under the *returned* model is at most ``threshold`` pixels. Which error is
-said in each function.
+said in each function. Where covariances of the points are known (`tiepoint.Matches.covariances`), the model is fitted
+to its inliers once more, each weighted by its own (`tiepoint.geometry.refine`).
 
 Matches that determine no model are an everyday input, not a mistake: they give `Estimate` with ``model=None``
 and no inliers, never an exception. A model is refused when
@@ -38,6 +39,7 @@ from ._arrays import Array, as_point_pairs, homogeneous
 from .camera import Camera
 from .epipolar import essential_from_pose, sampson_error
 from .homography import normalisation, reprojection_error, scaled
+from .refine import as_covariances, refine_homography, refine_pose
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +120,7 @@ def estimate_homography(
     confidence: float = 0.9999,
     max_iterations: int = 10_000,
     seed: int = 0,
+    covariances: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Estimate:
     """Estimate the homography x1 ~ H x0 from matches with outliers.
 
@@ -135,6 +138,8 @@ def estimate_homography(
         Sampling ends after this many samples in any case.
     seed : int
         Of the sampling; equal inputs and seeds give equal results.
+    covariances : two arrays (K, 2, 2), optional
+        Of ``points0`` and ``points1``, pixels squared: weights of the final fit. Only their ratios count.
 
     Returns
     -------
@@ -174,11 +179,11 @@ def estimate_homography(
     H = _propose(propose, x0, x1, minimal=4)
     if H is None:
         return _no_model(len(p0))
-    # The map keeps its orientation at x where det(H) and the cube of the third coordinate w of H x have one
-    # sign; with det(H) made positive, w <= 0 means mirrored, or beyond the line that goes to infinity.
-    H = H * np.sign(np.linalg.det(H))
-    error = np.where(homogeneous(x0) @ H[2] > 0, reprojection_error(H, x0, x1), np.inf)
-    inliers = error <= threshold
+    inliers = _homography_inliers(H, x0, x1, threshold)
+    if covariances is not None and inliers.sum() > 4:
+        S0, S1 = (S[usable][inliers] for S in as_covariances(covariances, len(p0)))
+        H = refine_homography(H, x0[inliers], x1[inliers], (S0, S1))
+        inliers = _homography_inliers(H, x0, x1, threshold)
     T0, T1 = normalisation(x0), normalisation(x1)
     if not _supported(x0, x1, inliers, minimal=4, tolerance=threshold):
         return _no_model(len(p0))
@@ -252,6 +257,7 @@ def estimate_relative_pose(
     confidence: float = 0.9999,
     max_iterations: int = 10_000,
     seed: int = 0,
+    covariances: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Estimate:
     """Estimate the pose of camera 1 relative to camera 0 from matches with outliers.
 
@@ -264,7 +270,7 @@ def estimate_relative_pose(
     threshold : float
         Largest Sampson distance of an inlier, in pixels. It is measured in normalised coordinates, where a
         pixel is taken to be the mean of the two cameras' 1 / focal length.
-    method, confidence, max_iterations, seed
+    method, confidence, max_iterations, seed, covariances
         As in `estimate_homography`.
 
     Returns
@@ -291,6 +297,7 @@ def estimate_relative_pose(
     """
     options = _Options(threshold, method, confidence, max_iterations, seed)
     p0, p1 = as_point_pairs(points0, points1)
+    pixels0, pixels1 = p0, p1
     p0, p1 = camera0.normalise(p0), camera1.normalise(p1)
     usable = _usable(p0, p1)
     x0, x1 = p0[usable], p1[usable]
@@ -315,11 +322,31 @@ def estimate_relative_pose(
     R, t = pose[:, :3], pose[:, 3] / np.linalg.norm(pose[:, 3])
     E = essential_from_pose(R, t)
     inliers = sampson_error(E, x0, x1) <= tolerance
+    if covariances is not None and inliers.sum() > 5:
+        S0, S1 = (
+            _normalised_covariances(camera, pixels[usable][inliers], S[usable][inliers])
+            for camera, pixels, S in zip(
+                (camera0, camera1), (pixels0, pixels1), as_covariances(covariances, len(p0)), strict=True
+            )
+        )
+        R, t = refine_pose(R, t, x0[inliers], x1[inliers], (S0, S1))
+        E = essential_from_pose(R, t)
+        inliers = sampson_error(E, x0, x1) <= tolerance
     if not _supported(x0, x1, inliers, minimal=5, tolerance=tolerance):
         return _no_model(len(p0))
     if _in_front(R, t, x0[inliers], x1[inliers]).mean() <= 0.5:
         return _no_model(len(p0))
     return Estimate(E, _spread(inliers, usable), R, t)
+
+
+def _homography_inliers(H: Array, x0: Array, x1: Array, threshold: float) -> NDArray[np.bool_]:
+    """Say which matches agree with H and keep their orientation.
+
+    The map keeps its orientation at x where det(H) and the cube of the third coordinate w of H x have one sign; with
+    det(H) made positive, w <= 0 means mirrored, or beyond the line that goes to infinity.
+    """
+    H = H * np.sign(np.linalg.det(H))
+    return np.where(homogeneous(x0) @ H[2] > 0, reprojection_error(H, x0, x1), np.inf) <= threshold
 
 
 def _usable(p0: Array, p1: Array) -> NDArray[np.bool_]:
@@ -361,6 +388,12 @@ def _supported(x0: Array, x1: Array, inliers: NDArray[np.bool_], minimal: int, t
 def _rank(model: Array) -> int:
     """Return the numerical rank of a matrix for normalised coordinates."""
     return int(np.linalg.matrix_rank(model, tol=1e-6 * np.linalg.norm(model)))
+
+
+def _normalised_covariances(camera: Camera, pixels: Array, covariances: Array) -> Array:
+    """Carry covariances (K, 2, 2) from pixels to normalised coordinates."""
+    slope = np.stack([camera.normalise(pixels + half) - camera.normalise(pixels - half) for half in np.eye(2) / 2], 2)
+    return slope @ covariances @ slope.transpose(0, 2, 1)
 
 
 def _pose_from_essential(E: Any, x0: Array, x1: Array, tolerance: float) -> Array:

@@ -289,8 +289,9 @@ class Tracker:
             return self._state("starting")
         self._wait(view, matches)
         found = geometry.estimate_relative_pose(
-            matches.points0, matches.points1, self.camera, self.camera, threshold=self.threshold / 2
-        )
+            matches.points0, matches.points1, self.camera, self.camera, threshold=self.threshold / 2,
+            covariances=matches.covariances,
+        )  # fmt: skip
         if found.R is None or found.t is None:
             return self._state("starting")
         rows = matches.matches[found.inliers]

@@ -107,9 +107,12 @@ def make_matches(
     features0: Features, features1: Features, matches: NDArray[np.int64], scores: NDArray[np.float32]
 ) -> Matches:
     """Build `Matches` from index pairs (K, 2) and scores (K,)."""
+    i, j = matches.T
+    S0, S1 = features0.covariances, features1.covariances
     return Matches(
         matches,
         scores,
-        features0.keypoints.cpu().numpy()[matches[:, 0]],
-        features1.keypoints.cpu().numpy()[matches[:, 1]],
+        features0.keypoints.cpu().numpy()[i],
+        features1.keypoints.cpu().numpy()[j],
+        covariances=None if S0 is None or S1 is None else (S0.cpu().numpy()[i], S1.cpu().numpy()[j]),
     )
