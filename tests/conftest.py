@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -46,3 +47,14 @@ def texture() -> NDArray[np.uint8]:
         )
         picture[shape] = picture[shape] * 0.4 + rng.uniform(0, 255, 3) * 0.6
     return np.clip(picture + rng.normal(0, 2, picture.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, texture: NDArray[np.uint8]) -> Path:
+    """A folder of ten photographs to train on: the texture, shifted, in other colours."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(3)
+    for i in range(10):
+        mixed = np.clip(np.roll(texture, rng.integers(0, 240, 2), (0, 1)) @ rng.dirichlet([1, 1, 1], 3).T, 0, 255)
+        PIL.Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{i}.png")
+    return folder

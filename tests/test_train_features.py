@@ -8,7 +8,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,16 +39,6 @@ MINIATURE = FeaturePreset(
     keypoints=40,
     held_out=1,
 )
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory, texture: NDArray[np.uint8]) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(3)
-    for i in range(10):
-        mixed = np.clip(np.roll(texture, rng.integers(0, 240, 2), (0, 1)) @ rng.dirichlet([1, 1, 1], 3).T, 0, 255)
-        PIL.Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{i}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
 import tiepoint as tp
 from tiepoint.cli import main
@@ -37,16 +35,6 @@ FIT = FitConfig(steps=2, learning_rate=1e-3, warmup=1, log_every=1, evaluate_eve
 MINIATURE = SuperPointPreset(
     size=(48, 64), shapes=FIT, corners=CornersConfig(views=2, most=20), fit=FIT, batch=4, held_out=1
 )
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory, texture: NDArray[np.uint8]) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(3)
-    for i in range(9):
-        mixed = np.clip(np.roll(texture, rng.integers(0, 240, 2), (0, 1)) @ rng.dirichlet([1, 1, 1], 3).T, 0, 255)
-        PIL.Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{i}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
