@@ -213,6 +213,30 @@ def end_to_end(seed: int = 0) -> EndToEndObjective:
     return EndToEndObjective(EndToEndNet(CairnNet(MODEL), matcher), 60)
 
 
+def test_compiled_end_to_end_computes_the_same(photos: PhotoCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a compiler that only traces; it is given parts of both networks."""
+    torch._dynamo.reset()
+    traced = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
+        traced.append(graph)
+        return graph.forward
+
+    def compile(self: torch.nn.Module, dynamic: bool) -> None:
+        self._compiled_call_impl = torch.compile(self._call_impl, backend=backend, dynamic=dynamic)
+        compiled.append(self)
+
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    objective = end_to_end().eval()
+    views = ViewMaker(photos, ViewConfig((64, 96), photometric="none", scenes=0.0), 5)(0, range(1))
+    expected = objective(views).loss
+    objective.compile_parts()
+    torch.testing.assert_close(objective(views).loss, expected)
+    assert objective.extractor.detector in compiled and traced
+    assert any(part in compiled for part in objective.matching.modules())
+
+
 @pytest.mark.parametrize("scenes", [0.0, 1.0])
 def test_the_matcher_is_told_the_truth(photos: PhotoCache, scenes: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Matches are within 3 pixels, what is said to have no partner has none, and unrelated pictures share nothing."""

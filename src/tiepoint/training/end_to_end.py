@@ -72,6 +72,11 @@ class EndToEndObjective(CairnObjective):
         """The part of the network that finds and describes."""
         return cast(EndToEndNet, self.net).extractor
 
+    def compile_parts(self) -> None:
+        """Compile both networks."""
+        super().compile_parts()
+        self.matching.compile_parts()
+
     def match(
         self, batch: Views, found: Keypoints, described: Description, similarity: Tensor, labels: Labels
     ) -> Comparison:

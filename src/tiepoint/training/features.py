@@ -72,7 +72,7 @@ class CairnObjective(Objective):
         return cast(CairnNet, self.net)
 
     def compile_parts(self) -> None:
-        """Compile the two networks."""
+        """Compile detector and describer."""
         self.extractor.detector.compile(dynamic=True)
         self.extractor.describer.compile(dynamic=True)
 
