@@ -289,9 +289,9 @@ def test_command_line_end_to_end(
     first, matcher = tmp_path / "first.safetensors", tmp_path / "matcher.safetensors"
     net = objective.net
     tp.weights.save(first, net.extractor.state_dict(), asdict(net.config.extractor))
-    tp.weights.save(
-        matcher, net.matcher.state_dict(), {**asdict(net.config.matcher), "training": {"kind": "lightglue", "pairs": 1}}
-    )
+    thresholds = {"exit_confidence": [0.9], "prune_matchability": [0.1], "overlap_threshold": 1.0}
+    config = {**asdict(net.config.matcher), **thresholds, "training": {"kind": "lightglue", "pairs": 1}}
+    tp.weights.save(matcher, net.matcher.state_dict(), config)
     run = tmp_path / "run"
     base = ["train", "features", "--images", str(images), "-o", str(run), "--workers", "0", "--device", "cpu"]
     assert main([*base, "--matcher", str(matcher)]) == ArgumentError.exit_code
@@ -306,6 +306,7 @@ def test_command_line_end_to_end(
     told = tp.weights.load(run / "lightglue.safetensors")[1]
     assert told["training"]["kind"] == "lightglue" and told["training"]["pairs"] == 1
     assert told["training"]["end to end"]["start"] == str(first)
+    assert all(told[name] is None for name in thresholds), "chosen for the features before"
     features, pairer = f"cairn@{run / 'cairn.safetensors'}", f"lightglue@{run / 'lightglue.safetensors'}"
     assert main(["match", str(images / "0.png"), str(images / "1.png"), "-f", features, "-m", pairer]) == 0
     assert main(["export-weights", str(run)]) == ArgumentError.exit_code

@@ -28,6 +28,8 @@ from .ground_truth import IGNORED, UNMATCHABLE, Labels
 from .objectives import LightGlueObjective
 from .views import Views
 
+_STALE = ("exit_confidence", "prune_matchability", "overlap_threshold")  # chosen for the features before
+
 
 @dataclass(frozen=True)
 class EndToEndConfig:
@@ -149,14 +151,17 @@ def open_matcher(source: str | os.PathLike[str], dim: int) -> LightGlueNet:
 def split(run: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Write ``cairn.safetensors`` and ``lightglue.safetensors`` into the folder of a run that trained both.
 
-    The matcher's thresholds stay as they were; its confidence classifiers have not seen the new features.
+    The matcher runs at full depth and says nothing about overlap: its confidence classifiers and thresholds are those
+    of the features before. Train and calibrate them anew.
     """
     folder = Path(run)
     state, told = weights.load(folder / "weights.safetensors")
     here = told["training"]
     paths = folder / "cairn.safetensors", folder / "lightglue.safetensors"
     before = {**here["matcher"], "end to end": {k: v for k, v in here.items() if k != "matcher"}}
-    for part, training, path in (("extractor", {**here, "kind": "cairn"}, paths[0]), ("matcher", before, paths[1])):
+    configs = told["extractor"], {**told["matcher"], **dict.fromkeys(_STALE)}
+    trainings = {**here, "kind": "cairn"}, before
+    for part, config, training, path in zip(("extractor", "matcher"), configs, trainings, paths, strict=True):
         own = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
-        weights.save(path, own, {**told[part], "training": training})
+        weights.save(path, own, {**config, "training": training})
     return paths
