@@ -32,14 +32,20 @@ def main(
     where = {(run["environment"]["cpu"], run["configuration"]["threads"]) for run in runs}
     if len(where) > 1:
         raise typer.BadParameter(f"times of different machines cannot be compared: {sorted(where)}")
-    points = [{**run["sets"][-1], "label": run["label"]} for run in runs]
+    # of a pipeline that several folders hold, the last counts
+    points = list({run["label"]: {**run["sets"][-1], "label": run["label"]} for run in runs}.values())
     figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 4.2), layout="constrained")
     for axis, (key, title) in zip(axes, PANELS, strict=True):
         here = sorted(((seconds(point), 100 * point[key], point["label"]) for point in points), key=lambda p: p[:2])
+        top = max(y for _, y, _ in here)
         for x, y, label in here:
+            # of two names that would cross, the one of the lower point stands below it
+            crossed = any(y < v < y + 0.06 * top and 0.3 < u / x < 3 for u, v, _ in here)
             ink = OURS if label.startswith(ours) else OTHERS
             axis.plot(x, y, "o", color=ink)
-            axis.annotate(label, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8, color=ink)
+            axis.annotate(
+                label, (x, y), textcoords="offset points", xytext=(5, -11 if crossed else 4), fontsize=8, color=ink
+            )
         best = [point for i, point in enumerate(here) if all(point[1] > before[1] for before in here[:i])]
         axis.step(*zip(*(point[:2] for point in best), strict=True), where="post", color="black", linewidth=0.8)
         axis.set(xscale="log", xlabel="seconds for a pair", title=title)

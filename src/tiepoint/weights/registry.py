@@ -143,7 +143,7 @@ def _superglue(scene: str, data: str, sha256: str) -> Entry:
 
 
 _ALL = [
-    _ours("cairn", 389_802, "a6a5db414d6b0937d159badebedfe63b9c13be50547af7445f5baf7d48ce99c6"),
+    _ours("cairn", 390_970, "0c007f768209483f42efdf01095099e6f68a967b785240d4f8eeaea30876d5f5"),
     Entry(
         name="superpoint",
         file="superpoint_v1.pth",
@@ -307,8 +307,8 @@ _ALL = [
     ),
     _ours(
         "cairn-lightglue",
-        3_630_710,
-        "fc7af9ec66be33dc6e3c7197d3a48373ace4bf350d78f315836aa7eb32950951",
+        3_631_214,
+        "fcbe4a8021c0ad8512f4e868802622f66dd458bfa30389f2b20a36e42f607403",
         features="cairn",
     ),
     _ours(
