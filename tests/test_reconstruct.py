@@ -43,7 +43,9 @@ def centre_errors(model: pycolmap.Reconstruction, world: SyntheticScene) -> np.n
 
 
 @pytest.mark.parametrize("mapper", ["incremental", "global"])
-def test_finds_the_cameras(world: SyntheticScene, folder: Path, tmp_path: Path, mapper: str) -> None:
+def test_finds_the_cameras(
+    world: SyntheticScene, folder: Path, tmp_path: Path, mapper: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     placed = []
     scene = reconstruct(
         folder / "database.db",
@@ -54,6 +56,7 @@ def test_finds_the_cameras(world: SyntheticScene, folder: Path, tmp_path: Path, 
         threads=1,
         on_image=lambda: placed.append(1),
     )
+    assert "adjustment" not in capfd.readouterr().err, "COLMAP's log is not for users"
     (model,), (quality,) = scene.models, scene.qualities
     assert scene.left_out == {}
     assert quality.registered == quality.total == 6

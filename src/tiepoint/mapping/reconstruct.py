@@ -376,12 +376,18 @@ def _adjust(model: pycolmap.Reconstruction, refine_cameras: bool, threads: int) 
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.solver_options.num_threads = threads
     options.ceres.solver_options.function_tolerance = 1e-5  # as in GLOMAP; less takes longer and changes no digit
+    config = pycolmap.BundleAdjustmentConfig()
+    for image in registered(model):
+        config.add_image(image.image_id)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     for _ in range(2):  # the first takes the errors down, and with them what counts as an outlier
         errors = np.concatenate([_reprojection_errors(model, image) for image in registered(model)])
         if not len(errors):
             return
         options.ceres.loss_function_scale = max(2 * float(np.median(errors)), 0.01)
-        pycolmap.bundle_adjustment(model, options)
+        # What pycolmap.bundle_adjustment does, which logs at any level.
+        pycolmap.ObservationManager(model).filter_observations_with_negative_depth()
+        pycolmap.create_default_bundle_adjuster(options, config, model).solve()
     pycolmap.ObservationManager(model).filter_all_points3D(4.0, 1.5)  # pixels, degrees: as the mappers
     model.update_point_3d_errors()
 
