@@ -159,6 +159,8 @@ def test_bad_covariances_are_named(change, message):
         estimate_homography(p0, p1, covariances=(S0, change(S1)))
     with pytest.raises(ArgumentError, match=f"image 1.*{message}"):
         estimate_relative_pose(p0, p1, CAMERA, CAMERA, covariances=(S0, change(S1)))
+    with pytest.raises(ArgumentError, match=f"image 1.*{message}"):  # also where there is no model to be found
+        estimate_homography(0 * p0, p1, covariances=(S0, change(S1)))
 
 
 def test_matches_carry_the_covariances_of_their_keypoints():

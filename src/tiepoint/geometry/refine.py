@@ -9,8 +9,8 @@ found. Only the *ratios* of covariances count: the loss takes its scale from the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -70,7 +70,9 @@ def refine_homography(H: Array, points0: Array, points1: Array, covariances: tup
     return scaled(np.linalg.inv(T1) @ _fit(scaled(T1 @ H @ np.linalg.inv(T0)), errors, moved, 8) @ T0)
 
 
-def refine_pose(R: Array, t: Array, points0: Array, points1: Array, covariances: tuple[Array, Array]) -> Any:
+def refine_pose(
+    R: Array, t: Array, points0: Array, points1: Array, covariances: tuple[Array, Array]
+) -> tuple[Array, Array]:
     """Fit a relative pose to inliers anew, each weighted by its covariances.
 
     Parameters
@@ -108,8 +110,6 @@ def refine_pose(R: Array, t: Array, points0: Array, points1: Array, covariances:
 
 def _rotation(axis: Array) -> Array:
     """Return the rotation about an axis by as many radians as it is long (Rodrigues)."""
-    import cv2
-
     return np.asarray(cv2.Rodrigues(axis)[0], np.float64)
 
 

@@ -168,6 +168,7 @@ def estimate_homography(
     """
     options = _Options(threshold, method, confidence, max_iterations, seed)
     p0, p1 = as_point_pairs(points0, points1)
+    spreads = None if covariances is None else as_covariances(covariances, len(p0))
     usable = _usable(p0, p1)
     x0, x1 = p0[usable], p1[usable]
 
@@ -180,8 +181,8 @@ def estimate_homography(
     if H is None:
         return _no_model(len(p0))
     inliers = _homography_inliers(H, x0, x1, threshold)
-    if covariances is not None and inliers.sum() > 4:
-        S0, S1 = (S[usable][inliers] for S in as_covariances(covariances, len(p0)))
+    if spreads is not None and inliers.sum() > 4:
+        S0, S1 = (S[usable][inliers] for S in spreads)
         H = refine_homography(H, x0[inliers], x1[inliers], (S0, S1))
         inliers = _homography_inliers(H, x0, x1, threshold)
     T0, T1 = normalisation(x0), normalisation(x1)
@@ -297,7 +298,8 @@ def estimate_relative_pose(
     """
     options = _Options(threshold, method, confidence, max_iterations, seed)
     p0, p1 = as_point_pairs(points0, points1)
-    pixels0, pixels1 = p0, p1
+    spreads = None if covariances is None else as_covariances(covariances, len(p0))
+    pixels = p0, p1
     p0, p1 = camera0.normalise(p0), camera1.normalise(p1)
     usable = _usable(p0, p1)
     x0, x1 = p0[usable], p1[usable]
@@ -322,12 +324,10 @@ def estimate_relative_pose(
     R, t = pose[:, :3], pose[:, 3] / np.linalg.norm(pose[:, 3])
     E = essential_from_pose(R, t)
     inliers = sampson_error(E, x0, x1) <= tolerance
-    if covariances is not None and inliers.sum() > 5:
+    if spreads is not None and inliers.sum() > 5:
         S0, S1 = (
-            _normalised_covariances(camera, pixels[usable][inliers], S[usable][inliers])
-            for camera, pixels, S in zip(
-                (camera0, camera1), (pixels0, pixels1), as_covariances(covariances, len(p0)), strict=True
-            )
+            _normalised_covariances(camera, at[usable][inliers], S[usable][inliers])
+            for camera, at, S in zip((camera0, camera1), pixels, spreads, strict=True)
         )
         R, t = refine_pose(R, t, x0[inliers], x1[inliers], (S0, S1))
         E = essential_from_pose(R, t)
