@@ -62,6 +62,10 @@ MinutesOption = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option(min=0, help="Finish within this time, whatever the steps; 0 for no limit."),
 ]
+LightOption = Annotated[
+    Optional[Light],  # noqa: UP045
+    typer.Option(help="How much light, lens and camera of the two views may differ; by default the preset's."),
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of all random choices.")]
 CacheOption = Annotated[
     Optional[Path],  # noqa: UP045
@@ -95,10 +99,7 @@ def matcher(
     posed_share: Annotated[
         float, typer.Option("--posed-share", min=0, max=1, help="Share of the pairs that come from them.")
     ] = 0.5,
-    light: Annotated[
-        Optional[Light],  # noqa: UP045
-        typer.Option(help="How much light, lens and camera of the two views may differ; by default the preset's."),
-    ] = None,
+    light: LightOption = None,
     steps: StepsOption = None,
     minutes: MinutesOption = None,
     batch: Annotated[Optional[int], typer.Option(min=8, help="Pairs of one step, a multiple of 8.")] = None,  # noqa: UP045
@@ -176,6 +177,7 @@ def features(
         Optional[str],  # noqa: UP045
         typer.Option("--matcher", help="End to end: with this LightGlue on top, trained on the features of --start."),
     ] = None,
+    light: LightOption = None,
     steps: StepsOption = None,
     minutes: MinutesOption = None,
     batch: Annotated[Optional[int], typer.Option(min=4, help="Pairs of one step, a multiple of 4.")] = None,  # noqa: UP045
@@ -196,7 +198,8 @@ def features(
 
     chosen = presets.feature_preset(preset.value)
     fit = replace(_limits(chosen.fit, steps, minutes), compile=compile)
-    chosen = replace(chosen, fit=fit, batch=batch or chosen.batch)
+    views = chosen.views if light is None else replace(chosen.views, photometric=light.value)
+    chosen = replace(chosen, views=views, fit=fit, batch=batch or chosen.batch)
     with _console("checking photographs"):
         task = run_features.prepare(images, output, chosen, seed, cache, workers, none_if_auto(device), start, matcher)
     if dry_run:
