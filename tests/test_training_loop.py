@@ -520,6 +520,19 @@ def test_calibration_keeps_its_promise_on_new_pairs(matcher: LightGlue) -> None:
     assert found.solved_kept is not None and found.solved_kept > 0.5
 
 
+def test_calibration_gives_up_hopeless_settings_and_chooses_the_same(matcher: LightGlue) -> None:
+    samples = [[*pairs_like(batch), *unrelated(batch)] for batch in (make_batch(i, pairs=20) for i in range(6))]
+    patient = calibrate.calibrate(matcher, iter(samples), keep=0.97)
+    hasty = calibrate.calibrate(matcher, iter(samples), keep=0.97, expected=120)
+    assert hasty.config == patient.config and hasty.chosen is not None
+    runs = [setting["pairs"] for setting in hasty.settings]
+    assert {setting["pairs"] for setting in patient.settings} == {120}
+    assert runs == sorted(runs, reverse=True) and runs[-1] < 120
+    told = "exit_confidence", "lost", "p_value", "work"
+    for one, other in zip(hasty.settings, patient.settings, strict=True):
+        assert one["pairs"] < 120 or all(one[name] == other[name] for name in told)
+
+
 def test_calibration_promises_nothing_on_too_few_pairs(matcher: LightGlue) -> None:
     found = calibrate.calibrate(matcher, iter([pairs_like(make_batch(0))]), keep=0.99)
     assert found.chosen is None and found.speed_up == 1

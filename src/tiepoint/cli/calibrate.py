@@ -102,15 +102,18 @@ def calibrate(
         )
         return
     print_table(
-        ("exit at confidence", "prune below", "lost", "p-value", "work", "time"),
+        ("exit at confidence", "prune below", "lost", "p-value", "work", "time", ""),
         [
             (
                 f"{s['exit_confidence']:g}",
                 f"{s['prune_matchability']:g}",
                 f"{s['lost']:.2%}",
-                f"{s['p_value']:.3f}",
-                f"{s['work']:.0%}",
-                f"{s['seconds']:.1f} s" + (" <- chosen" if s["chosen"] else ""),
+                *(
+                    (f"{s['p_value']:.3f}", f"{s['work']:.0%}", f"{s['seconds']:.1f} s")
+                    if s["pairs"] == result.pairs
+                    else ("", "", f"given up after {s['pairs']} pairs")
+                ),
+                "<- chosen" if s["chosen"] else "",
             )
             for s in result.settings
         ],

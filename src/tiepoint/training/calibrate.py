@@ -83,8 +83,9 @@ class Calibration:
     pairs, unrelated : int
         Pairs used for the one and the other threshold.
     settings : list of dict
-        Of each candidate: ``exit_confidence``, ``prune_matchability``, ``lost`` (mean share), ``p_value``, ``work``
-        (share of the full model's layers times points), ``seconds`` of matching, and whether it was ``chosen``.
+        Of each candidate: ``exit_confidence``, ``prune_matchability``, ``pairs`` (related ones it was run on: all,
+        unless it was given up), ``lost`` (mean share), ``p_value``, ``work`` (share of the full model's layers times
+        points), ``seconds`` of matching, and whether it was ``chosen``.
     seconds : float
         Time that the full model took for the same pairs.
     solved_kept : float or None
@@ -131,6 +132,7 @@ def calibrate(
     keep: float = 0.99,
     confidence: float = 0.95,
     max_false_overlaps: float = 0.05,
+    expected: int | None = None,
     progress: Callable[[int, int], None] = lambda related, unrelated: None,
 ) -> Calibration:
     """Choose exit, pruning and overlap thresholds on image pairs.
@@ -148,6 +150,9 @@ def calibrate(
         Probability, over the draw of the samples, that this and the share of false overlaps hold.
     max_false_overlaps : float
         Share of unrelated pairs that may be said to overlap.
+    expected : int
+        How many related pairs will come, if known. A setting that could not be accepted even if nothing more were lost
+        is then given up, with all bolder ones: the choice is the same, and takes less time.
     progress : callable
         Called with the numbers of related and unrelated pairs so far.
 
@@ -165,17 +170,18 @@ def calibrate(
         )
     full = _with_config(matcher, matcher.config, adaptive=False)
     candidates = [_with_config(matcher, with_setting(matcher.config, *setting)) for setting in SETTINGS]
-    # By setting (the full model last) and pair.
-    kept: list[list[int]] = [[] for _ in SETTINGS]
+    # By setting (the full model last); losses and work of each related pair.
+    losses: list[list[float]] = [[] for _ in SETTINGS]
     work: list[list[float]] = [[] for _ in SETTINGS]
     evidence: list[list[float]] = [[] for _ in range(len(SETTINGS) + 1)]
     seconds = [0.0] * (len(SETTINGS) + 1)
     right: list[int] = []
     related: list[bool] = []
+    tried = len(SETTINGS)
     for group in samples:
         pairs = [(sample.features0, sample.features1) for sample in group]
         truths = []
-        for s, model in enumerate([full, *candidates], start=-1):
+        for s, model in enumerate([full, *candidates[:tried]], start=-1):
             began = time.perf_counter()
             found = model.match_many(pairs)
             seconds[s] += time.perf_counter() - began
@@ -185,24 +191,29 @@ def calibrate(
                 right.extend(len(truth) for truth in truths)
                 continue
             for matches, truth, sample in zip(found, truths, group, strict=True):
-                kept[s].append(int(np.isin(_keys(matches.matches, sample), truth).sum()))
-                work[s].append(_work(matches, matcher.config.layers))
+                if sample.related:
+                    kept = np.isin(_keys(matches.matches, sample), truth).sum()
+                    losses[s].append(float(calibration.share_lost(kept, len(truth))))
+                    work[s].append(_work(matches, matcher.config.layers))
         related.extend(sample.related for sample in group)
+        if expected is not None and tried:
+            tried = calibration.count_acceptable(losses[:tried], expected, keep, confidence)
         progress(sum(related), len(related) - sum(related))
 
     use = np.array(related, bool)
-    result = Calibration(matcher.config, keep, confidence, int(use.sum()), int((~use).sum()), seconds=seconds[-1])
-    losses = np.stack([calibration.share_lost(np.array(k)[use], np.array(right)[use]) for k in kept])
-    costs = np.array(work)[:, use].mean(1) if use.any() else np.ones(len(SETTINGS))
-    chosen = calibration.choose(losses, costs, keep, confidence)
+    count = int(use.sum())
+    result = Calibration(matcher.config, keep, confidence, count, len(use) - count, seconds=seconds[-1])
+    costs = [float(np.mean(shares)) if shares else 1.0 for shares in work]
+    chosen = calibration.choose(losses[:tried], costs[:tried], keep, confidence) if tried else None
     for s, (exit_confidence, prune_matchability) in enumerate(SETTINGS):
         result.settings.append(
             {
                 "exit_confidence": exit_confidence,
                 "prune_matchability": prune_matchability,
-                "lost": float(losses[s].mean()) if use.any() else 0.0,
+                "pairs": len(losses[s]),
+                "lost": float(np.mean(losses[s])) if losses[s] else 0.0,
                 "p_value": calibration.hoeffding_bentkus_p_value(losses[s], 1 - keep),
-                "work": float(costs[s]),
+                "work": costs[s],
                 "seconds": seconds[s],
                 "chosen": s == chosen,
             }
@@ -288,31 +299,45 @@ def samples_from_photographs(
             ]
 
 
-def samples_from_list(
-    file: str | os.PathLike[str],
+def read_pairs(file: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """Read a list of image pairs, two names on each line.
+
+    Raises
+    ------
+    InputError
+        The list cannot be read, or a line does not hold two names.
+    """
+    try:
+        lines = Path(file).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: the list of image pairs cannot be read ({error})") from error
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        names = line.split()
+        if len(names) == 2:
+            pairs.append((names[0], names[1]))
+        elif names:
+            raise InputError(f"{file}, line {number}: need two image names, not {len(names)}")
+    return pairs
+
+
+def samples_from_pairs(
+    pairs: Sequence[tuple[str, str]],
     images: str | os.PathLike[str],
     features: str,
     max_keypoints: int = 1024,
     long_side: int = 1024,
     device: torch.device | str = "cpu",
 ) -> Iterator[list[Sample]]:
-    """Read image pairs, two names below ``images`` on each line; their truth is not known.
+    """Extract pairs of images, named as they lie below ``images``; their truth is not known.
 
     Raises
     ------
     InputError
-        The list or an image cannot be read, or a line does not hold two names.
+        An image cannot be read.
     """
-    try:
-        lines = Path(file).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: the list of image pairs cannot be read ({error})") from error
-    pairs = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
-    for number, names in pairs:
-        if len(names) != 2:
-            raise InputError(f"{file}, line {number}: need two image names, not {len(names)}")
     extractor = extractors.load(features, device=device, max_keypoints=max_keypoints, long_side=long_side)
-    for _, (name0, name1) in pairs:
+    for name0, name1 in pairs:
         yield [Sample(extractor(Path(images) / name0), extractor(Path(images) / name1), None, True)]
 
 
@@ -347,7 +372,7 @@ def calibrate_file(
     output : path, optional
         By default ``calibrated.safetensors`` in the run, or ``NAME-calibrated.safetensors`` beside the file.
     pairs_file : path, optional
-        Calibrate on these pairs of images, see `samples_from_list`, instead of pairs made from single photographs.
+        Calibrate on these pairs of images, see `read_pairs`, instead of pairs made from single photographs.
         The overlap threshold then stays as it is.
     count : int, optional
         Related pairs to make; by default four times `calibration.pairs_needed`, which leaves room for some loss.
@@ -395,14 +420,17 @@ def calibrate_file(
         )
     with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:  # Windows keeps a mapped file
         if pairs_file is not None:
-            samples = samples_from_list(pairs_file, images, trained_on.features, keypoints, device=chosen_device)
+            listed = read_pairs(pairs_file)
+            samples = samples_from_pairs(listed, images, trained_on.features, keypoints, device=chosen_device)
+            count = len(listed)
         else:
             config = replace(trained_on, keypoints=keypoints)
             photos = build_cache(images, cache or Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
             try_extractor(photos, config, torch.device("cpu"))
             seen = told["training"]["photographs"] == photos.digest
+            count = CHUNK * math.ceil(count / CHUNK)
             samples = samples_from_photographs(photos, config, count, max(100, count // 4), seed, seen, workers)
-        result = calibrate(matcher, samples, keep, confidence, progress=progress)
+        result = calibrate(matcher, samples, keep, confidence, expected=count, progress=progress)
     if pairs_file is not None:
         result.config = replace(result.config, overlap_threshold=matcher.config.overlap_threshold)
     about = {

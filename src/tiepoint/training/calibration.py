@@ -62,14 +62,41 @@ def choose(losses: ArrayLike, costs: ArrayLike, keep: float = 0.99, confidence: 
     losses, costs = np.asarray(losses, np.float64), np.asarray(costs, np.float64)
     if losses.ndim != 2 or costs.shape != losses.shape[:1]:
         raise ArgumentError(f"need losses (S, n) and costs (S,), not {losses.shape} and {costs.shape}")
-    _check_losses(losses)
-    _check_probability(keep=keep, confidence=confidence)
-    accepted = 0
-    while accepted < len(losses) and hoeffding_bentkus_p_value(losses[accepted], 1 - keep) <= 1 - confidence:
-        accepted += 1
+    accepted = count_acceptable(losses, losses.shape[1], keep, confidence)
     if accepted == 0:
         return None
     return accepted - 1 - int(np.argmin(costs[:accepted][::-1]))
+
+
+def count_acceptable(losses: ArrayLike, expected: int, keep: float = 0.99, confidence: float = 0.95) -> int:
+    """Count the leading settings that will be accepted if the pairs to come lose nothing.
+
+    Parameters
+    ----------
+    losses : array (S, n)
+        Of the pairs so far, as for `choose`.
+    expected : int
+        How many pairs there will be; with n, the count of those that are accepted.
+    keep, confidence : float
+        See `choose`.
+
+    Examples
+    --------
+    >>> losses = np.zeros((3, 10))
+    >>> losses[2] = 1.0  # loses everything in each of the first ten pairs
+    >>> count_acceptable(losses, expected=500, keep=0.99)
+    2
+    """
+    losses = np.asarray(losses, np.float64)
+    _check_losses(losses)
+    _check_probability(keep=keep, confidence=confidence)
+    to_come = np.zeros(max(0, expected - losses.shape[1]))
+    accepted = 0
+    while accepted < len(losses):
+        if hoeffding_bentkus_p_value(np.append(losses[accepted], to_come), 1 - keep) > 1 - confidence:
+            break
+        accepted += 1
+    return accepted
 
 
 def choose_pair_threshold(
