@@ -95,6 +95,9 @@ def test_the_stages_share_one_matcher(finished: Path) -> None:
     second, _ = weights.load(finished / "confidence" / "weights.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first if not name.startswith("confidence"))
     assert any(not torch.equal(first[name], second[name]) for name in first)
+    origins = [weights.load(finished / name / "weights.safetensors")[1] for name in ("", "confidence")]
+    assert origins[1]["training"] == origins[0]["training"] and origins[0]["training"]["fit"]["learning_rate"] == 1e-3
+    assert origins[1]["confidence"]["fit"]["steps"] == 6 and "confidence" not in origins[0]
 
 
 def test_the_same_command_resumes_and_another_configuration_is_refused(
@@ -121,6 +124,9 @@ def test_unreadable_photographs_and_small_folders_are_reported(tiepoint, images:
     pictures = list((tmp_path / "run" / "dry-run").glob("*.png"))
     assert len(pictures) == 8 and Image.open(pictures[0]).size == (320, 120)
     assert not (tmp_path / "run" / "config.json").exists(), "no run was begun"
+    options = ("--workers", 0, "--light", "mild")
+    ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "run", *options)
+    assert ran.code == 0, "the dry run left nothing that other options would not fit"
 
 
 def test_superglue_trains_in_the_same_way(tiepoint, images: Path, tmp_path: Path) -> None:
@@ -163,12 +169,43 @@ def test_calibrate_on_listed_pairs(tiepoint, images: Path, finished: Path, tmp_p
     (tmp_path / "pairs.txt").write_text("0.png 1.png\n\n2.png 3.png\n")
     output = tmp_path / "out.safetensors"
     weights_file = finished / "confidence" / "weights.safetensors"
-    ran = tiepoint("calibrate", weights_file, "--images", images, "--pairs", tmp_path / "pairs.txt", "-o", output)
-    assert ran.code == 0 and "the full model is used" in ran.out and "exit at confidence" in ran.out
+    options = ("--images", images, "--pairs", tmp_path / "pairs.txt", "-o", output)
+    ran = tiepoint("calibrate", weights_file, *options, "--keep", 0.5, "--confidence", 0.75)
+    assert ran.code == 0 and "exit at confidence" in ran.out
     assert weights.load(output)[1]["calibration"]["pairs"] == 2
+    ran = tiepoint("calibrate", weights_file, *options)
+    assert ran.code == 2 and "at least 299 pairs, not 2" in ran.err
     (tmp_path / "pairs.txt").write_text("0.png 1.png 2.png")
-    ran = tiepoint("calibrate", weights_file, "--images", images, "--pairs", tmp_path / "pairs.txt", "-o", output)
+    ran = tiepoint("calibrate", weights_file, *options)
     assert ran.code == 3 and "line 1" in ran.err
+
+
+def test_calibrate_needs_nothing_of_the_training_but_its_weights(
+    tiepoint, images: Path, finished: Path, tmp_path: Path
+) -> None:
+    """Neither posed photographs nor the extractor's file."""
+    state, config = weights.load(finished / "confidence" / "weights.safetensors")
+    config["training"]["pairs"] |= {"posed": 0.5, "features": "cairn@gone.safetensors"}
+    weights.save(tmp_path / "moved.safetensors", state, config)
+    options = ("--images", images, "--keep", 0.5, "--count", 5, "-k", 64, "--workers", 0)
+    ran = tiepoint("calibrate", tmp_path / "moved.safetensors", *options)
+    assert ran.code == 2 and "gone.safetensors" in ran.err
+    ran = tiepoint("calibrate", tmp_path / "moved.safetensors", *options, "--features", "sift")
+    assert ran.code == 0, ran.err
+
+
+def test_what_was_calibrated_before_is_not_exported_for_what_was_trained_since(
+    tiepoint, images: Path, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    calibrate = ("calibrate", run, "--images", images, "--keep", 0.5, "--count", 5, "-k", 64, "--workers", 0)
+    assert tiepoint(*calibrate).code == 0 and tiepoint("export-weights", run).code == 0
+    shutil.rmtree(run / "confidence")
+    assert tiepoint("train", "confidence", run, "--steps", 3, "--workers", 0).code == 0
+    stale = tiepoint("export-weights", run)
+    assert stale.code == 3 and "tiepoint calibrate" in stale.err
+    assert tiepoint(*calibrate).code == 0 and tiepoint("export-weights", run).code == 0
 
 
 def test_a_matcher_trained_on_after_its_confidence_stage_is_noticed(tiepoint, finished: Path, tmp_path: Path) -> None:
@@ -220,6 +257,31 @@ def test_errors_come_before_the_first_step(
     assert not list(tmp_path.rglob("checkpoint.pt")) and not list(tmp_path.rglob("config.json"))
 
 
+def test_a_run_without_weights_or_with_a_damaged_checkpoint(
+    tiepoint, images: Path, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "checkpoint.pt").write_bytes(b"garbage")
+    ran = tiepoint("train", "matcher", "--images", images, "-o", run, "--workers", 0)
+    assert ran.code == 1 and "checkpoint.pt is damaged" in ran.err and len(ran.err.splitlines()) < 5
+    (run / "weights.safetensors").unlink()
+    ran = tiepoint("train", "confidence", run)
+    assert ran.code == 3 and "holds no weights yet" in ran.err
+
+
+def test_a_full_disk_is_an_error_of_ours(tiepoint, images: Path, tmp_path: Path) -> None:
+    """No file may grow beyond 1 MB: pairs fit, the checkpoint does not."""
+    argv = ["train", "matcher", "--images", str(images), "-o", str(tmp_path / "run"), "--workers", "0"]
+    assert tiepoint(*argv, "--dry-run").code == 0  # the photographs are decoded
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+    script = limit + SCRIPT.format(tests=str(Path(__file__).parent), argv=argv).replace("100_000", "2")
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 3 and "checkpoint.pt: cannot be written: File too large" in ran.stderr, ran.stderr
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
 def test_no_setting_can_be_trusted_with_untrained_classifiers(tiepoint, finished: Path) -> None:
     state, _ = weights.load(finished / "weights.safetensors")
     assert not state["confidence.0.weight"].any(), "the first stage leaves them alone"
@@ -237,22 +299,29 @@ sys.exit(main({argv!r}))
 """
 
 
-def test_ctrl_c_saves_and_says_so(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_or_a_clusters_sigterm_saves_and_says_so(images: Path, tmp_path: Path, workers: int) -> None:
+    """The one to the process alone, the other to all of its group."""
     run = tmp_path / "run"
-    argv = ["train", "matcher", "--images", str(images), "-o", str(run), "--workers", "0"]
+    distinct = ["--distinct", "0"] if workers else []
+    argv = ["train", "matcher", "--images", str(images), "-o", str(run), "--workers", str(workers), *distinct]
     script = SCRIPT.format(tests=str(Path(__file__).parent), argv=argv)
     running = subprocess.Popen(
         [sys.executable, "-c", script],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
     try:
         deadline = time.monotonic() + 100
         while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
             assert running.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        running.send_signal(signal.SIGINT)
+        if workers:
+            os.killpg(running.pid, signal.SIGTERM)
+        else:
+            running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=60)
     finally:
         running.kill()

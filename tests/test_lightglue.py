@@ -475,3 +475,15 @@ def test_aligned_matching_does_not_see_roll_and_scale(tmp_path: Path) -> None:
         before, after = (matcher(first, other) for other in (second, moved))
         same = np.array_equal(before.matches, after.matches) and np.allclose(before.scores, after.scores, atol=1e-4)
         assert len(before) > 20 and same == aligned
+
+
+@pytest.mark.parametrize(
+    "config", [LightGlueConfig(input_dim=64, dim=64, heads=2, layers=3), LightGlueConfig(layers=2)]
+)
+def test_a_foreign_file_tells_its_sizes_by_its_tensors(config: LightGlueConfig, tmp_path: Path) -> None:
+    net = LightGlueNet(config)
+    torch.save(to_upstream(net.state_dict(), config.heads), tmp_path / "theirs.pth")
+    matcher = LightGlue("cairn", weights=str(tmp_path / "theirs.pth"))
+    assert matcher.config == config
+    for name, tensor in matcher.net.state_dict().items():
+        torch.testing.assert_close(tensor, net.state_dict()[name], atol=1e-5, rtol=1e-5)

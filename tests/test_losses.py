@@ -137,7 +137,8 @@ def test_empty_sides():
     assert loss.item() == pytest.approx(0.25 * math.log(2))
     swapped = Labels(truth.matches1, truth.matches0)
     assert lightglue_nll(torch.zeros(1, 2, 0), z, torch.zeros(1, 0), swapped).item() == loss.item()
-    assert match_statistics(torch.zeros(1, 0, 2), truth).labelled == 2
+    assert match_statistics(torch.zeros(1, 0, 2), truth) == MatchStatistics(0, 0, 0)
+    assert match_statistics(torch.zeros(1, 2, 0), swapped) == MatchStatistics(0, 0, 0)
     assert partners(torch.zeros(1, 2, 0), z, torch.zeros(1, 0))[0].tolist() == [[-1, -1]]
 
 
@@ -176,12 +177,11 @@ def test_statistics_by_hand():
     scores[0, 3, 1] = 0.05  # below the threshold
     truth = labels([[0, 1, -2, -1]], [[0, 1, -1, -2]])
     statistics = match_statistics(scores.log(), truth, 0.1)
-    # Image 0: 0 right, 1 wrong, 3 rightly unmatched. Image 1: 0 right, 1 missed, 2 wrongly matched.
-    assert statistics == MatchStatistics(predicted=2, correct=1, matchable=2, agreed=3, labelled=6)
-    assert (statistics.precision, statistics.recall, statistics.accuracy) == (0.5, 0.5, 0.5)
-    assert (statistics + statistics).labelled == 12
+    assert statistics == MatchStatistics(predicted=2, correct=1, matchable=2)
+    assert (statistics.precision, statistics.recall) == (0.5, 0.5)
+    assert statistics + statistics == MatchStatistics(predicted=4, correct=2, matchable=4)
     nothing = match_statistics(torch.full((1, 1, 1), -9.0), labels([[-1]], [[-1]]))
-    assert math.isnan(nothing.precision) and math.isnan(nothing.recall) and nothing.accuracy == 1
+    assert math.isnan(nothing.precision) and math.isnan(nothing.recall)
 
 
 def test_statistics_count_mutual_matches_only():

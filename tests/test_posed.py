@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 from scipy.spatial.transform import Rotation
 
-from tiepoint.errors import ArgumentError, InputError
+from tiepoint.errors import InputError
 from tiepoint.training.ground_truth import from_depth
 from tiepoint.training.posed import (
     PosedPair,
@@ -25,7 +25,6 @@ from tiepoint.training.posed import (
     megadepth_views,
     overlap_matrix,
     read_depth,
-    sample_pairs,
     seven_scenes_views,
     tum_views,
 )
@@ -348,24 +347,6 @@ def test_overlap(tmp_path):
     np.save(views[1].depth, depth)
     assert overlap_matrix(views)[0, 1] < 0.65 * overlaps[0, 1]
     assert overlap_matrix([]).shape == (0, 0)
-
-
-def test_sampling():
-    views = [View(Path(str(i)), Path(), K, *POSES[0]) for i in range(20)]
-    overlaps = np.random.default_rng(0).random((20, 20)).astype(np.float32)
-    overlaps = np.minimum(overlaps, overlaps.T)
-    pairs = sample_pairs(views, overlaps, 30, np.random.default_rng(1), 0.2, 0.4)
-    index = [(int(p.view0.image.name), int(p.view1.image.name)) for p in pairs]
-    assert len({frozenset(p) for p in index}) == 30
-    assert all(0.2 <= p.overlap <= 0.4 and p.overlap == overlaps[i] for p, i in zip(pairs, index, strict=True))
-    assert 0 < sum(i > j for i, j in index) < 30  # either may come first
-    again = sample_pairs(views, overlaps, 30, np.random.default_rng(1), 0.2, 0.4)
-    assert [(p.view0, p.view1) for p in again] == [(p.view0, p.view1) for p in pairs]
-    everything = sample_pairs(views, overlaps, 10**6, np.random.default_rng(1), 0.2, 0.4)
-    eligible = np.triu((overlaps >= 0.2) & (overlaps <= 0.4), 1).sum()
-    assert len(everything) == eligible
-    with pytest.raises(ArgumentError):
-        sample_pairs(views, overlaps[:3], 1, np.random.default_rng(1))
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,28 @@ def test_labels_are_mutual_and_negatives_have_none(chunk: Batch) -> None:
         torch.testing.assert_close(matches1[matches0[rows]], rows)
 
 
+@pytest.mark.parametrize("share_of_scenes", [0.0, 1.0])
+def test_unrelated_pairs_show_no_common_photograph(tmp_path: Path, texture: np.ndarray, share_of_scenes: float) -> None:
+    """Eight photographs of one hue each, four of them held out: fewer than the pairs of a chunk."""
+    strong, weak = np.eye(3), 1 - np.eye(3)
+    hues = [*(strong + weak / 2), *(strong / 2 + weak), np.ones(3), np.array([0.2, 0.6, 1.0])]
+    for i, hue in enumerate(hues):
+        grey = np.roll(texture, 40 * i, 1).mean(2, keepdims=True)
+        Image.fromarray((grey * hue).astype(np.uint8)).save(tmp_path / f"{i}.png")
+    cache = build_cache(tmp_path, tmp_path / "photos.cache", long_side=320)
+    assert len(cache.held_out) == 4
+    config = replace(CONFIG, negatives=1.0, scenes=share_of_scenes)
+    for chunk in range(2):
+        maker = ChunkMaker(cache, config, seed=1, held_out=True)
+        batch, pictures = maker(chunk), maker.pictures(chunk)
+        shown = pictures.mean((2, 3))
+        shown = shown / shown.norm(dim=1, keepdim=True)
+        alike = (shown[0::2] * shown[1::2]).sum(1)
+        # A scene has six textures, so all that can be made of four photographs have some in common.
+        assert torch.equal(batch.related, torch.full((CHUNK,), bool(share_of_scenes)))
+        assert share_of_scenes or (alike < 0.99).all()
+
+
 def test_true_matches_look_alike(chunk: Batch) -> None:
     """Descriptors, made from pixels, confirm the labels, made from geometry."""
     d = chunk.descriptors.float()
@@ -157,8 +179,10 @@ def test_errors(photos: PhotoCache, tmp_path: Path) -> None:
     for i in range(8):
         Image.fromarray(np.full((130, 170, 3), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
     blank = build_cache(tmp_path, tmp_path / "photos.cache")
-    with pytest.raises(InputError, match="detection threshold"):
-        ChunkMaker(blank, CONFIG, 1)(0)
+    for workers in (0, 1):  # an error comes out of a worker process as it went in
+        with pytest.raises(InputError, match="detection threshold") as caught:
+            next(stream(ChunkMaker(blank, CONFIG, 1), CHUNK, 0, 1, workers))
+        assert "\n" not in str(caught.value)
 
 
 def test_training_needs_no_opencv(photos: PhotoCache) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,13 +57,15 @@ def test_reduces_and_turns_but_never_enlarges(folder: Path, tmp_path: Path) -> N
 
 def test_split_keeps_crops_with_their_photograph(folder: Path, tmp_path: Path) -> None:
     cache = build_cache(folder, tmp_path / "cache", held_out=0.25)
+    assert len({source_of(cache.names[row]) for row in cache.held_out}) == 4, "at least four, to make unrelated pairs"
+    cache = build_cache(folder, tmp_path / "cache", held_out=0.4)
     names = np.array(cache.names)
     train, held_out = ({source_of(name) for name in names[rows]} for rows in (cache.train, cache.held_out))
-    assert len(train) == 9 and len(held_out) == 3 and not train & held_out
+    assert len(train) == 7 and len(held_out) == 5 and not train & held_out
     assert len(cache.train) + len(cache.held_out) == len(cache)
     # More photographs: those held out before are held out still, or their number no longer allows it.
     PIL.Image.new("RGB", (90, 90)).save(folder / "new.png")
-    grown = build_cache(folder, tmp_path / "cache", held_out=0.25)
+    grown = build_cache(folder, tmp_path / "cache", held_out=0.4)
     assert held_out <= {source_of(np.array(grown.names)[row]) for row in grown.held_out} | {"new"}
 
 
@@ -123,7 +126,7 @@ def test_bad_folders(folder: Path, tmp_path: Path) -> None:
         build_cache(crops, path)
     for number in range(20):
         (crops / f"{number}.png").write_bytes(b"junk")
-    with pytest.raises(InputError, match=r"the first of 20 skipped: 0\.png: UnidentifiedImageError"):
+    with pytest.raises(InputError, match=r"the first of 20 skipped: 0\.png: no picture of a known format"):
         build_cache(crops, path)
     with pytest.raises(ArgumentError, match="long_side"):
         build_cache(folder, path, long_side=3)
@@ -141,8 +144,8 @@ def test_draw_takes_different_sources_and_all_crops(folder: Path, tmp_path: Path
     cache = build_cache(folder, tmp_path / "cache", held_out=0.25)
     generator, seen = _generator(), set()
     for _ in range(60):
-        rows = cache.draw(9, generator)
-        assert len(set(cache.sources[rows])) == 9
+        rows = cache.draw(8, generator)
+        assert len(set(cache.sources[rows])) == 8
         seen.update(rows.tolist())
     assert seen == set(cache.train.tolist())
     assert set(cache.draw(50, generator, held_out=True).tolist()) <= set(cache.held_out.tolist())
@@ -173,3 +176,21 @@ def test_training_data_needs_neither_opencv_nor_kornia() -> None:
         "from tiepoint.training import cache, homographies, photometric, raycast, scenes"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_digest_tells_photographs_apart_by_their_content(folder: Path, tmp_path: Path) -> None:
+    digest = build_cache(folder, tmp_path / "cache").digest
+    assert build_cache(folder, tmp_path / "smaller", long_side=100).digest == digest
+    shutil.copytree(folder, tmp_path / "copy")
+    assert build_cache(tmp_path / "copy", tmp_path / "of_the_copy").digest == digest
+    name = tmp_path / "copy" / "town" / "0001.jpg"
+    with PIL.Image.open(name) as opened:
+        turned = opened.rotate(180)
+    turned.save(name)
+    assert build_cache(tmp_path / "copy", tmp_path / "of_the_copy").digest != digest
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_of_ours(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        build_cache(folder, tmp_path / "file" / "photos.cache")

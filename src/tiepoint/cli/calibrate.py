@@ -24,6 +24,10 @@ def calibrate(
             help="Text file with two image names a line, to calibrate on instead of pairs made from single photographs."
         ),
     ] = None,
+    features: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--features", "-f", help="Extractor of the keypoints; by default the one trained on."),
+    ] = None,
     count: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Pairs to make; by default enough for the promise."),
@@ -74,6 +78,7 @@ def calibrate(
             confidence,
             output,
             pairs,
+            features,
             count,
             max_keypoints,
             seed,

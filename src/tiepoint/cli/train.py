@@ -155,7 +155,8 @@ def matcher(
     if dry_run:
         with _console("making pairs, timing steps"):
             told = run.rehearse(task, output, save_memory=save_memory)
-        _print_rehearsal(told, json)
+        if task.rank == 0:
+            _print_rehearsal(told, json)
         return
     _make_ahead(task)
     with _live(f"training {kind.value} on {features}") as report, _graceful() as stop:
@@ -205,7 +206,8 @@ def features(
     if dry_run:
         with _console("making pairs, timing steps"):
             told = run_features.rehearse(task, output)
-        _print_rehearsal(told, json)
+        if task.rank == 0:
+            _print_rehearsal(told, json)
         return
     with _live("training cairn" + (" and lightglue" if matcher else "")) as report, _graceful() as stop:
         row = run_features.train_features(task, output, report, stop)
@@ -416,9 +418,7 @@ def _print_rehearsal(told: dict[str, Any], json: bool) -> None:
         print_json(told)
         return
     print(f"{told['parameters'] / 1e6:.1f} million parameters, {told['memory_mb']:.0f} MB of memory at most")
-    print(
-        f"{told['seconds_per_step']:.2f} s a step; {told['seconds_per_pair_made']:.2f} s to make a pair, "
-        f"by {max(1, told['workers'])} processes"
-    )
+    print(f"{told['seconds_per_step']:.2f} s a step")
+    print(f"{told['seconds_per_pair_made']:.2f} s to make a pair, by each of {max(1, told['workers'])} processes")
     print(f"about {told['minutes']:.0f} minutes in all")
     print(f"wrote {Path(told['pictures'][0]).parent}: pairs as they are trained on")

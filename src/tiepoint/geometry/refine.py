@@ -30,8 +30,11 @@ def as_covariances(covariances: tuple[ArrayLike, ArrayLike], count: int) -> tupl
         array = as_array(value, (None, 2, 2), f"covariances of image {side}")
         if len(array) != count:
             raise ArgumentError(f"covariances of image {side} are {len(array)}, for {count} matches")
-        variances = np.linalg.eigvalsh(array[np.isfinite(array).all((1, 2))])
-        if len(variances) < count or (variances <= 0).any():
+        try:
+            bad = not np.isfinite(np.linalg.cholesky(array)).all()
+        except np.linalg.LinAlgError:
+            bad = True
+        if bad:
             raise ArgumentError(f"covariances of image {side} must be finite and positive definite")
         checked.append(array)
     return checked[0], checked[1]

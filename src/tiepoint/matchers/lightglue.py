@@ -308,10 +308,11 @@ class LightGlueNet(nn.Module):
         cos, sin : (T, 1, 1, D / 2)
             Of the learned Fourier frequencies times the positions, Eq. (7); broadcast over (q, k) and heads.
         """
-        angles = self.frequencies(positions)[:, None, None]
-        if self.config.align:
-            descriptors = torch.cat([descriptors, frame_code(positions)], dim=1)
-        return self.input(descriptors), angles.cos(), angles.sin()
+        with torch.autocast(positions.device.type, enabled=False):  # positions need float32
+            angles = self.frequencies(positions)[:, None, None]
+            if self.config.align:
+                descriptors = torch.cat([descriptors, frame_code(positions)], dim=1)
+            return self.input(descriptors), angles.cos(), angles.sin()
 
     def forward(self, descriptors: Tensor, positions: Tensor, layout: Layout) -> list[Tensor]:
         """Return the states (T, dim) after every layer, without adaptivity (for training)."""
@@ -545,7 +546,7 @@ class LightGlue(Matcher):
                 )
             weights = WEIGHTS_FOR[features]
         state, config = weights_module.load(weights)
-        self.config = LightGlueConfig.from_dict(config)
+        self.config = LightGlueConfig.from_dict(config or shape_of_upstream(state))
         self.features = self.config.features or tuple(f for f, name in WEIGHTS_FOR.items() if name == weights)
         self.adaptive = adaptive
         self.precision = precision
@@ -782,6 +783,22 @@ def from_upstream(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
         fold_update(f"{source}.self_attn", "out_proj", f"{target}.self_attention.update")
         fold_update(f"{source}.cross_attn", "to_out", f"{target}.cross_attention.update")
     return new
+
+
+def shape_of_upstream(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the sizes of a checkpoint of the original authors, which holds no configuration, for `LightGlueConfig`."""
+    shapes = {name.removeprefix("matcher."): tensor.shape for name, tensor in state.items()}
+    if "posenc.Wr.weight" not in shapes or "log_assignment.0.final_proj.weight" not in shapes:
+        return {}
+    waves, numbers = shapes["posenc.Wr.weight"]
+    dim = shapes["log_assignment.0.final_proj.weight"][0]
+    return {
+        "input_dim": shapes.get("input_proj.weight", (dim, dim))[1],
+        "dim": dim,
+        "heads": dim // (2 * waves),
+        "layers": sum(name.startswith("log_assignment.") and name.endswith("final_proj.weight") for name in shapes),
+        "scale_orientation": numbers == 4,
+    }
 
 
 def to_upstream(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:

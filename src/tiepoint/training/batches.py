@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from .. import features as extractors
-from ..errors import ArgumentError, InputError
+from ..errors import ArgumentError, InputError, TiepointError
 from ..export import atomic
 from ..types import Features
 from . import ground_truth, homographies, photometric, scenes
@@ -36,6 +36,7 @@ from .posed import PosedPool
 T = TypeVar("T")
 CHUNK = 8  # pairs made together
 _ROUNDS = 8  # times a chunk is topped up before we conclude that the extractor finds too little
+_PER_SCENE = 4  # photographs drawn for each scene; it borrows some of the next one's
 _LEAST = 32  # keypoints without which a picture is not used
 TEXTURE = 512  # side of the textures of rendered scenes, pixels; about what the photographs of a pool resolve
 
@@ -278,7 +279,7 @@ class ChunkMaker:
                 raise InputError(f"{path}: damaged ({error}); delete it, and it is made again") from error
         batch = self._make(chunk)[0]
         with atomic(path) as unfinished:
-            safetensors.torch.save_file(batch.tensors(), unfinished)
+            unfinished.write_bytes(safetensors.torch.save(batch.tensors()))
         return batch
 
     def path(self, chunk: int) -> Path:
@@ -350,9 +351,8 @@ class ChunkMaker:
 
     def _homographies(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         config = self.config
-        photos = self.photos.sample(
-            self.photos.draw(CHUNK, generator, self.held_out), config.size, generator, self.device
-        )
+        rows = self.photos.draw(CHUNK, generator, self.held_out)
+        photos = self.photos.sample(rows, config.size, generator, self.device)
         views = homographies.HomographyConfig(
             config.size, config.difficulty, max_roll=config.max_roll, max_scale=config.max_scale
         )
@@ -368,13 +368,12 @@ class ChunkMaker:
                 size,
             )
 
-        yield from self._relit(pairs.images0, pairs.images1, label, generator)
+        yield from self._relit(pairs.images0, pairs.images1, label, generator, rows[:, None])
 
     def _scenes(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         config = self.config
-        textures = self.photos.sample(
-            self.photos.draw(4 * CHUNK, generator, self.held_out), (TEXTURE, TEXTURE), generator, self.device
-        )
+        rows = self.photos.draw(_PER_SCENE * CHUNK, generator, self.held_out)
+        textures = self.photos.sample(rows, (TEXTURE, TEXTURE), generator, self.device)
         roll360 = config.max_roll > 3
         scene = scenes.SceneConfig.roll360(config.size) if roll360 else scenes.SceneConfig.standard(config.size)
         pairs = scenes.make_pairs(textures, CHUNK, scene, generator)
@@ -386,7 +385,9 @@ class ChunkMaker:
             }
             return ground_truth.from_depth(f0.keypoints[None].cpu(), f1.keypoints[None].cpu(), **of_pair)
 
-        yield from self._relit(pairs.images0, pairs.images1, label, generator)
+        first = _PER_SCENE * torch.arange(CHUNK)[:, None]
+        seen = rows[(first + torch.arange(scenes.TEXTURES_PER_SCENE)) % len(rows)]
+        yield from self._relit(pairs.images0, pairs.images1, label, generator, seen)
 
     def _posed(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         config, light = self.config, photometric.PhotometricConfig.preset(self.config.photometric)
@@ -413,7 +414,8 @@ class ChunkMaker:
 
         images0, images1 = zip(*images, strict=True)
         # None is called unrelated: two pairs of one scene may well show the same thing.
-        yield from self._featurise(images0, images1, label, torch.zeros(len(pairs), dtype=torch.bool))
+        nothing = torch.zeros(len(pairs), 0, dtype=torch.long)
+        yield from self._featurise(images0, images1, label, torch.zeros(len(pairs), dtype=torch.bool), nothing)
 
     def _relit(
         self,
@@ -421,12 +423,17 @@ class ChunkMaker:
         images1: torch.Tensor,
         label: Callable[[int, Features, Features], Labels],
         generator: torch.Generator,
+        rows: torch.Tensor,
     ) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
-        """Change light and camera, declare some pairs unrelated, go on with `_featurise`."""
+        """Change light and camera, declare some pairs unrelated, go on with `_featurise`.
+
+        ``rows`` (B, K) are the photographs that each pair was made of.
+        """
         light = photometric.PhotometricConfig.preset(self.config.photometric)
         images0, images1 = (photometric.augment(images, light, generator) for images in (images0, images1))
         unrelated = torch.rand(len(images0), generator=generator) < self.config.negatives
-        yield from self._featurise(images0.unbind(), images1.unbind(), label, unrelated)
+        sources = torch.from_numpy(self.photos.sources)[rows]
+        yield from self._featurise(images0.unbind(), images1.unbind(), label, unrelated, sources)
 
     def _featurise(
         self,
@@ -434,14 +441,21 @@ class ChunkMaker:
         images1: Sequence[torch.Tensor],
         label: Callable[[int, Features, Features], Labels],
         unrelated: torch.Tensor,
+        sources: torch.Tensor,
     ) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
-        """Extract and label; pairs in which too few keypoints are found are left out."""
+        """Extract and label; pairs in which too few keypoints are found are left out.
+
+        ``sources`` (B, K) tell which photographs a pair shows. An unrelated one that shows none of them is looked for
+        half a chunk on first; where there is none, the pair stays related.
+        """
         config = self.config
         features0, features1 = self._extract(images0), self._extract(images1)
         for b in range(len(images0)):
-            negative = bool(unrelated[b])
-            # Photographs of a chunk come from different sources; of scenes, those half a chunk apart.
-            other = (b + len(images0) // 2) % len(images0) if negative else b
+            other = b
+            if unrelated[b]:
+                others = ((b + len(images0) // 2 + i) % len(images0) for i in range(len(images0)))
+                other = next((i for i in others if not torch.isin(sources[i], sources[b]).any()), b)
+            negative = other != b
             f0, f1 = features0[b], features1[other]
             if min(len(f0), len(f1)) < _LEAST:
                 continue
@@ -586,19 +600,34 @@ def make_ahead(maker: ChunkMaker, chunks: Sequence[int], workers: int) -> Iterat
         yield i + 1, len(data)
 
 
+class _Telling(Dataset["T | TiepointError"]):
+    """The items of a data set; an error of ours is one too, or it would come from a worker as a text of many lines."""
+
+    def __init__(self, data: Dataset[T]) -> None:
+        self.data = data
+
+    def __getitem__(self, i: int) -> T | TiepointError:
+        try:
+            return self.data[i]
+        except TiepointError as error:
+            return error
+
+
 def in_order(data: Dataset[T], start: int, steps: int, workers: int) -> Iterator[T]:
     """Yield items ``start`` to ``steps`` - 1 of a data set, made ahead by worker processes if there are any."""
-    return iter(
-        DataLoader(
-            data,
-            batch_size=None,
-            sampler=range(start, steps),
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_start_worker if workers else None,
-        )
+    loader: DataLoader[T | TiepointError] = DataLoader(
+        _Telling(data),
+        batch_size=None,
+        sampler=range(start, steps),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_start_worker if workers else None,
     )
+    for item in loader:
+        if isinstance(item, TiepointError):
+            raise item
+        yield item
 
 
 def share_of(pairs: int, chunk: int, rank: int, world: int) -> range:
@@ -616,8 +645,9 @@ def share_of(pairs: int, chunk: int, rank: int, world: int) -> range:
 
 
 def _start_worker(_: int) -> None:
-    """One core for each worker; Ctrl-C is for the process that trains."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """One core for each worker; Ctrl-C, or a cluster's SIGTERM to all, is for the process that trains."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     with contextlib.suppress(ImportError):  # training does not need OpenCV, but SIFT does
         import cv2

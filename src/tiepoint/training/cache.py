@@ -7,6 +7,7 @@ a magic word: as in Parquet the index comes last, so the file is written in one 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -26,12 +27,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
+from ..export import atomic
 from ._random import Draw
 
-_MAGIC = b"TPPHOTO1"
+_MAGIC = b"TPPHOTO2"
 _FOOTER = len(_MAGIC) + 8
 _SMALLEST_SIDE = 64  # a photograph smaller than this has too little to match
 _FEWEST_SOURCES = 8
+_FEWEST_HELD_OUT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +66,7 @@ class PhotoCache:
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
     skipped: tuple[tuple[str, str], ...]
+    _digest: str
     _pixels: NDArray[np.uint8]
     _offsets: NDArray[np.int64]
 
@@ -77,8 +81,8 @@ class PhotoCache:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the photographs' names."""
-        return hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+        """SHA-256 of the photographs: names and contents of their files."""
+        return self._digest
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_cache, (self.path,)
@@ -183,8 +187,8 @@ def build_cache(
     groups : collection of str, optional
         Use only these sub-folders of ``folder``; default is everything.
     held_out : float
-        Share of the sources kept for evaluation, chosen by a hash of their names: adding photographs hardly moves any
-        from one split to the other, and no random seed is involved.
+        Share of the sources kept for evaluation, at least four, chosen by a hash of their names: adding photographs
+        hardly moves any from one split to the other, and no random seed is involved.
 
     Returns
     -------
@@ -206,7 +210,7 @@ def build_cache(
     ...     PIL.Image.fromarray(np.full((80, 120, 3), 30 * i, np.uint8)).save(folder / f"{i}.png")
     >>> cache = build_cache(folder, folder / "photos.cache")
     >>> len(cache), cache[3].shape, len(cache.train), len(cache.held_out)
-    (8, (80, 120, 3), 7, 1)
+    (8, (80, 120, 3), 4, 4)
     >>> cache.sample([0, 1], (32, 48), torch.Generator().manual_seed(0)).shape
     torch.Size([2, 3, 32, 48])
     """
@@ -225,13 +229,9 @@ def build_cache(
                 return open_cache(path)
         except InputError:
             pass  # damaged: build it anew
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        _write(temporary, folder, files, long_side, held_out, fingerprint)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic(path) as unfinished:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(unfinished, folder, files, long_side, held_out, fingerprint)
     return open_cache(path)
 
 
@@ -256,6 +256,7 @@ def open_cache(path: str | os.PathLike[str]) -> PhotoCache:
         train=np.flatnonzero(~split),
         held_out=np.flatnonzero(split),
         skipped=tuple((name, reason) for name, reason in index["skipped"]),
+        _digest=index["digest"],
         _pixels=np.memmap(path, np.uint8, "r", shape=(int(lengths.sum()),)),
         _offsets=np.cumsum(lengths) - lengths,
     )
@@ -299,25 +300,30 @@ def _find_photos(folder: Path, groups: Collection[str] | None) -> list[Path]:
     return files
 
 
-def _decode(file: Path, long_side: int) -> NDArray[np.uint8] | str:
-    """Return the photograph, or why it cannot be used."""
+def _decode(file: Path, long_side: int) -> tuple[NDArray[np.uint8] | str, str]:
+    """Return the photograph, or why it cannot be used, and the file's SHA-256."""
+    content = ""
     try:
-        with PIL.Image.open(file) as opened:
+        data = file.read_bytes()
+        content = hashlib.sha256(data).hexdigest()
+        with PIL.Image.open(io.BytesIO(data)) as opened:
             opened.draft("RGB", (long_side, long_side))  # JPEG: decode at a half, a quarter … where that is enough
             picture = PIL.ImageOps.exif_transpose(opened).convert("RGB")
+    except PIL.UnidentifiedImageError:
+        return "no picture of a known format", content
     except Exception as error:
         # Pillow's plug-ins raise whatever their format's parser stumbles over (OSError, SyntaxError, struct.error …).
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}", content
     if max(picture.size) > long_side:
         factor = long_side / max(picture.size)
         size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
         picture = picture.resize(size, PIL.Image.Resampling.LANCZOS)
     if min(picture.size) < _SMALLEST_SIDE:
-        return f"too small: {picture.width}x{picture.height} pixels, the shorter side must be {_SMALLEST_SIDE}"
-    return np.asarray(picture)
+        return f"too small: {picture.width}x{picture.height} pixels, the shorter side must be {_SMALLEST_SIDE}", content
+    return np.asarray(picture), content
 
 
-def _decode_all(files: list[Path], long_side: int) -> Iterator[tuple[Path, NDArray[np.uint8] | str]]:
+def _decode_all(files: list[Path], long_side: int) -> Iterator[tuple[Path, tuple[NDArray[np.uint8] | str, str]]]:
     """Decode in threads (Pillow lets go of the interpreter lock), a bounded number ahead of the writer."""
     waiting = iter(files)
     with ThreadPoolExecutor() as pool:
@@ -329,14 +335,16 @@ def _write(path: Path, folder: Path, files: list[Path], long_side: int, held_out
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
     skipped: list[tuple[str, str]] = []
+    digest = hashlib.sha256()
     with path.open("wb") as stream:
-        for file, pixels in _decode_all(files, long_side):
+        for file, (pixels, content) in _decode_all(files, long_side):
             name = file.relative_to(folder).as_posix()
             if isinstance(pixels, str):
                 skipped.append((name, pixels))
                 continue
             names.append(name)
             sizes.append(pixels.shape[:2])
+            digest.update(f"{name}\n{content}\n".encode())
             stream.write(np.ascontiguousarray(pixels).data)
         sources, split = _split([source_of(name) for name in names], held_out)
         if len(set(sources)) < _FEWEST_SOURCES:
@@ -347,6 +355,7 @@ def _write(path: Path, folder: Path, files: list[Path], long_side: int, held_out
             )
         index = {
             "fingerprint": fingerprint,
+            "digest": digest.hexdigest(),
             "names": names,
             "sizes": sizes,
             "sources": sources,
@@ -360,10 +369,11 @@ def _write(path: Path, folder: Path, files: list[Path], long_side: int, held_out
 def _split(sources: list[str], held_out: float) -> tuple[list[int], list[bool]]:
     """Return a number for each source, and whether it is held out.
 
-    Held out are those whose names have the smallest hashes.
+    Held out are those whose names have the smallest hashes; of few photographs more than their share, because pairs of
+    unrelated ones are made of them.
     """
     by_hash = sorted(set(sources), key=lambda source: hashlib.sha256(source.encode()).digest())
-    kept = set(by_hash[: math.ceil(held_out * len(by_hash))])
+    kept = set(by_hash[: max(_FEWEST_HELD_OUT, math.ceil(held_out * len(by_hash)))])
     number = {source: i for i, source in enumerate(sorted(kept.union(by_hash)))}
     return [number[source] for source in sources], [source in kept for source in sources]
 

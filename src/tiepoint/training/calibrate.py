@@ -276,7 +276,7 @@ def samples_from_photographs(
     photos : PhotoCache
         Where pictures come from; pairs are the more independent the more photographs there are.
     config : PairConfig
-        Which pairs are made; its ``negatives`` is not used.
+        Which pairs are made; its ``negatives`` and ``posed`` are not used.
     related, unrelated : int
         How many of each, rounded up to whole chunks.
     seed : int
@@ -291,7 +291,7 @@ def samples_from_photographs(
     list of Sample
     """
     for negatives, count in ((0.0, related), (1.0, unrelated)):
-        maker = ChunkMaker(photos, replace(config, negatives=negatives), seed, held_out)
+        maker = ChunkMaker(photos, replace(config, negatives=negatives, posed=0.0), seed, held_out)
         for batch in stream(maker, CHUNK, 0, math.ceil(count / CHUNK), workers):
             yield [
                 Sample(f0, f1, batch.matches0[p].numpy(), bool(batch.related[p]))
@@ -348,6 +348,7 @@ def calibrate_file(
     confidence: float = 0.95,
     output: str | os.PathLike[str] | None = None,
     pairs_file: str | os.PathLike[str] | None = None,
+    features: str | None = None,
     count: int | None = None,
     keypoints: int = 1024,
     seed: int = 0,
@@ -374,6 +375,9 @@ def calibrate_file(
     pairs_file : path, optional
         Calibrate on these pairs of images, see `read_pairs`, instead of pairs made from single photographs.
         The overlap threshold then stays as it is.
+    features : str, optional
+        The extractor that the weights will be used with, as `tiepoint.features.load` takes it; by default the one they
+        were trained on.
     count : int, optional
         Related pairs to make; by default four times `calibration.pairs_needed`, which leaves room for some loss.
     keypoints : int
@@ -400,7 +404,7 @@ def calibrate_file(
         The photographs or the weights cannot be used, or there are too few pairs to promise anything.
     """
     target, chosen_device = Path(target), devices.pick_device(device)
-    source = _uncalibrated(target) if target.is_dir() else target
+    source = newest_weights(target, calibrated=False) if target.is_dir() else target
     if output is None:
         output = (
             target / "calibrated.safetensors"
@@ -411,18 +415,21 @@ def calibrate_file(
     if told.get("training", {}).get("kind") != "lightglue":
         raise ArgumentError(f"{source} does not hold LightGlue weights of ours")
     trained_on = pairs_from_dict(told["training"]["pairs"])
+    if features is not None:
+        trained_on = replace(trained_on, features=features)
     matcher = LightGlue(trained_on.extractor, chosen_device, weights=str(source))
     needed = calibration.pairs_needed(keep, confidence)
     count = 4 * needed if count is None else count
-    if pairs_file is None and count < needed:
+    listed = None if pairs_file is None else read_pairs(pairs_file)
+    if listed is not None:
+        count = len(listed)
+    if count < needed:
         raise ArgumentError(
             f"to promise {keep:g} with confidence {confidence:g} takes at least {needed} pairs, not {count}"
         )
     with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:  # Windows keeps a mapped file
-        if pairs_file is not None:
-            listed = read_pairs(pairs_file)
+        if listed is not None:
             samples = samples_from_pairs(listed, images, trained_on.features, keypoints, device=chosen_device)
-            count = len(listed)
         else:
             config = replace(trained_on, keypoints=keypoints)
             photos = build_cache(images, cache or Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
@@ -431,21 +438,12 @@ def calibrate_file(
             count = CHUNK * math.ceil(count / CHUNK)
             samples = samples_from_photographs(photos, config, count, max(100, count // 4), seed, seen, workers)
         result = calibrate(matcher, samples, keep, confidence, expected=count, progress=progress)
-    if pairs_file is not None:
+    if listed is not None:
         result.config = replace(result.config, overlap_threshold=matcher.config.overlap_threshold)
     about = {
         name: getattr(result, name)
         for name in ("keep", "confidence", "pairs", "unrelated", "settings", "speed_up", "solved_kept")
     }
-    about |= {"keypoints": keypoints, "seed": seed}
+    about |= {"keypoints": keypoints, "seed": seed, "weights": weights_module.sha256(source)}
     weights_module.save(output, state, {**told, **asdict(result.config), "calibration": about})
     return result, Path(output)
-
-
-def _uncalibrated(run: Path) -> Path:
-    """Return a run's newest weights before calibration."""
-    newest = newest_weights(run)
-    before = run / "confidence" / "weights.safetensors"
-    if newest.name == "calibrated.safetensors" and before.is_file():
-        return before
-    return newest

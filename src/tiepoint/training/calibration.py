@@ -202,31 +202,6 @@ def hoeffding_bentkus_p_value(losses: ArrayLike, limit: float) -> float:
     return min(1.0, math.exp(-n * kl), bentkus)
 
 
-def clopper_pearson_upper(successes: int, trials: int, confidence: float = 0.95) -> float:
-    """Return the exact upper bound of a probability after ``successes`` in ``trials`` independent trials.
-
-    The largest p with ``P(Binomial(trials, p) <= successes) >= 1 - confidence`` (Clopper and Pearson 1934).
-
-    Examples
-    --------
-    >>> round(clopper_pearson_upper(0, 59), 4)  # the rule of three, exactly
-    0.0495
-    """
-    if not 0 <= successes <= trials or trials == 0:
-        raise ArgumentError(f"need 0 <= successes <= trials and a trial, not {successes} of {trials}")
-    _check_probability(confidence=confidence)
-    if successes == trials:
-        return 1.0
-    low, high = successes / trials, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if binomial_cdf(successes, trials, middle) >= 1 - confidence:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
 def binomial_cdf(k: int, n: int, p: float) -> float:
     """Return P(X <= k) for X ~ Binomial(n, p).
 

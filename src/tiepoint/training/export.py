@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def export_weights(
     if layout == "tiepoint":
         weights.save(path, state, config)
     else:
+        data = io.BytesIO()  # PyTorch hides the system's error when a disk is full
+        torch.save(state, data)
         with atomic(path) as unfinished:
-            torch.save(state, unfinished)
+            unfinished.write_bytes(data.getbuffer())
     return path, note

@@ -179,7 +179,8 @@ class CairnObjective(Objective):
         }  # fmt: skip
         if judged is None:
             return Output(loss, log_p, labels, parts)
-        return Output(loss + judged.loss, judged.log_p, judged.labels, {"assignment": judged.loss, **parts})
+        parts["assignment"] = judged.loss
+        return Output(loss + judged.loss, judged.log_p, judged.labels, parts, judged.threshold)
 
     @staticmethod
     def _peak(scores: Scores, side: int, carried: Carried, ideal: Tensor, seen: Tensor, weight: Tensor) -> Tensor:

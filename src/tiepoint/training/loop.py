@@ -7,9 +7,11 @@ lies in its folder: ``config.json``, ``metrics.jsonl``, ``checkpoint.pt`` (to re
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import ArgumentError, TiepointError
+from ..errors import ArgumentError, InputError, TiepointError
 from ..export import atomic
 from .losses import MatchStatistics, match_statistics
 from .objectives import Objective, Output
@@ -207,8 +210,7 @@ def fit(
             if evaluate is not None and evaluating and first:
                 row |= _evaluate(objective, average, evaluate)
             if first:
-                with (folder / "metrics.jsonl").open("a") as file:
-                    file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()}) + "\n")
+                _note(folder / "metrics.jsonl", row)
                 report(row)
             window = _Window()
         if first and (ended or stopping or step % config.save_every == 0):
@@ -226,7 +228,7 @@ class _Window:
         self.waited, self.pairs = 0.0, 0
         self.losses: list[torch.Tensor] = []
         self.parts: dict[str, list[torch.Tensor]] = {}
-        self.statistics = MatchStatistics(0, 0, 0, 0, 0)
+        self.statistics = MatchStatistics(0, 0, 0)
 
     def begin_wait(self) -> None:
         self.wait_began = time.monotonic()
@@ -240,7 +242,7 @@ class _Window:
             self.parts.setdefault(name, []).append(value.detach())
         self.pairs += len(batch)
         if count_matches or len(self.losses) == 1:
-            self.statistics = self.statistics + match_statistics(output.log_p.detach(), output.labels)
+            self.statistics = self.statistics + match_statistics(output.log_p.detach(), output.labels, output.threshold)
 
     def numbers(self, world: int) -> dict[str, float]:
         loss = torch.stack(self.losses).mean()
@@ -302,17 +304,17 @@ def save_run(
     """Write checkpoint and weights, each whole or not at all."""
     from .. import weights
 
+    state = {
+        "step": step,
+        "seconds": seconds,
+        "net": net.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "average": average,
+    }
+    data = io.BytesIO()  # PyTorch hides the system's error when a disk is full
+    torch.save(state, data)
     with atomic(folder / "checkpoint.pt") as unfinished:
-        torch.save(
-            {
-                "step": step,
-                "seconds": seconds,
-                "net": net.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "average": average,
-            },
-            unfinished,
-        )
+        unfinished.write_bytes(data.getbuffer())
     weights.save(folder / "weights.safetensors", average, metadata)
 
 
@@ -327,7 +329,9 @@ def _resume(
         saved = torch.load(path, map_location=device, weights_only=True)
         net.load_state_dict(saved["net"])
         optimiser.load_state_dict(saved["optimiser"])
-    except (RuntimeError, KeyError, ValueError, OSError, EOFError) as error:
+    except (pickle.UnpicklingError, EOFError, OSError) as error:
+        raise TrainingError(f"{path} is damaged; delete it, and the run begins anew") from error
+    except (RuntimeError, KeyError, ValueError) as error:
         raise TrainingError(
             f"{path} does not fit this run ({error}); give the options it was started with, or another folder"
         ) from error
@@ -351,12 +355,20 @@ def _forget_after(metrics: Path, step: int) -> None:
         unfinished.write_text("".join(kept))
 
 
-def _save_culprit(folder: Path, batch: Pairs, step: int, loss: float) -> None:
-    import safetensors.torch
+def _note(metrics: Path, row: dict[str, Any]) -> None:
+    try:
+        with metrics.open("a") as file:
+            file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()}) + "\n")
+    except OSError as error:
+        raise InputError(f"{metrics}: cannot be written: {error.strerror or error}") from error
 
+
+def _save_culprit(folder: Path, batch: Pairs, step: int, loss: float) -> None:
     rank = dist.get_rank() if dist.is_initialized() else 0
     path = folder / f"culprit-{step:07d}-{rank}.safetensors"
-    safetensors.torch.save_file({name: tensor.contiguous().cpu() for name, tensor in batch.tensors().items()}, path)
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in batch.tensors().items()}
+    with atomic(path) as unfinished:
+        unfinished.write_bytes(safetensors.torch.save(tensors))
     raise TrainingError(
         f"the gradient of step {step} is not finite (loss {loss:g}); its batch is saved as {path}. Resume with a lower "
         "learning rate, or without bfloat16"

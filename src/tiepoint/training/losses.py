@@ -176,25 +176,17 @@ class MatchStatistics:
         Those that are labelled matches.
     matchable : int
         Labelled matches.
-    agreed : int
-        Keypoints of both images predicted as labelled, "unmatchable" included.
-    labelled : int
-        Keypoints of both images that have a label.
     """
 
     predicted: int
     correct: int
     matchable: int
-    agreed: int
-    labelled: int
 
     def __add__(self, other: MatchStatistics) -> MatchStatistics:
         return MatchStatistics(
             self.predicted + other.predicted,
             self.correct + other.correct,
             self.matchable + other.matchable,
-            self.agreed + other.agreed,
-            self.labelled + other.labelled,
         )
 
     @property
@@ -207,49 +199,49 @@ class MatchStatistics:
         """Share of the true matches that were predicted; nan if there are none."""
         return _ratio(self.correct, self.matchable)
 
-    @property
-    def accuracy(self) -> float:
-        """Share of the labelled keypoints whose fate was predicted; nan if there are none."""
-        return _ratio(self.agreed, self.labelled)
-
 
 @torch.no_grad()
-def match_statistics(scores: torch.Tensor, labels: Labels, threshold: float = 0.1) -> MatchStatistics:
-    """Compare with the labels what a matcher would report: mutual arg-max with P above ``threshold``.
+def predicted_partners(scores: torch.Tensor, threshold: float = 0.1) -> torch.Tensor:
+    """Return what a matcher would report: int64 (B, N), mutual arg-max with P above ``threshold``, else `UNMATCHABLE`.
 
     Parameters
     ----------
     scores : tensor (B, N, M)
         log-probability of each match (for SuperGlue without the dustbins).
-    labels : Labels
     threshold : float
         Smallest probability of a match.
 
     Examples
     --------
-    >>> labels = Labels(torch.tensor([[0, -1]]), torch.tensor([[0]]))
-    >>> statistics = match_statistics(torch.tensor([[[0.9], [0.2]]]).log(), labels)
-    >>> statistics.precision, statistics.recall, statistics.accuracy
-    (1.0, 1.0, 1.0)
+    >>> predicted_partners(torch.tensor([[[0.9], [0.2]]]).log())
+    tensor([[ 0, -1]])
     """
     batch, n, m = scores.shape
-    predicted0 = torch.full((batch, n), UNMATCHABLE, device=scores.device)
-    predicted1 = torch.full((batch, m), UNMATCHABLE, device=scores.device)
-    if n and m:
-        best, index1 = scores.max(2)
-        index0 = scores.argmax(1)
-        mutual0 = index0.gather(1, index1) == torch.arange(n, device=scores.device)
-        predicted0 = torch.where(mutual0 & (best.float().exp() > threshold), index1, UNMATCHABLE)
-        mutual1 = predicted0.gather(1, index0) == torch.arange(m, device=scores.device)
-        predicted1 = torch.where(mutual1, index0, UNMATCHABLE)
-    labelled0, labelled1 = labels.matches0 != IGNORED, labels.matches1 != IGNORED
+    if not n or not m:
+        return torch.full((batch, n), UNMATCHABLE, device=scores.device)
+    best, index = scores.max(2)
+    mutual = scores.argmax(1).gather(1, index) == torch.arange(n, device=scores.device)
+    return torch.where(mutual & (best.float().exp() > threshold), index, UNMATCHABLE)
+
+
+@torch.no_grad()
+def match_statistics(scores: torch.Tensor, labels: Labels, threshold: float = 0.1) -> MatchStatistics:
+    """Compare `predicted_partners` with the labels.
+
+    Examples
+    --------
+    >>> labels = Labels(torch.tensor([[0, -1]]), torch.tensor([[0]]))
+    >>> statistics = match_statistics(torch.tensor([[[0.9], [0.2]]]).log(), labels)
+    >>> statistics.precision, statistics.recall
+    (1.0, 1.0)
+    """
+    predicted = predicted_partners(scores, threshold)
+    found = predicted >= 0
     counts = torch.stack(
         [
-            ((predicted0 >= 0) & labelled0).sum(),
-            ((predicted0 >= 0) & (predicted0 == labels.matches0)).sum(),
+            (found & (labels.matches0 != IGNORED)).sum(),
+            (found & (predicted == labels.matches0)).sum(),
             (labels.matches0 >= 0).sum(),
-            ((predicted0 == labels.matches0) & labelled0).sum() + ((predicted1 == labels.matches1) & labelled1).sum(),
-            labelled0.sum() + labelled1.sum(),
         ]
     )
     return MatchStatistics(*counts.tolist())

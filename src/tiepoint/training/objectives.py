@@ -40,12 +40,15 @@ class Output:
         What it should have been.
     parts : dict of scalar tensors
         Other numbers worth a column in the metrics.
+    threshold : float
+        P above which a mutual maximum of ``log_p`` is reported as a match.
     """
 
     loss: Tensor
     log_p: Tensor
     labels: Labels
     parts: dict[str, Tensor] = field(default_factory=dict)
+    threshold: float = 0.1
 
 
 def lightglue_inputs(batch: Batch, config: LightGlueConfig) -> tuple[Tensor, Tensor, Layout]:
@@ -118,8 +121,7 @@ class LightGlueObjective(Objective):
         """Return the loss of a batch."""
         net = self.net
         descriptors, positions, layout = lightglue_inputs(batch, net.config)
-        with torch.autocast(descriptors.device.type, enabled=False):  # positions need float32
-            x, cos, sin = net.encode(descriptors, positions)
+        x, cos, sin = net.encode(descriptors, positions)
         total = torch.zeros((), device=x.device)
         for layer, head in zip(net.layers, net.heads, strict=True):
             x = (
@@ -131,7 +133,7 @@ class LightGlueObjective(Objective):
                 log_p, z0, z1 = head(*_pairs(x.float(), batch))
             per_pair = losses.lightglue_nll(log_p, z0, z1, batch.labels)
             total = total + losses.mean_over_labelled(per_pair, batch.labels)
-        return Output(total / len(net.layers), log_p, batch.labels)
+        return Output(total / len(net.layers), log_p, batch.labels, threshold=net.config.match_threshold)
 
 
 class ConfidenceObjective(Objective):
@@ -161,7 +163,8 @@ class ConfidenceObjective(Objective):
                 logits = classifier(pairs[side]).squeeze(-1)
                 agrees = layer_fates[side] == fates[-1][side]
                 total = total + 0.5 * losses.confidence_bce(logits, agrees, pairs[2 + side])
-        return Output(total / max(1, len(self.net.confidence)), log_p, batch.labels)
+        loss = total / max(1, len(self.net.confidence))
+        return Output(loss, log_p, batch.labels, threshold=self.net.config.match_threshold)
 
 
 class SuperGlueObjective(Objective):
@@ -190,7 +193,7 @@ class SuperGlueObjective(Objective):
             similarity = f0.float() @ f1.float().mT / net.config.dim**0.5
             log_p = _masked_transport(similarity, net.dustbin, present0, present1, net.config.sinkhorn_iterations)
         loss = losses.mean_over_labelled(losses.superglue_nll(log_p, batch.labels), batch.labels)
-        return Output(loss, log_p[:, :-1, :-1], batch.labels)
+        return Output(loss, log_p[:, :-1, :-1], batch.labels, threshold=net.config.match_threshold)
 
 
 def _attend_packed(layer: Any, x: Tensor, layout: Layout, cross: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """Readers of photographs with known depth and pose: COLMAP models, MegaDepth, 7-Scenes, TUM RGB-D.
 
 Each reader lists the `View` of one scene without decoding anything; `overlap_matrix` says which of them see
-the same surfaces, `sample_pairs` draws training pairs from it, and `View.read` decodes. An image whose depth,
+the same surfaces, `PosedPool` draws training pairs from it, and `View.read` decodes. An image whose depth,
 pose or file is missing is left out of the list.
 
 Calibrations refer to pixels as the file stores them, so EXIF orientation is **not** applied here.
@@ -24,7 +24,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError, InputError, MissingDependencyError
+from ..errors import InputError, MissingDependencyError
 from ..export import atomic
 
 Matrix = NDArray[np.float64]
@@ -206,46 +206,6 @@ def overlap_matrix(views: Sequence[View]) -> NDArray[np.float32]:
     return np.minimum(seen, seen.T)
 
 
-def sample_pairs(
-    views: Sequence[View],
-    overlaps: NDArray[np.float32],
-    count: int,
-    generator: np.random.Generator,
-    min_overlap: float = 0.1,
-    max_overlap: float = 0.7,
-) -> list[PosedPair]:
-    """Draw pairs of different views whose overlap lies in a range, each pair once, in random order.
-
-    Parameters
-    ----------
-    views : sequence of V views
-    overlaps : float array (V, V)
-        From `overlap_matrix`.
-    count : int
-        Number of pairs; fewer are returned if there are not as many.
-    generator : numpy.random.Generator
-    min_overlap, max_overlap : float
-        LightGlue was trained with 0.1 to 0.7 of MegaDepth.
-
-    Raises
-    ------
-    ArgumentError
-        ``overlaps`` does not fit the views, or the range is empty.
-    """
-    if overlaps.shape != (len(views), len(views)):
-        raise ArgumentError(f"{len(views)} views need as many rows and columns, not {overlaps.shape}")
-    if not 0 <= min_overlap <= max_overlap <= 1:
-        raise ArgumentError(f"need 0 <= min_overlap <= max_overlap <= 1, not {min_overlap}, {max_overlap}")
-    first, second = np.nonzero(np.triu((overlaps >= min_overlap) & (overlaps <= max_overlap), 1))
-    chosen = generator.permutation(len(first))[:count]
-    swapped = generator.random(len(chosen)) < 0.5
-    pairs = []
-    for i, j, swap in zip(first[chosen], second[chosen], swapped, strict=True):
-        a, b = (j, i) if swap else (i, j)
-        pairs.append(PosedPair(views[a], views[b], float(overlaps[i, j])))
-    return pairs
-
-
 class PosedPool:
     """All scenes below a folder, and which pairs of their views overlap as training wants it.
 
@@ -258,7 +218,7 @@ class PosedPool:
     folder : path, optional
         Where the overlaps of each scene, which take a while to find, are kept.
     min_overlap, max_overlap : float
-        See `sample_pairs`.
+        Of the pairs' `overlap_matrix`; LightGlue was trained with 0.1 to 0.7 of MegaDepth.
 
     Raises
     ------

@@ -7,7 +7,7 @@ A run's folder holds ``config.json`` (what was asked for, and by which code on w
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import json
 import math
 import os
@@ -36,7 +36,7 @@ from ..matchers.superglue import SuperGlueConfig, SuperGlueNet
 from .batches import CHUNK, Batch, ChunkMaker, PairConfig, make_ahead, share_of, stream
 from .cache import PhotoCache, build_cache, open_cache
 from .loop import FitConfig, fit, join_processes
-from .losses import MatchStatistics, match_statistics
+from .losses import MatchStatistics, match_statistics, predicted_partners
 from .objectives import (
     ConfidenceObjective,
     LightGlueObjective,
@@ -88,6 +88,8 @@ class Task:
         Folder of photographs with depth and pose.
     start : Path or None
         Weights that training starts from.
+    chunks : Path or None
+        Folder that runs share finished pairs in.
     """
 
     preset: Preset
@@ -102,6 +104,7 @@ class Task:
     world: int
     posed: Path | None = None
     start: Path | None = None
+    chunks: Path | None = None
 
     @property
     def features(self) -> str:
@@ -114,7 +117,7 @@ class Task:
         names = self.maker.photos.digest
         told = {"kind": self.kind, "seed": self.seed, "photographs": names, **asdict(self.preset)}
         if self.start:
-            told["start"] = hashlib.sha256(self.start.read_bytes()).hexdigest()
+            told["start"] = weights_module.sha256(self.start)
         return json.loads(json.dumps(told))
 
     @property
@@ -122,7 +125,7 @@ class Task:
         """Where the run's data lie."""
         return {
             "cache": str(self.maker.photos.path.resolve()),
-            "chunks": str(self.held_out_maker.folder.resolve()) if self.held_out_maker.folder else None,
+            "chunks": str(self.chunks.resolve()) if self.chunks else None,
             "posed": str(self.posed.resolve()) if self.posed else None,
             "start": str(self.start.resolve()) if self.start else None,
         }
@@ -173,6 +176,11 @@ class Task:
         net.load_state_dict(state)
         return net
 
+    def new_objective(self, save_memory: bool = False) -> LightGlueObjective | SuperGlueObjective:
+        """Return the untrained network and what it minimises; ``save_memory`` is that of `LightGlueObjective`."""
+        net = self.new_net()
+        return SuperGlueObjective(net) if isinstance(net, SuperGlueNet) else LightGlueObjective(net, save_memory)
+
     def batches(self, start: int) -> Any:
         """Yield batches from step ``start`` on."""
         preset = self.preset
@@ -193,7 +201,14 @@ class Task:
         """Make the pairs of a preset that uses them again and again; yield how many chunks are done, and of how many.
 
         Several processes share them out.
+
+        Raises
+        ------
+        InputError
+            The folder of chunks holds others.
         """
+        if self.rank == 0:
+            self.held_out_maker.claim_folder()
         if self.preset.distinct:
             yield from make_ahead(self.maker, range(self.rank, self.preset.distinct, self.world), self.workers)
         if self.world > 1:
@@ -272,8 +287,6 @@ def prepare(
     pool = None if posed is None else PosedPool(find_scenes(posed), folder)
     maker = ChunkMaker(photos, preset.pairs, seed, False, making, keep_training, pool)
     held_out = ChunkMaker(photos, preset.pairs, seed, True, making, keep, pool)
-    if rank == 0:
-        held_out.claim_folder()
     task = Task(
         preset,
         kind,
@@ -286,7 +299,8 @@ def prepare(
         rank,
         world,
         None if posed is None else Path(posed),
-        None if start is None else Path(start) if Path(start).is_file() else weights_module.resolve(str(start)),
+        None if start is None else weights_module.locate(start),
+        None if chunks is None else Path(chunks),
     )
     if start is not None:
         task.new_net()  # weights that do not fit are to be known now
@@ -433,11 +447,8 @@ def train_matcher(
     """
     folder = Path(folder)
     claim(folder, task.config, task.paths, task.rank, task.world)
-    net = task.new_net()
-    objective = (
-        SuperGlueObjective(net) if isinstance(net, SuperGlueNet) else LightGlueObjective(net, save_memory=save_memory)
-    )
-    return _train(task, objective, task.preset.fit, folder, report, stop)
+    origin = {"training": origin_of(task.config)}
+    return _train(task, task.new_objective(save_memory), task.preset.fit, folder, origin, report, stop)
 
 
 def train_confidence(
@@ -469,15 +480,16 @@ def train_confidence(
         raise ArgumentError(f"{run} trained {task.kind}, which has no confidence classifiers")
     run = Path(run)
     path = run / "weights.safetensors"
-    state, config = weights_module.load(path)
-    net = LightGlueNet(LightGlueConfig.from_dict(config))
+    state, told = weights_module.load(path)
+    net = LightGlueNet(LightGlueConfig.from_dict(told))
     net.load_state_dict(state)
     settings = replace(task.preset.fit, steps=steps, minutes=None, learning_rate=3e-3, warmup=20, decay=0.5, ema=0.98)
     task = replace(task, preset=replace(task.preset, fit=settings))
-    folder = run / "confidence"
-    config = {**task.config, "matcher": hashlib.sha256(path.read_bytes()).hexdigest()}
-    claim(folder, config, task.paths, task.rank, task.world)
-    return _train(task, ConfidenceObjective(net), settings, folder, report, stop)
+    folder, matcher = run / "confidence", weights_module.sha256(path)
+    claim(folder, {**task.config, "matcher": matcher}, task.paths, task.rank, task.world)
+    here = {"matcher": matcher, "batch": task.preset.batch, "fit": asdict(settings)}
+    origin = {"training": told["training"], "confidence": origin_of(here)}
+    return _train(task, ConfidenceObjective(net), settings, folder, origin, report, stop)
 
 
 def reopen(run: str | os.PathLike[str], workers: int | None = None, device: torch.device | str | None = None) -> Task:
@@ -492,6 +504,8 @@ def reopen(run: str | os.PathLike[str], workers: int | None = None, device: torc
     config, paths = told["config"], told["paths"]
     if config["kind"] not in KINDS:
         raise InputError(f"{run} is a run that trained {config['kind']}, not a matcher")
+    if not (Path(run) / "weights.safetensors").is_file():
+        raise InputError(f"{run} holds no weights yet; 'tiepoint train matcher -o {run}' writes them")
     return prepare(
         None,
         run,
@@ -535,27 +549,33 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{run} is not the folder of a training run ({path.name} cannot be read: {error})") from error
 
 
-def newest_weights(run: str | os.PathLike[str]) -> Path:
-    """Return the weights file of a run's last finished stage: calibrated, confidence, or matcher.
+def newest_weights(run: str | os.PathLike[str], calibrated: bool = True) -> Path:
+    """Return the weights file of a run's last finished stage: calibrated (if wanted), confidence, or matcher.
 
     Raises
     ------
     InputError
-        There is none yet, or the matcher was trained on after its later stages.
+        There is none yet, or an earlier stage was trained on after a later one.
     """
     run = Path(run)
-    files = [run / "calibrated.safetensors", run / "confidence" / "weights.safetensors", run / "weights.safetensors"]
-    there = [file for file in files if file.is_file()]
+    matcher, confidence, last = (
+        run / name for name in ("weights.safetensors", "confidence/weights.safetensors", "calibrated.safetensors")
+    )
+    there = [file for file in (confidence, matcher) if file.is_file()]
     if not there:
         raise InputError(f"{run} holds no weights; 'tiepoint train matcher -o {run}' writes them")
-    if (run / "confidence" / "config.json").is_file() and files[2].is_file():
-        known = read_config(run / "confidence")["config"]["matcher"]
-        if known != hashlib.sha256(files[2].read_bytes()).hexdigest():
-            raise InputError(
-                f"{run}: the matcher was trained on after its confidence stage; delete {run / 'confidence'} and run "
-                f"'tiepoint train confidence {run}' again"
-            )
-    return there[0]
+    stage = run / "confidence"
+    seen = read_config(stage)["config"]["matcher"] if (stage / "config.json").is_file() else None
+    if seen and matcher.is_file() and seen != weights_module.sha256(matcher):
+        raise InputError(
+            f"{run}: the matcher was trained on after its confidence stage; delete {stage} and run "
+            f"'tiepoint train confidence {run}' again"
+        )
+    if not calibrated or not last.is_file():
+        return there[0]
+    if weights_module.load(last)[1].get("calibration", {}).get("weights") != weights_module.sha256(there[0]):
+        raise InputError(f"{last} is of weights that were trained on since; run 'tiepoint calibrate {run}' again")
+    return last
 
 
 def _train(
@@ -563,6 +583,7 @@ def _train(
     objective: Objective,
     settings: FitConfig,
     folder: Path,
+    origin: dict[str, Any],
     report: Callable[[dict[str, Any]], None],
     stop: Callable[[], bool],
 ) -> dict[str, Any]:
@@ -578,14 +599,14 @@ def _train(
         board = _Board.open(folder, task)
 
     def evaluate(trained: Objective) -> dict[str, float]:
-        total, loss = MatchStatistics(0, 0, 0, 0, 0), 0.0
+        total, loss = MatchStatistics(0, 0, 0), 0.0
         for i, batch in enumerate(held_out):
             batch = batch.to(task.device)
             output = trained(batch)
-            total = total + match_statistics(output.log_p, batch.labels, task.preset.model.match_threshold)
+            total = total + match_statistics(output.log_p, batch.labels, output.threshold)
             loss += float(output.loss) / len(held_out)
             if i == 0 and board:
-                board.predictions = output.log_p.cpu()
+                board.predictions = predicted_partners(output.log_p, output.threshold).cpu()
         return {"held_out_loss": loss, "held_out_precision": total.precision, "held_out_recall": total.recall}
 
     def note(row: dict[str, Any]) -> None:
@@ -593,8 +614,7 @@ def _train(
             board.add(row)
         report(row)
 
-    told = {"kind": task.kind, **task.config}
-    row = carry_out(objective, task.batches, settings, folder, told, task.device, evaluate, note, stop)
+    row = carry_out(objective, task.batches, settings, folder, origin, task.device, evaluate, note, stop)
     return {**row, "baseline": baseline}
 
 
@@ -603,7 +623,7 @@ def carry_out(
     batches: Callable[[int], Iterator[Any]],
     settings: FitConfig,
     folder: Path,
-    told: dict[str, Any],
+    origin: dict[str, Any],
     device: torch.device,
     evaluate: Callable[[Objective], dict[str, float]],
     report: Callable[[dict[str, Any]], None],
@@ -611,13 +631,10 @@ def carry_out(
 ) -> dict[str, Any]:
     """Call `fit` with bfloat16 where the machine is fast at it; the last row of metrics, also of a finished run.
 
-    ``told`` is stored with the weights, as ``training``.
+    ``origin``, see `origin_of`, is stored with the weights beside their configuration.
     """
     fast = device.type == "cuda" or {"avx512_bf16", "amx_bf16"} & set(devices.describe()["cpu"]["features"])
-    metadata = {
-        **asdict(cast(Any, objective.net).config),
-        "training": {"tiepoint": __version__, "git": _git_revision(), **told},
-    }
+    metadata = {**asdict(cast(Any, objective.net).config), **origin}
     settings = replace(settings, bfloat16=settings.bfloat16 and bool(fast))
     row = fit(objective, batches, settings, folder, metadata, device, evaluate, report, stop)
     if not row:  # it was finished before
@@ -626,10 +643,15 @@ def carry_out(
     return row
 
 
+def origin_of(told: dict[str, Any]) -> dict[str, Any]:
+    """Return what was asked of a stage of training, and by which code it was done."""
+    return {"tiepoint": __version__, "git": _git_revision(), **told}
+
+
 def nearest_statistics(batches: list[Batch], features: str, ratio: float) -> MatchStatistics:
     """Judge mutual nearest neighbours with ratio test as `match_statistics` judges a matcher."""
     matcher = NearestNeighbour(features, ratio=ratio)
-    total = MatchStatistics(0, 0, 0, 0, 0)
+    total = MatchStatistics(0, 0, 0)
     for batch in batches:
         certain = torch.full((len(batch), batch.keypoints.shape[1], batch.keypoints.shape[1]), -math.inf)
         for pair, found in enumerate(matcher.match_many(batch.features(features))):
@@ -742,11 +764,8 @@ class _Board:
             if self._images is None:
                 self._images = self.task.held_out_maker.pictures(0)
             batch = self.task.held_out_maker(0)
-            best, index = self.predictions.max(2)
-            mutual = self.predictions.argmax(1).gather(1, index) == torch.arange(best.shape[1])
-            predicted = torch.where(mutual & (best.exp() > 0.1), index, -1)
             for pair in range(3):
-                drawn = draw_pair(self._images, batch, pair, predicted[pair])
+                drawn = draw_pair(self._images, batch, pair, self.predictions[pair])
                 self.writer.add_image(f"held-out/{pair}", drawn, step, dataformats="HWC")
             self.predictions = None
         self.writer.flush()
@@ -772,27 +791,38 @@ def rehearse(task: Task, folder: str | os.PathLike[str], steps: int = 8, save_me
         ``pictures`` (paths), ``seconds_per_step``, ``seconds_per_pair_made`` (by one process), ``workers``,
         ``memory_mb`` (peak, of the GPU or of this process), ``minutes`` (expected), ``parameters``.
     """
-    preset = task.preset
-    pictures = Path(folder) / "dry-run"
-    pictures.mkdir(parents=True, exist_ok=True)
+    preset, maker = task.preset, copy.copy(task.maker)
+    maker.folder = None  # nothing is kept
+    task = replace(task, maker=maker)
     began = time.monotonic()
-    chunks = [task.maker(chunk) for chunk in range(max(1, preset.batch // task.world // CHUNK))]
+    chunks = [maker(chunk) for chunk in range(max(1, preset.batch // task.world // CHUNK))]
     making = (time.monotonic() - began) / (CHUNK * len(chunks))
-    batch, images = chunks[0], task.maker.pictures(0)
-    paths = []
-    for pair in range(CHUNK):
-        paths.append(pictures / f"pair-{pair}{'' if batch.related[pair] else '-unrelated'}.png")
-        Image.fromarray(draw_pair(images, batch, pair)).save(paths[-1])
-
-    net = task.new_net()
-    objective = (
-        SuperGlueObjective(net) if isinstance(net, SuperGlueNet) else LightGlueObjective(net, save_memory=save_memory)
+    batch, images = chunks[0], maker.pictures(0)
+    names = [f"pair-{pair}{'' if batch.related[pair] else '-unrelated'}.png" for pair in range(CHUNK)]
+    drawn = [draw_pair(images, batch, pair) for pair in range(CHUNK)]
+    paths = save_pictures(dict(zip(names, drawn, strict=True)), folder) if task.rank == 0 else []
+    made = preset.distinct * CHUNK if preset.distinct else preset.fit.steps * preset.batch
+    needs = time_steps(
+        task.new_objective(save_memory),
+        Batch.cat(chunks),
+        preset.fit,
+        steps,
+        task.device,
+        made * making,
+        task.workers,
+        ahead=preset.distinct is not None,
     )
-    made = preset.fit.steps * preset.batch
-    if preset.distinct:
-        made = min(made, preset.distinct * CHUNK)
-    needs = time_steps(objective, Batch.cat(chunks), preset.fit, steps, task.device, made * making, task.workers)
-    return {"pictures": [str(path) for path in paths], "seconds_per_pair_made": making, **needs}
+    return {"pictures": paths, "seconds_per_pair_made": making, **needs}
+
+
+def save_pictures(pictures: dict[str, Any], folder: str | os.PathLike[str]) -> list[str]:
+    """Write uint8 arrays (H, W, 3) by their names into the folder's sub-folder ``dry-run``, and return their paths."""
+    paths = [Path(folder) / "dry-run" / name for name in pictures]
+    for path, pixels in zip(paths, pictures.values(), strict=True):
+        with atomic(path) as unfinished:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(unfinished)
+    return [str(path) for path in paths]
 
 
 def time_steps(
@@ -803,6 +833,7 @@ def time_steps(
     device: torch.device,
     making: float,
     workers: int,
+    ahead: bool = False,
 ) -> dict[str, Any]:
     """Take a few steps on one batch and say what all steps would need.
 
@@ -822,13 +853,15 @@ def time_steps(
         Seconds that one process needs to make all pairs of the training.
     workers : int
         Processes that make them.
+    ahead : bool
+        They are made before the first step, and do not count for the time limit; otherwise beside the training.
     """
     rows: list[dict[str, Any]] = []
     timed = replace(settings, steps=steps, minutes=None, log_every=1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with TemporaryDirectory() as temporary:
-        fit(
+        last = fit(
             objective,
             lambda start: iter([batch] * (steps - start)),
             timed,
@@ -838,15 +871,18 @@ def time_steps(
             report=rows.append,
         )
     skip = steps // 4
-    step_seconds = (rows[-1]["seconds"] - rows[skip]["seconds"]) / (steps - 1 - skip)
+    # Rows are the first process's; the others know only their last.
+    step_seconds = (last["seconds"] - rows[skip]["seconds"]) / (steps - 1 - skip) if rows else last["seconds"] / steps
     working, data = settings.steps * step_seconds, making / max(1, workers)
-    seconds = max(working, data) if workers else working + data
+    limit = 60 * settings.minutes if settings.minutes else math.inf
+    beside = max(working, data) if workers else working + data
+    seconds = data + min(working, limit) if ahead else min(beside, limit)
     return {
         "parameters": sum(p.numel() for p in objective.net.parameters()),
         "seconds_per_step": step_seconds,
         "workers": workers,
         "memory_mb": _peak_memory(device) / 2**20,
-        "minutes": min(seconds / 60, settings.minutes or math.inf),
+        "minutes": seconds / 60,
     }
 
 

@@ -28,7 +28,7 @@ from .features import CairnObjective
 from .losses import MatchStatistics, match_statistics
 from .objectives import Objective
 from .presets import FeaturePreset
-from .run import carry_out, claim, open_photographs, time_steps
+from .run import carry_out, claim, open_photographs, origin_of, save_pictures, time_steps
 from .views import CHUNK, ViewMaker, Views, stream
 
 TOGETHER = 4e-4  # learning rate end to end: that of a matcher, which at an extractor's forgets what it has learnt
@@ -72,7 +72,7 @@ class FeatureTask:
         photographs = self.maker.photos.digest
         told: dict[str, Any] = {"kind": "cairn", "seed": self.seed, "photographs": photographs, **asdict(self.preset)}
         if self.start is not None:
-            told["start"] = str(self.start)
+            told["start"] = weights.sha256(self.start)
         if self.matcher is not None:
             told |= {"kind": "end-to-end", "matcher": weights.load(self.matcher)[1].get("training", {})}
         return json.loads(json.dumps(told))
@@ -210,7 +210,8 @@ def train_features(
         objective.eval()
         with torch.no_grad(), atomic(before) as unfinished:
             unfinished.write_text(json.dumps(evaluate(objective), indent=1))
-    row = carry_out(objective, task.batches, task.preset.fit, folder, task.config, task.device, evaluate, report, stop)
+    origin = {"training": origin_of(task.config)}
+    row = carry_out(objective, task.batches, task.preset.fit, folder, origin, task.device, evaluate, report, stop)
     if task.matcher is not None and task.rank == 0:
         split(folder)
     return row
@@ -218,10 +219,10 @@ def train_features(
 
 def judge(trained: Objective, batches: Sequence[Any], parts: Sequence[str], device: torch.device) -> dict[str, float]:
     """Return held-out loss, precision and recall, and means of these parts of the loss's output."""
-    total, sums = MatchStatistics(0, 0, 0, 0, 0), dict.fromkeys(("loss", *parts), 0.0)
+    total, sums = MatchStatistics(0, 0, 0), dict.fromkeys(("loss", *parts), 0.0)
     for batch in batches:
         output = trained(batch.to(device))
-        total = total + match_statistics(output.log_p, output.labels)
+        total = total + match_statistics(output.log_p, output.labels, output.threshold)
         for name in sums:
             sums[name] += float(output.loss if name == "loss" else output.parts[name]) / len(batches)
     means = {f"held_out_{name}": value for name, value in sums.items()}
@@ -245,19 +246,12 @@ def rehearse(task: FeatureTask, folder: str | os.PathLike[str], steps: int = 8) 
     dict
         As `tiepoint.training.run.rehearse` returns it.
     """
-    from PIL import Image
-
     preset = task.preset
-    pictures = Path(folder) / "dry-run"
-    pictures.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     views = task.maker(0, range(max(1, preset.batch // CHUNK // task.world)))
     making = (time.monotonic() - began) / len(views)
-    paths = []
-    for pair, both in enumerate(views.images.unflatten(0, (-1, 2)).permute(0, 3, 1, 4, 2).flatten(2, 3).cpu().numpy()):
-        paths.append(pictures / f"pair-{pair}.png")
-        with atomic(paths[-1]) as unfinished:
-            Image.fromarray(both).save(unfinished)
+    drawn = views.images.unflatten(0, (-1, 2)).permute(0, 3, 1, 4, 2).flatten(2, 3).cpu().numpy()
+    paths = save_pictures({f"pair-{i}.png": both for i, both in enumerate(drawn)}, folder) if task.rank == 0 else []
     made = preset.fit.steps * preset.batch
     needs = time_steps(task.new_objective(), views, preset.fit, steps, task.device, made * making, task.workers)
-    return {"pictures": [str(path) for path in paths], "seconds_per_pair_made": making, **needs}
+    return {"pictures": paths, "seconds_per_pair_made": making, **needs}

@@ -24,7 +24,7 @@ from .cache import PhotoCache
 from .loop import FitConfig
 from .objectives import Objective
 from .presets import SuperPointPreset
-from .run import carry_out, claim, open_photographs
+from .run import carry_out, claim, open_photographs, origin_of
 from .run_features import judge
 from .superpoint import CornerPairsMaker, Corners, ShapesMaker, SuperPointObjective, find_corners
 from .views import CHUNK, stream
@@ -163,6 +163,5 @@ def _stage(
         batches = [held_out(step, range(batch // CHUNK)) for step in range(task.preset.held_out)]
         return judge(trained, batches, ("found",), task.device)
 
-    return carry_out(
-        SuperPointObjective(net), batches, settings, folder, task.config, task.device, evaluate, report, stop
-    )
+    origin = {"training": origin_of(task.config)}
+    return carry_out(SuperPointObjective(net), batches, settings, folder, origin, task.device, evaluate, report, stop)

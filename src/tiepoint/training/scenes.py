@@ -23,7 +23,7 @@ _SHAPE = (BOX,) * _BOXES + (ELLIPSOID,) * _ELLIPSOIDS + (CYLINDER,) * _CYLINDERS
 _SURFACES = len(_SHAPE)
 _ROOM, _TERRAIN = _SURFACES - 2, _SURFACES - 1
 _ROUND = slice(_BOXES, _ROOM)
-_TEXTURES_PER_SCENE = 6
+TEXTURES_PER_SCENE = 6
 _CAMERAS = 10  # cameras put into each scene; the two whose overlap comes closest to what is wanted are used
 _PROBE = (12, 16)  # rows and columns of rays with which those overlaps are measured
 _TERRAIN_GRID = 129
@@ -196,8 +196,8 @@ def make_pairs(textures: torch.Tensor, count: int, config: SceneConfig, generato
     side = textures.shape[-1]
     if textures.ndim != 4 or textures.shape[1:] != (3, side, side) or side < 8 or side & (side - 1):
         raise ArgumentError(f"textures must be (N, 3, S, S) with S a power of two, not {tuple(textures.shape)}")
-    if len(textures) < _TEXTURES_PER_SCENE:
-        raise ArgumentError(f"{len(textures)} textures; scenes need at least {_TEXTURES_PER_SCENE}")
+    if len(textures) < TEXTURES_PER_SCENE:
+        raise ArgumentError(f"{len(textures)} textures; scenes need at least {TEXTURES_PER_SCENE}")
     draw = Draw(generator)
     device = textures.device
     world, cameras, movable, scale = _make_scenes(draw, count, len(textures), config)
@@ -424,7 +424,7 @@ class _Plan:
         self.yaw = torch.zeros(n, _SURFACES)
         self.half = torch.ones(n, _SURFACES, 3)
         # Textures count from the start of the scene's window. Half of the surfaces have one, the others six.
-        self.texture = draw.integers(_TEXTURES_PER_SCENE, n, _SURFACES, 1).repeat(1, 1, 6)
+        self.texture = draw.integers(TEXTURES_PER_SCENE, n, _SURFACES, 1).repeat(1, 1, 6)
         varied = torch.rand(n, _SURFACES, 6, generator=draw.generator).argsort(-1)
         self.texture = torch.where(draw.chance(0.5, n, _SURFACES, 1), varied, self.texture)
         self.texture[~self.repeats, _ROOM:] = varied[~self.repeats, _ROOM:]

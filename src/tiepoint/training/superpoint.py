@@ -266,9 +266,10 @@ def find_corners(
         if len(corners) % _SAVE_EVERY == 0 or len(corners) == len(photos):
             counts = torch.tensor([len(points) for points in corners])
             with atomic(path) as unfinished:
-                safetensors.torch.save_file({"points": torch.cat(corners), "counts": counts}, unfinished)
+                unfinished.write_bytes(safetensors.torch.save({"points": torch.cat(corners), "counts": counts}))
             report(len(corners), len(photos))
-    return corners
+    # One storage for all: each of its own would cost every worker process a file descriptor.
+    return list(torch.cat(corners).split([len(points) for points in corners]))
 
 
 class SuperPointObjective(Objective):

@@ -14,9 +14,11 @@ from .store import (
     entries,
     entry,
     load,
+    locate,
     pull,
     resolve,
     save,
+    sha256,
     verify,
 )
 
@@ -30,8 +32,10 @@ __all__ = [
     "entries",
     "entry",
     "load",
+    "locate",
     "pull",
     "resolve",
     "save",
+    "sha256",
     "verify",
 ]

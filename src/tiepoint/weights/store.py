@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 
 from ..errors import ArgumentError, WeightsError
+from ..export import atomic
 from .registry import ENTRIES, Entry
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -133,6 +134,32 @@ def verify(name: str) -> Path:
     return resolve(name)
 
 
+def locate(name_or_path: str | os.PathLike[str]) -> Path:
+    """Return the file of weights given by a name of `entries` (verified, see `resolve`) or by their path.
+
+    Raises
+    ------
+    ArgumentError
+        Neither a known name nor an existing file.
+    WeightsError
+        See `resolve`.
+    """
+    if str(name_or_path) in ENTRIES:
+        return resolve(str(name_or_path))
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ArgumentError(
+            f"{name_or_path} is neither a weights file nor the name of known weights; "
+            f"there are: {', '.join(sorted(ENTRIES))}"
+        )
+    return path
+
+
+def sha256(name_or_path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the file of weights; errors are those of `locate`."""
+    return _sha256(locate(name_or_path))
+
+
 def load(name_or_path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read weights.
 
@@ -156,23 +183,14 @@ def load(name_or_path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
     WeightsError
         The file is missing, damaged, or holds no tensors.
     """
-    known = ENTRIES.get(str(name_or_path))
-    if known is not None:
-        path = resolve(known.name)
-        if not known.commercial and known.name not in _warned:
-            _warned.add(known.name)
-            warnings.warn(
-                f"the weights {known.name!r} may not be used commercially ({known.licence})",
-                NonCommercialWeightsWarning,
-                stacklevel=2,
-            )
-    else:
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise ArgumentError(
-                f"{name_or_path} is neither a weights file nor the name of known weights; "
-                f"there are: {', '.join(sorted(ENTRIES))}"
-            )
+    path, known = locate(name_or_path), ENTRIES.get(str(name_or_path))
+    if known is not None and not known.commercial and known.name not in _warned:
+        _warned.add(known.name)
+        warnings.warn(
+            f"the weights {known.name!r} may not be used commercially ({known.licence})",
+            NonCommercialWeightsWarning,
+            stacklevel=2,
+        )
     try:
         state, config = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
     except Exception as error:
@@ -187,12 +205,16 @@ def save(path: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor], c
     """Write weights as safetensors, the configuration as JSON in the metadata, such that `load` reads both.
 
     The file appears whole or not at all.
+
+    Raises
+    ------
+    InputError
+        It cannot be written.
     """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
     tensors = {k: v.detach().cpu().contiguous() for k, v in state_dict.items()}
-    safetensors.torch.save_file(tensors, part, {_METADATA_KEY: json.dumps(dict(config))})
-    part.replace(path)
+    data = safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(dict(config))})
+    with atomic(path) as unfinished:
+        unfinished.write_bytes(data)
 
 
 def pull(name: str, progress: Callable[[int, int | None], None] | None = None) -> Path:
