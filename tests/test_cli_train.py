@@ -146,6 +146,9 @@ def test_calibrate_then_export(tiepoint, images: Path, finished: Path, tmp_path:
     assert ran.code == 0, ran.err
     told = json.loads(ran.out)
     assert told["pairs"] == 8 and told["unrelated"] == 104 and len(told["settings"]) == 10
+    ran = tiepoint("calibrate", run, "--images", images, "--count", 299, "--keep", 0.9, "-k", 64, "--workers", 0)
+    assert ran.code == 0 and "at least 29 photographs; there are 4 (held out of the training)" in ran.err
+    ran = tiepoint("calibrate", run, *options, "--json")
     assert told["overlap_threshold"] is not None
     _, config = weights.load(run / "calibrated.safetensors")
     assert config["calibration"]["keep"] == 0.5 and config["overlap_threshold"] == told["overlap_threshold"]
@@ -175,9 +178,13 @@ def test_calibrate_on_listed_pairs(tiepoint, images: Path, finished: Path, tmp_p
     assert weights.load(output)[1]["calibration"]["pairs"] == 2
     ran = tiepoint("calibrate", weights_file, *options)
     assert ran.code == 2 and "at least 299 pairs, not 2" in ran.err
-    (tmp_path / "pairs.txt").write_text("0.png 1.png 2.png")
+    for line, words in (("0.png 1.png 2.png", "line 1"), ("0.png 0.png", "different"), ("0.png no.png", "no.png")):
+        (tmp_path / "pairs.txt").write_text(line)
+        ran = tiepoint("calibrate", weights_file, *options)
+        assert ran.code == 3 and words in ran.err
+    (tmp_path / "pairs.txt").write_text("0.png 1.png\n1.png 0.png\n" * 300)
     ran = tiepoint("calibrate", weights_file, *options)
-    assert ran.code == 3 and "line 1" in ran.err
+    assert ran.code == 2 and "not 1" in ran.err, "a pair that comes again is no new one"
 
 
 def test_calibrate_needs_nothing_of_the_training_but_its_weights(
@@ -185,11 +192,11 @@ def test_calibrate_needs_nothing_of_the_training_but_its_weights(
 ) -> None:
     """Neither posed photographs nor the extractor's file."""
     state, config = weights.load(finished / "confidence" / "weights.safetensors")
-    config["training"]["pairs"] |= {"posed": 0.5, "features": "cairn@gone.safetensors"}
+    config["training"]["pairs"] |= {"posed": 0.5, "features": "sift@gone"}
     weights.save(tmp_path / "moved.safetensors", state, config)
     options = ("--images", images, "--keep", 0.5, "--count", 5, "-k", 64, "--workers", 0)
     ran = tiepoint("calibrate", tmp_path / "moved.safetensors", *options)
-    assert ran.code == 2 and "gone.safetensors" in ran.err
+    assert ran.code == 2 and "'sift' does not take 'weights'" in ran.err
     ran = tiepoint("calibrate", tmp_path / "moved.safetensors", *options, "--features", "sift")
     assert ran.code == 0, ran.err
 
@@ -232,6 +239,16 @@ def test_a_matcher_trained_on_after_its_confidence_stage_is_noticed(tiepoint, fi
         (["train", "confidence", "{few}"], 3, "not the folder of a training run"),
         (["export-weights", "{few}"], 3, "holds no weights"),
         (["calibrate", "{few}", "--images", "{images}"], 3, "holds no weights"),
+        (["train", "matcher", "--images", "{images}", "-o", "{images}/run"], 2, "lies among the photographs"),
+        (["train", "matcher", "--images", "{images}", "-o", "run", "--start", "cairn"], 2, "no LightGlue weights"),
+        (["train", "matcher", "--images", "{images}", "-o", "run", "--chunks", "{few}/0.png"], 3, "cannot be written"),
+        (["export-weights", "{few}/0.png"], 4, "no tensors alone, or damaged"),
+        (["match", "{few}/0.png", "{few}/1.png", "--features", "sift", "--matcher", "lightglue@"], 2, "names no file"),
+        (
+            ["match", "{few}/0.png", "{few}/1.png", "-f", "cairn", "-m", "lightglue@{run}/weights.safetensors"],
+            2,
+            "match sift, not cairn",
+        ),
         (["calibrate", "none.safetensors", "--images", "{images}"], 2, "none.safetensors"),
         (["calibrate", "{run}/weights.safetensors", "--images", "{images}", "--keep", "0.9"], 2, "never trained"),
         (["calibrate", "{run}", "--images", "{images}", "--count", "50"], 2, "at least 299 pairs, not 50"),

@@ -15,7 +15,7 @@ from PIL import Image
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.geometry.epipolar import fundamental_from_pose, symmetric_epipolar_error
 from tiepoint.training import scenes
-from tiepoint.training.batches import CHUNK, Batch, ChunkMaker, PairConfig, make_ahead, stream
+from tiepoint.training.batches import CHUNK, Batch, ChunkMaker, PairConfig, Steps, make_ahead, stream
 from tiepoint.training.cache import PhotoCache, build_cache
 from tiepoint.training.ground_truth import IGNORED, UNMATCHABLE
 from tiepoint.training.posed import PosedPool, View
@@ -142,12 +142,13 @@ def test_steps_do_not_depend_on_the_number_of_processes(photos: PhotoCache, tmp_
 
 
 def test_a_limited_set_comes_whole_and_in_another_order_each_time(photos: PhotoCache) -> None:
-    from tiepoint.training.batches import _Steps
-
-    steps = _Steps(ChunkMaker(photos, CONFIG, seed=1), CHUNK, 100, 0, 1, 10, 1.0)
+    steps = Steps(ChunkMaker(photos, CONFIG, seed=1), CHUNK, 100, 0, 1, 10, 1.0)
     epochs = [[steps._chunk(10 * epoch + i) for i in range(10)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+    assert steps.needed() == list(range(10))
+    few = Steps(ChunkMaker(photos, CONFIG, seed=1), 2 * CHUNK, 3, 0, 1, 10, 1.0)
+    assert few.needed() == sorted(epochs[0][:6]), "no more are made than a short training looks at"
 
 
 def test_worker_processes_give_the_same(photos: PhotoCache) -> None:

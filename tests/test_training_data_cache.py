@@ -95,6 +95,11 @@ def test_damage_is_noticed_and_repaired(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         open_cache(tmp_path / "none")
     assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
+    photograph = folder / "town" / "0001.jpg"
+    before = photograph.read_bytes()
+    with pytest.raises(InputError, match="not a cache of photographs"):
+        build_cache(folder, photograph)
+    assert photograph.read_bytes() == before
 
 
 def test_unusable_photographs_are_reported(folder: Path, tmp_path: Path) -> None:
@@ -103,9 +108,10 @@ def test_unusable_photographs_are_reported(folder: Path, tmp_path: Path) -> None
     whole = (folder / "town" / "0001.jpg").read_bytes()
     (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
     PIL.Image.new("RGB", (20, 300)).save(folder / "narrow.png")
+    (folder / "twin.jpg").write_bytes(whole)
     cache = build_cache(folder, tmp_path / "cache")
-    assert [name for name, _ in cache.skipped] == ["broken.jpg", "empty.png", "half.jpg", "narrow.png"]
-    assert "too small" in cache.skipped[-1][1]
+    assert [name for name, _ in cache.skipped] == ["broken.jpg", "empty.png", "half.jpg", "narrow.png", "twin.jpg"]
+    assert "too small" in cache.skipped[-2][1] and cache.skipped[-1][1] == "the same file as town/0001.jpg"
     assert len(cache) == 48
 
 
@@ -121,7 +127,7 @@ def test_bad_folders(folder: Path, tmp_path: Path) -> None:
     crops = tmp_path / "crops"
     crops.mkdir()
     for number in range(20):
-        PIL.Image.new("RGB", (90, 90)).save(crops / f"0001_c{number}.png")
+        PIL.Image.new("RGB", (90, 90), (number, 0, 0)).save(crops / f"0001_c{number}.png")
     with pytest.raises(InputError, match="1 different readable photographs"):
         build_cache(crops, path)
     for number in range(20):
@@ -158,7 +164,7 @@ def test_sample_keeps_aspect_and_stays_inside(tmp_path: Path) -> None:
     folder.mkdir()
     y, x = np.mgrid[:120, :200]
     for number in range(8):
-        PIL.Image.fromarray(np.stack([x, y, x * 0], -1).astype(np.uint8)).save(folder / f"{number}.png")
+        PIL.Image.fromarray(np.stack([x, y, x * 0 + number], -1).astype(np.uint8)).save(folder / f"{number}.png")
     cache = build_cache(folder, tmp_path / "cache")
     samples = cache.sample([0] * 40, (40, 50), _generator(), smallest_crop=0.5) * 255
     assert samples.shape == (40, 3, 40, 50) and samples.dtype == torch.float32

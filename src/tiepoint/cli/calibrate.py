@@ -21,7 +21,8 @@ def calibrate(
     pairs: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="Text file with two image names a line, to calibrate on instead of pairs made from single photographs."
+            help="Text file with two image names a line, to calibrate on instead of pairs made from single photographs "
+            "(says nothing of overlap)."
         ),
     ] = None,
     features: Annotated[
@@ -38,7 +39,9 @@ def calibrate(
     ] = 1024,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="File; by default calibrated.safetensors in RUN, or beside WEIGHTS."),
+        typer.Option(
+            "--output", "-o", help="File; by default RUN/calibrated.safetensors, or NAME-calibrated.safetensors."
+        ),
     ] = None,
     cache: Annotated[
         Optional[Path],  # noqa: UP045

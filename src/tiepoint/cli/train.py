@@ -60,7 +60,7 @@ RunOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the r
 StepsOption = Annotated[Optional[int], typer.Option(min=1, help="Optimiser steps.")]  # noqa: UP045
 MinutesOption = Annotated[
     Optional[float],  # noqa: UP045
-    typer.Option(min=0, help="Finish within this time, whatever the steps; 0 for no limit."),
+    typer.Option(min=0, help="Train no longer than this (making pairs first is not counted); 0 for no limit."),
 ]
 LightOption = Annotated[
     Optional[Light],  # noqa: UP045

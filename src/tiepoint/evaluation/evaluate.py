@@ -375,7 +375,7 @@ def _continue(
         raise ArgumentError(
             f"{path} holds results of another configuration ("
             + ", ".join(f"{k}: {before.get(k)} there, {configuration.get(k)} now" for k in changed)
-            + "); choose another output folder, or start again without resuming"
+            + "); choose another output folder, or start again without resuming (--restart)"
         )
     if complete != text:
         path.write_text(complete, "utf-8")

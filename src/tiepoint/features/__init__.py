@@ -75,7 +75,9 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
     >>> sift(np.zeros((64, 64, 3), np.uint8)).keypoints.shape
     torch.Size([0, 2])
     """
-    name, _, file = name.partition("@")
+    name, at, file = name.partition("@")
+    if at and not file:
+        raise ArgumentError(f"{name}@ names no file of weights")
     if file:
         options["weights"] = file
     if name in _BUILTIN:

@@ -29,7 +29,7 @@ from .. import weights as weights_module
 from ..errors import WeightsError
 from ..types import Features
 from .base import Extractor, ExtractorOptions, best
-from .dense import load_into, peaks, sample, to_tensor
+from .dense import peaks, sample, to_tensor
 
 STRIDE = 32  # of the coarsest level: images are padded to multiples of it
 RADIUS = 2  # of the window in which a score must be the highest, and which then refines its position
@@ -225,7 +225,7 @@ class ALIKEDNet(nn.Module):
             samples, dim = state["desc_head.agg_weights"].shape[:2]
         except (KeyError, ValueError) as error:
             raise WeightsError(f"{source}: these are not weights of ALIKED: no {error}") from error
-        return load_into(cls((c1, c2, c3, c4), dim, samples), state, source)
+        return weights_module.load_into(cls((c1, c2, c3, c4), dim, samples), state, source)
 
     def forward(self, image: Tensor) -> tuple[Tensor, _Pyramid]:
         """Return the scores (H, W) of an image (1, 3, H, W) in [0, 1], and its features."""

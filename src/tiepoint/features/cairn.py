@@ -34,7 +34,6 @@ from .. import weights as weights_module
 from ..errors import ArgumentError
 from ..types import Features
 from .base import Extractor, ExtractorOptions, best
-from .dense import load_into
 
 CELL = 2  # pixels along the side of a cell of the detector
 WINDOW = 2  # pixels to each side of a peak over which its position is averaged
@@ -582,7 +581,7 @@ class Cairn(Extractor):
         self.bfloat16 = bfloat16
         source = weights or self.name
         state, config = weights_module.load(source)
-        self.net = load_into(CairnNet(CairnConfig.from_dict(config)), state, source)
+        self.net = weights_module.load_into(CairnNet(CairnConfig.from_dict(config)), state, source)
         # channels-last convolutions are 1.3 times as fast on CPUs
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from typing import TypeVar
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
-
-from ..errors import WeightsError
-
-Net = TypeVar("Net", bound=nn.Module)
+from torch import Tensor
 
 
 def to_tensor(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -76,18 +68,3 @@ def sample(dense: Tensor, positions: Tensor, mode: str = "bilinear") -> Tensor:
     """Read a map (1, C, h, w) at positions (N, 2), normalised so that -1 and 1 are its edges: (N, C)."""
     values = F.grid_sample(dense, positions[None, None], mode=mode, align_corners=False)
     return values[0, :, 0].T
-
-
-def load_into(net: Net, state: Mapping[str, Tensor], source: str | os.PathLike[str]) -> Net:
-    """Give a network its weights and return it, ready for inference.
-
-    Raises
-    ------
-    WeightsError
-        Names or shapes differ from the network's; ``source`` is named.
-    """
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"{source}: these are not weights of {type(net).__name__}: {error}") from error
-    return net.eval().requires_grad_(False)

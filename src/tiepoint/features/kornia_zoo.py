@@ -20,7 +20,7 @@ from .. import weights as weights_module
 from ..errors import MissingDependencyError
 from ..types import Features
 from .base import Extractor, ExtractorOptions, best
-from .dense import load_into, peaks, sample, to_tensor
+from .dense import peaks, sample, to_tensor
 
 
 def _kornia(purpose: str, name: str) -> Any:
@@ -34,7 +34,7 @@ def _kornia(purpose: str, name: str) -> Any:
 def _load(net: nn.Module, name: str) -> Any:
     """Give a network its weights, passing over what the file holds beyond them."""
     wanted = net.state_dict()
-    return load_into(net, {k: v for k, v in weights_module.load(name)[0].items() if k in wanted}, name)
+    return weights_module.load_into(net, {k: v for k, v in weights_module.load(name)[0].items() if k in wanted}, name)
 
 
 class DISK(Extractor):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import weights as weights_module
 from ..types import Features
 from .base import Extractor, ExtractorOptions, best
-from .dense import load_into, peaks, sample, to_tensor
+from .dense import peaks, sample, to_tensor
 
 CELL = 8
 
@@ -130,7 +130,9 @@ class SuperPoint(Extractor):
 
     @staticmethod
     def _build(state: dict[str, Tensor], source: str | os.PathLike[str]) -> SuperPointNet:
-        return load_into(SuperPointNet(batch_norm=False), {_our_key(k): v for k, v in state.items()}, source)
+        return weights_module.load_into(
+            SuperPointNet(batch_norm=False), {_our_key(k): v for k, v in state.items()}, source
+        )
 
     @staticmethod
     def _describe(dense: Tensor, keypoints: Tensor) -> Tensor:
@@ -190,7 +192,7 @@ class SuperPointOpen(SuperPoint):
 
     @staticmethod
     def _build(state: dict[str, Tensor], source: str | os.PathLike[str]) -> SuperPointNet:
-        return load_into(SuperPointNet(batch_norm=True), state, source)
+        return weights_module.load_into(SuperPointNet(batch_norm=True), state, source)
 
     @staticmethod
     def _describe(dense: Tensor, keypoints: Tensor) -> Tensor:

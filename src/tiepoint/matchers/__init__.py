@@ -43,7 +43,9 @@ def load(name: str, features: str = "sift", device: torch.device | str = "cpu", 
     WeightsError
         The weights file is not on this machine; nothing is downloaded here.
     """
-    name, _, file = name.partition("@")
+    name, at, file = name.partition("@")
+    if at and not file:
+        raise ArgumentError(f"{name}@ names no file of weights")
     if file:
         options["weights"] = file
     if name not in _BUILTIN:

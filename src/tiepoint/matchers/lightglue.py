@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import weights as weights_module
-from ..errors import ArgumentError, WeightsError
+from ..errors import ArgumentError
 from ..types import Features, Matches
 from .base import Matcher, Pair, make_matches
 
@@ -553,11 +553,9 @@ class LightGlue(Matcher):
         self.match_threshold = self.config.match_threshold if match_threshold is None else match_threshold
         if any(name.endswith("Wqkv.weight") for name in state):
             state = from_upstream(state, self.config.heads)
-        self.net = LightGlueNet(self.config)
-        try:
-            self.net.load_state_dict(state)
-        except RuntimeError as error:
-            raise WeightsError(f"{weights}: these are not weights of a {self.config}: {error}") from error
+        if self.config.features and features not in self.config.features:
+            raise ArgumentError(f"the weights {weights} match {', '.join(self.config.features)}, not {features}")
+        self.net = weights_module.load_into(LightGlueNet(self.config), state, weights)
         self.net.to(self.device).eval().requires_grad_(False)
 
     def _check(self, features: Features) -> None:

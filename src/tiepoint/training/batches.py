@@ -313,8 +313,8 @@ class ChunkMaker:
                 what = "; ".join(f"{name} is {theirs.get(name)} there and {mine[name]} here" for name in differing)
                 raise InputError(f"{self.folder} holds chunks of other pairs: {what}. Give another folder")
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         with atomic(note) as unfinished:
+            self.folder.mkdir(parents=True, exist_ok=True)
             unfinished.write_text(json.dumps(mine, indent=1))
 
     def _make(self, chunk: int) -> tuple[Batch, list[torch.Tensor]]:
@@ -488,8 +488,8 @@ class ChunkMaker:
         return torch.stack(padded)
 
 
-class _Steps(Dataset[Batch]):
-    """Item i is the batch of step i for one of ``world`` processes."""
+class Steps(Dataset[Batch]):
+    """Item i is the batch of step i for one of ``world`` processes; parameters are those of `stream`."""
 
     def __init__(
         self,
@@ -516,6 +516,11 @@ class _Steps(Dataset[Batch]):
         random = self._random(step)
         batch = batch.head(int(random.integers(fewest, most + 1)))
         return batch.reframed(random) if self.reframe else batch
+
+    def needed(self) -> list[int]:
+        """Return the numbers of all chunks that a limited set's steps use."""
+        total = self.steps * self.chunks
+        return sorted({self._chunk(position) for position in range(min(total, self.distinct or total))})
 
     def _random(self, *what: int) -> np.random.Generator:
         """Return random numbers that all processes agree on."""
@@ -570,7 +575,7 @@ def stream(
     ArgumentError
         ``pairs`` cannot be shared out.
     """
-    data = _Steps(maker, pairs, steps, rank, world, distinct, fewest, reframe)
+    data = Steps(maker, pairs, steps, rank, world, distinct, fewest, reframe)
     return in_order(data, start, steps, workers)
 
 

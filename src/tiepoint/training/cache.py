@@ -1,7 +1,7 @@
 """A folder of photographs -> one memory-mapped file of pixels, decoded once and shared by all workers.
 
-The file holds the photographs' RGB bytes one after the other, then a JSON index, then the length of that index and
-a magic word: as in Parquet the index comes last, so the file is written in one pass however large the folder is.
+The file holds a magic word, the photographs' RGB bytes one after the other, a JSON index, its length, and the magic
+word again: as in Parquet the index comes last, so the file is written in one pass however large the folder is.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ def build_cache(
     Raises
     ------
     InputError
-        The folder does not exist, or holds fewer than 8 different readable photographs.
+        The folder does not exist, or holds fewer than 8 different readable photographs; or ``path`` is a file of
+        another kind, which is left alone.
     ArgumentError
         A number is out of range, or a group is not a sub-folder.
 
@@ -228,7 +229,9 @@ def build_cache(
             if _read_index(path)["fingerprint"] == fingerprint:
                 return open_cache(path)
         except InputError:
-            pass  # damaged: build it anew
+            if not _begins_as_cache(path):
+                raise
+            # damaged: build it anew
     with atomic(path) as unfinished:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(unfinished, folder, files, long_side, held_out, fingerprint)
@@ -257,7 +260,7 @@ def open_cache(path: str | os.PathLike[str]) -> PhotoCache:
         held_out=np.flatnonzero(split),
         skipped=tuple((name, reason) for name, reason in index["skipped"]),
         _digest=index["digest"],
-        _pixels=np.memmap(path, np.uint8, "r", shape=(int(lengths.sum()),)),
+        _pixels=np.memmap(path, np.uint8, "r", offset=len(_MAGIC), shape=(int(lengths.sum()),)),
         _offsets=np.cumsum(lengths) - lengths,
     )
 
@@ -336,12 +339,18 @@ def _write(path: Path, folder: Path, files: list[Path], long_side: int, held_out
     sizes: list[tuple[int, int]] = []
     skipped: list[tuple[str, str]] = []
     digest = hashlib.sha256()
+    seen: dict[str, str] = {}
     with path.open("wb") as stream:
+        stream.write(_MAGIC)
         for file, (pixels, content) in _decode_all(files, long_side):
             name = file.relative_to(folder).as_posix()
             if isinstance(pixels, str):
                 skipped.append((name, pixels))
                 continue
+            if content in seen:
+                skipped.append((name, f"the same file as {seen[content]}"))
+                continue
+            seen[content] = name
             names.append(name)
             sizes.append(pixels.shape[:2])
             digest.update(f"{name}\n{content}\n".encode())
@@ -378,6 +387,14 @@ def _split(sources: list[str], held_out: float) -> tuple[list[int], list[bool]]:
     return [number[source] for source in sources], [source in kept for source in sources]
 
 
+def _begins_as_cache(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
 def _read_index(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
@@ -385,7 +402,7 @@ def _read_index(path: Path) -> dict[str, Any]:
             stream.seek(max(0, end - _FOOTER))
             footer = stream.read()
             if len(footer) != _FOOTER or footer[8:] != _MAGIC:
-                raise InputError(f"{path}: not a cache of photographs, or cut off; build it again")
+                raise InputError(f"{path}: not a cache of photographs, or cut off; delete it, or give another name")
             stream.seek(end - _FOOTER - int.from_bytes(footer[:8], "little"))
             return json.loads(stream.read()[:-_FOOTER])
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ import copy
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -299,37 +300,40 @@ def samples_from_photographs(
             ]
 
 
-def read_pairs(file: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Read a list of image pairs, two names on each line.
+def read_pairs(file: str | os.PathLike[str], images: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
+    """Read a list of image pairs, two names below ``images`` on each line; a pair that comes again counts once.
 
     Raises
     ------
     InputError
-        The list cannot be read, or a line does not hold two names.
+        The list cannot be read, a line does not hold the names of two images, or one of these is missing.
     """
     try:
         lines = Path(file).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: the list of image pairs cannot be read ({error})") from error
-    pairs = []
+    pairs: dict[frozenset[str], tuple[Path, Path]] = {}
     for number, line in enumerate(lines, 1):
         names = line.split()
-        if len(names) == 2:
-            pairs.append((names[0], names[1]))
-        elif names:
-            raise InputError(f"{file}, line {number}: need two image names, not {len(names)}")
-    return pairs
+        if not names:
+            continue
+        if len(names) != 2 or names[0] == names[1]:
+            raise InputError(f"{file}, line {number}: need two different image names, not {line.strip()!r}")
+        paths = Path(images) / names[0], Path(images) / names[1]
+        if missing := [path for path in paths if not path.is_file()]:
+            raise InputError(f"{file}, line {number}: there is no file {missing[0]}")
+        pairs[frozenset(names)] = paths
+    return list(pairs.values())
 
 
 def samples_from_pairs(
-    pairs: Sequence[tuple[str, str]],
-    images: str | os.PathLike[str],
+    pairs: Sequence[tuple[Path, Path]],
     features: str,
     max_keypoints: int = 1024,
     long_side: int = 1024,
     device: torch.device | str = "cpu",
 ) -> Iterator[list[Sample]]:
-    """Extract pairs of images, named as they lie below ``images``; their truth is not known.
+    """Extract pairs of images; their truth is not known.
 
     Raises
     ------
@@ -337,8 +341,8 @@ def samples_from_pairs(
         An image cannot be read.
     """
     extractor = extractors.load(features, device=device, max_keypoints=max_keypoints, long_side=long_side)
-    for name0, name1 in pairs:
-        yield [Sample(extractor(Path(images) / name0), extractor(Path(images) / name1), None, True)]
+    for image0, image1 in pairs:
+        yield [Sample(extractor(image0), extractor(image1), None, True)]
 
 
 def calibrate_file(
@@ -420,7 +424,7 @@ def calibrate_file(
     matcher = LightGlue(trained_on.extractor, chosen_device, weights=str(source))
     needed = calibration.pairs_needed(keep, confidence)
     count = 4 * needed if count is None else count
-    listed = None if pairs_file is None else read_pairs(pairs_file)
+    listed = None if pairs_file is None else read_pairs(pairs_file, images)
     if listed is not None:
         count = len(listed)
     if count < needed:
@@ -429,12 +433,19 @@ def calibrate_file(
         )
     with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:  # Windows keeps a mapped file
         if listed is not None:
-            samples = samples_from_pairs(listed, images, trained_on.features, keypoints, device=chosen_device)
+            samples = samples_from_pairs(listed, trained_on.features, keypoints, device=chosen_device)
         else:
             config = replace(trained_on, keypoints=keypoints)
             photos = build_cache(images, cache or Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
             try_extractor(photos, config, torch.device("cpu"))
             seen = told["training"]["photographs"] == photos.digest
+            different = len(set(photos.sources[photos.held_out if seen else slice(None)].tolist()))
+            if different < needed:
+                warnings.warn(
+                    f"the promise rests on independent pairs: for {keep:g} on at least {needed} photographs; there are "
+                    f"{different}{' (held out of the training)' if seen else ''}",
+                    stacklevel=2,
+                )
             count = CHUNK * math.ceil(count / CHUNK)
             samples = samples_from_photographs(photos, config, count, max(100, count // 4), seed, seen, workers)
         result = calibrate(matcher, samples, keep, confidence, expected=count, progress=progress)

@@ -33,7 +33,7 @@ from ..export import atomic
 from ..matchers.lightglue import LightGlueConfig, LightGlueNet
 from ..matchers.nearest import NearestNeighbour
 from ..matchers.superglue import SuperGlueConfig, SuperGlueNet
-from .batches import CHUNK, Batch, ChunkMaker, PairConfig, make_ahead, share_of, stream
+from .batches import CHUNK, Batch, ChunkMaker, PairConfig, Steps, in_order, make_ahead, share_of
 from .cache import PhotoCache, build_cache, open_cache
 from .loop import FitConfig, fit, join_processes
 from .losses import MatchStatistics, match_statistics, predicted_partners
@@ -164,6 +164,8 @@ class Task:
                 start_as_nearest_neighbour(net, first.descriptors[first.present].float())
                 return net
         state, told = weights_module.load(self.start)
+        if not told.get("features") or "layers" not in told:
+            raise ArgumentError(f"{self.start} holds no LightGlue weights of ours")
         there, here = LightGlueConfig.from_dict(told), net.config
         shape = ("features", "input_dim", "dim", "heads", "layers", "scale_orientation", "log_scale", "align")
         if differing := [name for name in shape if getattr(there, name) != getattr(here, name)]:
@@ -173,29 +175,31 @@ class Task:
             raise ArgumentError(
                 f"{self.start} cannot start this training: {what}. Choose the preset it was trained with"
             )
-        net.load_state_dict(state)
-        return net
+        return weights_module.load_into(net, state, self.start).train().requires_grad_(True)
 
     def new_objective(self, save_memory: bool = False) -> LightGlueObjective | SuperGlueObjective:
         """Return the untrained network and what it minimises; ``save_memory`` is that of `LightGlueObjective`."""
         net = self.new_net()
         return SuperGlueObjective(net) if isinstance(net, SuperGlueNet) else LightGlueObjective(net, save_memory)
 
-    def batches(self, start: int) -> Any:
-        """Yield batches from step ``start`` on."""
+    @property
+    def steps(self) -> Steps:
+        """The batches of all steps."""
         preset = self.preset
-        return stream(
+        return Steps(
             self.maker,
             preset.batch,
-            start,
             preset.fit.steps,
-            0 if preset.distinct else self.workers,
             self.rank,
             self.world,
             preset.distinct,
             preset.fewest,
             preset.reframe,
         )
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Yield batches from step ``start`` on."""
+        return in_order(self.steps, start, self.preset.fit.steps, 0 if self.preset.distinct else self.workers)
 
     def make_ahead(self) -> Iterator[tuple[int, int]]:
         """Make the pairs of a preset that uses them again and again; yield how many chunks are done, and of how many.
@@ -210,7 +214,7 @@ class Task:
         if self.rank == 0:
             self.held_out_maker.claim_folder()
         if self.preset.distinct:
-            yield from make_ahead(self.maker, range(self.rank, self.preset.distinct, self.world), self.workers)
+            yield from make_ahead(self.maker, self.steps.needed()[self.rank :: self.world], self.workers)
         if self.world > 1:
             dist.barrier()
 
@@ -273,6 +277,7 @@ def prepare(
     if kind not in KINDS:
         raise ArgumentError(f"there is no kind of matcher {kind!r} to train; choose one of {', '.join(KINDS)}")
     folder = Path(folder)
+    extractors.load(preset.pairs.features, device="cpu")  # an unknown name is to be known before photographs are read
     # A third larger than the pictures that are cut from them.
     side = 4 * max(preset.pairs.size) // 3
     photos, chosen, rank, world = open_photographs(images, folder, cache, side, preset.batch, CHUNK, device)
@@ -338,6 +343,8 @@ def open_photographs(
         See `prepare`.
     """
     rank, world, gpu = join_processes()
+    if images is not None and Path(images).resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ArgumentError(f"the run's folder {folder} lies among the photographs of {images}; give another one")
     share_of(batch, chunk, rank, world)
     chosen = gpu or devices.pick_device(device)
     try:
@@ -700,7 +707,7 @@ def claim(folder: Path, config: dict[str, Any], paths: dict[str, str | None], ra
             differing = "; ".join(f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names[:8])
             raise InputError(
                 f"{folder} holds a run with another configuration: {differing}. Give the options it was started with, "
-                "to resume it, or another folder"
+                "to resume it, or another folder, or delete this one"
             )
         return
     told: dict[str, Any] = {
@@ -801,7 +808,7 @@ def rehearse(task: Task, folder: str | os.PathLike[str], steps: int = 8, save_me
     names = [f"pair-{pair}{'' if batch.related[pair] else '-unrelated'}.png" for pair in range(CHUNK)]
     drawn = [draw_pair(images, batch, pair) for pair in range(CHUNK)]
     paths = save_pictures(dict(zip(names, drawn, strict=True)), folder) if task.rank == 0 else []
-    made = preset.distinct * CHUNK if preset.distinct else preset.fit.steps * preset.batch
+    made = CHUNK * len(task.steps.needed()) if preset.distinct else preset.fit.steps * preset.batch
     needs = time_steps(
         task.new_objective(save_memory),
         Batch.cat(chunks),

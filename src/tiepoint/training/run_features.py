@@ -22,7 +22,6 @@ from .. import weights
 from ..errors import ArgumentError
 from ..export import atomic
 from ..features.cairn import CairnConfig, CairnNet
-from ..features.dense import load_into
 from .end_to_end import EndToEndNet, EndToEndObjective, open_matcher, split
 from .features import CairnObjective
 from .losses import MatchStatistics, match_statistics
@@ -83,7 +82,7 @@ class FeatureTask:
             torch.manual_seed(self.seed)
             net = CairnNet(self.preset.model)
         if self.start is not None:
-            net = load_into(net, weights.load(self.start)[0], self.start).train().requires_grad_(True)
+            net = weights.load_into(net, weights.load(self.start)[0], self.start).train().requires_grad_(True)
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.matcher is None:
             return CairnObjective(net, self.preset.keypoints)

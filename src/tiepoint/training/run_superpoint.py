@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 
 from .. import weights
-from ..features.dense import load_into
 from ..features.superpoint import SuperPointNet
 from .cache import PhotoCache
 from .loop import FitConfig
@@ -123,7 +122,7 @@ def train_superpoint(
     first = folder / "shapes"
     makers = [ShapesMaker(preset.size, task.seed, held_out) for held_out in (False, True)]
     _stage(task, net, preset.shapes, first, makers, lambda row: report("shapes", row), stop)
-    net = load_into(net, weights.load(first / "weights.safetensors")[0], first)
+    net = weights.load_into(net, weights.load(first / "weights.safetensors")[0], first)
 
     def note(done: int, total: int) -> None:
         report("corners", {"done": done, "total": total})

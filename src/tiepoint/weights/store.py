@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import json
 import os
+import pickle
 import sys
 import urllib.error
 import urllib.request
@@ -16,7 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -26,6 +27,7 @@ from ..errors import ArgumentError, WeightsError
 from ..export import atomic
 from .registry import ENTRIES, Entry
 
+Net = TypeVar("Net", bound=torch.nn.Module)
 BUNDLED = Path(__file__).parent / "bundled"
 _METADATA_KEY = "tiepoint"
 _BLOCK = 1 << 20
@@ -193,12 +195,33 @@ def load(name_or_path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
         )
     try:
         state, config = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
+    except pickle.UnpicklingError as error:  # its text advises to trust the file
+        raise WeightsError(f"{path} cannot be read as weights: no tensors alone, or damaged") from error
     except Exception as error:
         raise WeightsError(f"{path} cannot be read as weights: {error}") from error
     if not config and known is not None:
         config = dict(known.config)
     state = {k: v.float() if v.dtype in (torch.float16, torch.bfloat16) else v for k, v in state.items()}
     return state, config
+
+
+def load_into(net: Net, state: Mapping[str, torch.Tensor], source: str | os.PathLike[str]) -> Net:
+    """Give a network its weights and return it, ready for inference.
+
+    Raises
+    ------
+    WeightsError
+        Names or shapes differ from the network's; ``source`` is named.
+    """
+    here, there = ({k: tuple(v.shape) for k, v in s.items()} for s in (net.state_dict(), state))
+    if differing := [k for k in sorted({*here, *there}) if here.get(k) != there.get(k)]:
+        first = differing[0]
+        raise WeightsError(
+            f"{source}: these are not weights of {type(net).__name__}: {len(differing)} tensors differ; {first} is "
+            f"{there.get(first, 'missing')} there and {here.get(first, 'unknown')} here"
+        )
+    net.load_state_dict(state)
+    return net.eval().requires_grad_(False)
 
 
 def save(path: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
