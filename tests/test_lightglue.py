@@ -487,3 +487,9 @@ def test_a_foreign_file_tells_its_sizes_by_its_tensors(config: LightGlueConfig, 
     assert matcher.config == config
     for name, tensor in matcher.net.state_dict().items():
         torch.testing.assert_close(tensor, net.state_dict()[name], atol=1e-5, rtol=1e-5)
+
+
+def test_weights_say_which_features_they_match() -> None:
+    assert LightGlue(weights="cairn-lightglue").features == ("cairn",)
+    with pytest.raises(ArgumentError, match="cairn-lightglue match cairn, not sift"):
+        LightGlue("sift", weights="cairn-lightglue")

@@ -494,8 +494,9 @@ class LightGlue(Matcher):
 
     Parameters
     ----------
-    features : str
-        Extractor of the features to match; chooses the weights (see `WEIGHTS_FOR`).
+    features : str, optional
+        Extractor of the features to match; chooses the weights (see `WEIGHTS_FOR`). By default the one that the weights
+        were trained on, without weights SIFT.
     device : torch.device or str
         Where it runs.
     weights : str or path, optional
@@ -511,7 +512,7 @@ class LightGlue(Matcher):
     Raises
     ------
     ArgumentError
-        No weights are known for these features, or an unknown precision.
+        No weights are known for these features, or those given are for others; or an unknown precision.
     WeightsError
         The file is not on this machine, is damaged, or holds another architecture.
 
@@ -528,7 +529,7 @@ class LightGlue(Matcher):
 
     def __init__(
         self,
-        features: str = "sift",
+        features: str | None = None,
         device: torch.device | str = "cpu",
         weights: str | None = None,
         adaptive: bool = True,
@@ -539,6 +540,7 @@ class LightGlue(Matcher):
         if precision not in ("float32", "bfloat16"):
             raise ArgumentError(f"precision must be float32 or bfloat16, not {precision!r}")
         if weights is None:
+            features = features or "sift"
             if features not in WEIGHTS_FOR:
                 raise ArgumentError(
                     f"there are no LightGlue weights for {features!r} features, only for "
@@ -553,7 +555,7 @@ class LightGlue(Matcher):
         self.match_threshold = self.config.match_threshold if match_threshold is None else match_threshold
         if any(name.endswith("Wqkv.weight") for name in state):
             state = from_upstream(state, self.config.heads)
-        if self.config.features and features not in self.config.features:
+        if features and self.config.features and features not in self.config.features:
             raise ArgumentError(f"the weights {weights} match {', '.join(self.config.features)}, not {features}")
         self.net = weights_module.load_into(LightGlueNet(self.config), state, weights)
         self.net.to(self.device).eval().requires_grad_(False)

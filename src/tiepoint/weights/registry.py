@@ -143,7 +143,7 @@ def _superglue(scene: str, data: str, sha256: str) -> Entry:
 
 
 _ALL = [
-    _ours("cairn", 390_970, "0c007f768209483f42efdf01095099e6f68a967b785240d4f8eeaea30876d5f5"),
+    _ours("cairn", 391_186, "b0a7da7331e56d449ee3d2023160d0880e625e8b2a4ba48f99a0e375b2bfd33a"),
     Entry(
         name="superpoint",
         file="superpoint_v1.pth",
@@ -305,10 +305,7 @@ _ALL = [
         trained_on=_LIGHTGLUE_DATA,
         config=_lightglue(128, scale_orientation=True),
     ),
-    _ours(
-        "cairn-lightglue",
-        3_631_214,
-        "fcbe4a8021c0ad8512f4e868802622f66dd458bfa30389f2b20a36e42f607403",
+    _ours("cairn-lightglue", 3_631_966, "b4d67e134ecdba113aa77345e29de332c839e0b504145d3915aae24ee6929068",
         features="cairn",
     ),
     _ours(
