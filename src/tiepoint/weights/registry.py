@@ -305,7 +305,10 @@ _ALL = [
         trained_on=_LIGHTGLUE_DATA,
         config=_lightglue(128, scale_orientation=True),
     ),
-    _ours("cairn-lightglue", 3_631_966, "b4d67e134ecdba113aa77345e29de332c839e0b504145d3915aae24ee6929068",
+    _ours(
+        "cairn-lightglue",
+        3_631_966,
+        "b4d67e134ecdba113aa77345e29de332c839e0b504145d3915aae24ee6929068",
         features="cairn",
     ),
     _ours(
