@@ -307,8 +307,8 @@ _ALL = [
     ),
     _ours(
         "cairn-lightglue",
-        3_631_966,
-        "b4d67e134ecdba113aa77345e29de332c839e0b504145d3915aae24ee6929068",
+        3_631_982,
+        "cd8014dcc55870e821896b11ec06b8855a14c954b48f8ff5472e25bb48e7048e",
         features="cairn",
     ),
     _ours(
