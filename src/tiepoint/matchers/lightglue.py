@@ -558,7 +558,7 @@ class LightGlue(Matcher):
         if features and self.config.features and features not in self.config.features:
             raise ArgumentError(f"the weights {weights} match {', '.join(self.config.features)}, not {features}")
         self.net = weights_module.load_into(LightGlueNet(self.config), state, weights)
-        self.net.to(self.device).eval().requires_grad_(False)
+        self.net.to(self.device)
 
     def _check(self, features: Features) -> None:
         if self.features and features.extractor not in self.features:
