@@ -29,7 +29,7 @@ from tiepoint.mapping import distributed
 from tiepoint.mapping.distributed import cluster, extract_on_ray, match_on_ray
 from tiepoint.mapping.extraction import extract_into
 from tiepoint.mapping.matching import match_into
-from tiepoint.mapping.progress import Progress, Report
+from tiepoint.mapping.progress import Progress
 from tiepoint.mapping.store import CONFIGS, PairResult, Store
 from tiepoint.matchers.nearest import NearestNeighbour
 
@@ -64,18 +64,28 @@ def database(path: Path) -> Store:
 
 
 class Watched:
-    """Takes its time, and notes what it works on, so that a test knows who is busy and what was done twice."""
+    """Notes what it works on; whoever begins the work numbered ``dies_at`` dies of it, as if killed from outside."""
 
     notes: Path
-    seconds = 0.6  # a busy machine may need half of it until the driver hears of it
+    dies_at: int | None = None
 
     def begin(self, what: str) -> None:
         (self.notes / f"{time.monotonic_ns()} {os.getpid()}").write_text(what)
-        time.sleep(self.seconds)
+        if self.dies_at is not None and len(self.begun()) >= self.dies_at:
+            try:
+                with self.notes.with_suffix(".died").open("x") as file:
+                    file.write(what)
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def begun(self) -> list[tuple[int, str]]:
         """Return (process, what it began), in order; a note that is being written says nothing yet."""
         return [(int(path.name.split()[1]), path.read_text()) for path in sorted(self.notes.iterdir())]
+
+    def begun_again(self) -> bool:
+        """Return whether what somebody died of was begun once more."""
+        return [what for _, what in self.begun()].count(self.notes.with_suffix(".died").read_text()) > 1
 
 
 class WatchedSIFT(Watched, SIFT):
@@ -90,24 +100,6 @@ class WatchedMatcher(Watched, NearestNeighbour):
         return super().match_many(pairs)
 
 
-def kill_once(watched: Watched) -> tuple[Report, list[int]]:
-    """Return (callback, whom it killed): whoever began something last when a third of the work is in the database."""
-    killed: list[int] = []
-
-    def report(progress: Progress) -> None:
-        if progress.done > progress.total / 3 and not killed:
-            killed.append(watched.begun()[-1][0])
-            os.kill(killed[0], signal.SIGKILL)
-
-    return report, killed
-
-
-def was_done_again(watched: Watched, killed: int) -> bool:
-    begun = watched.begun()
-    last = max(n for n, (process, _) in enumerate(begun) if process == killed)
-    return any(what == begun[last][1] for _, what in begun[last + 1 :])
-
-
 @needs_ray
 def test_a_worker_killed_half_way_changes_nothing(tmp_path: Path, photographs: Path, four_workers: None) -> None:
     with database(tmp_path / "one.db") as store:
@@ -115,19 +107,15 @@ def test_a_worker_killed_half_way_changes_nothing(tmp_path: Path, photographs: P
         matched_alone = match_into(store, every_pair(store), matchers.load("nearest", "sift"))
     sift, matcher = WatchedSIFT(features.ExtractorOptions(max_keypoints=200)), WatchedMatcher("sift")
     for watched in (sift, matcher):
-        watched.notes = tmp_path / watched.name
+        watched.notes, watched.dies_at = tmp_path / watched.name, 4
         watched.notes.mkdir()
     reports: list[Progress] = []
     with database(tmp_path / "many.db") as store:
-        report, killed = kill_once(sift)
-        assert extract_on_ray(store, photographs, sift, shard=1, report=report) == alone
-        assert was_done_again(sift, killed[0])
+        assert extract_on_ray(store, photographs, sift, shard=1) == alone
+        assert sift.begun_again()
 
-        report, killed = kill_once(matcher)
-        matched = match_on_ray(
-            store, every_pair(store), matcher, shard=8, report=lambda p: (reports.append(p), report(p))[0]
-        )
-        assert was_done_again(matcher, killed[0])
+        matched = match_on_ray(store, every_pair(store), matcher, shard=8, report=reports.append)
+        assert matcher.begun_again()
     assert alone.extracted == 11
     assert list(alone.failed) == [NAMES[7]]
     for name in ("pairs", "matched", "already", "without_features", "verified", "unrelated", "early_exits"):
@@ -144,7 +132,7 @@ def test_shards_that_were_finished_are_not_made_again(tmp_path: Path, four_worke
     with Store.open(scene(tmp_path / "one.db")) as store:
         match_into(store, every_pair(store), matchers.load("nearest", "synthetic"))
     matcher = WatchedMatcher("synthetic")
-    matcher.notes, matcher.seconds = tmp_path / "notes", 0.0
+    matcher.notes = tmp_path / "notes"
     matcher.notes.mkdir()
     shards = tmp_path / "database.db-shards"
 
@@ -198,8 +186,6 @@ def raises(error: Exception) -> Any:
 
 class Hangs(Watched, NearestNeighbour):
     """The first who is asked does not answer for a long time."""
-
-    seconds = 0.0
 
     def match_many(self, pairs: Any) -> Any:
         first = self.notes / "first"
