@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import least_squares, minimize
 from scipy.spatial.transform import Rotation
+from scipy.stats import multivariate_normal
 
 from tiepoint import features, matchers
 from tiepoint.errors import ArgumentError
@@ -61,8 +64,26 @@ def cauchy_scale(errors: np.ndarray) -> float:
     return 2 * float(np.sqrt(np.median((errors**2).sum(1))))
 
 
+def likeliest(S0: np.ndarray, S1: np.ndarray, start: Any, residuals: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the covariances with the noise that all points share, by SciPy's densities at their best scale."""
+
+    def density(S: tuple[np.ndarray, np.ndarray]) -> float:
+        off, spread = residuals(start, *S)
+        scale = np.mean([o @ np.linalg.inv(C) @ o for o, C in zip(off, spread, strict=True)]) / off.shape[1]
+        return sum(multivariate_normal.logpdf(o, cov=scale * C) for o, C in zip(off, spread, strict=True))
+
+    shares = np.array([0, 0.03, 0.1, 0.3, 1, 3, 10, 30])[:, None, None, None]
+    mean0, mean1 = (np.eye(2) * np.linalg.eigvalsh(S).mean() for S in (S0, S1))
+    return max(zip(S0 + shares * mean0, S1 + shares * mean1, strict=True), key=density)
+
+
+def distances(offsets: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Return Mahalanobis distances."""
+    return np.sqrt(np.einsum("ni,nij,nj->n", offsets, np.linalg.inv(spread), offsets))
+
+
 def test_homography_is_at_the_minimum_that_scipy_finds():
-    p0, p1, (S0, S1) = flat_scene(1)
+    p0, p1, S = flat_scene(1)
     start = estimate_homography(p0, p1).model
 
     corners = np.array([[0, 0], [SIZE[0], 0], SIZE, [0, SIZE[1]]], np.float32)
@@ -71,40 +92,47 @@ def test_homography_is_at_the_minimum_that_scipy_finds():
     def moved(shift: np.ndarray) -> np.ndarray:
         return cv2.getPerspectiveTransform(corners, (there + shift.reshape(4, 2)).astype(np.float32)).astype(float)
 
-    def errors(shift: np.ndarray) -> np.ndarray:
-        """Mahalanobis distances, with derivatives of the map by differences of the map itself."""
+    def residuals(shift: np.ndarray, S0: np.ndarray, S1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets and their covariances, with derivatives of the map by differences of the map itself."""
         G = moved(shift)
         J = np.stack([(transform(G, p0 + e) - transform(G, p0 - e)) / 2e-3 for e in 1e-3 * np.eye(2)], 2)
-        off = transform(G, p0) - p1
-        return np.sqrt(np.einsum("ni,nij,nj->n", off, np.linalg.inv(J @ S0 @ J.transpose(0, 2, 1) + S1), off))
+        return transform(G, p0) - p1, J @ S0 @ J.transpose(0, 2, 1) + S1
 
-    scale = cauchy_scale(errors(np.zeros(8))[:, None])
-    found = minimize(lambda shift: np.log1p((errors(shift) / scale) ** 2).sum(), np.zeros(8), method="Powell")
-    ours = refine_homography(start, p0, p1, (S0, S1))
+    likely = likeliest(*S, np.zeros(8), residuals)
+    scale = cauchy_scale(distances(*residuals(np.zeros(8), *likely))[:, None])
+    found = minimize(
+        lambda shift: np.log1p((distances(*residuals(shift, *likely)) / scale) ** 2).sum(), np.zeros(8), method="Powell"
+    )
+    ours = refine_homography(start, p0, p1, S)
     assert corner_error(ours, moved(found.x), SIZE) < 5e-3
     assert corner_error(start, ours, SIZE) > 0.05  # and it was not there before
 
 
 def test_pose_is_at_the_minimum_that_scipy_finds():
-    _, _, p0, p1, (S0, S1) = deep_scene(2)
+    _, _, p0, p1, S = deep_scene(2)
     start = estimate_relative_pose(p0, p1, CAMERA, CAMERA)
     # a camera of focal length 1 without distortion
     x0, x1 = CAMERA.normalise(p0), CAMERA.normalise(p1)
-    S0, S1 = S0 / 800**2, S1 / 800**2
+    S0, S1 = (one / 800**2 for one in S)
 
     def split(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return Rotation.from_rotvec(v[:3]).as_matrix(), v[3:] / np.linalg.norm(v[3:])
 
-    def errors(v: np.ndarray) -> np.ndarray:
+    def residuals(v: np.ndarray, S0: np.ndarray, S1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sampson's distance with each point's covariance: the first-order distance from x1^T E x0 = 0."""
         E = essential_from_pose(*split(v))
         joint = np.zeros((len(x0), 4, 4))
         joint[:, :2, :2], joint[:, 2:, 2:] = S0, S1
         h0, h1 = (np.column_stack([x, np.ones(len(x))]) for x in (x0, x1))
         g = np.hstack([(h1 @ E)[:, :2], (h0 @ E.T)[:, :2]])
-        return np.einsum("ni,ij,nj->n", h1, E, h0) / np.sqrt(np.einsum("ni,nij,nj->n", g, joint, g))
+        return np.einsum("ni,ij,nj->n", h1, E, h0)[:, None], np.einsum("ni,nij,nj->n", g, joint, g)[:, None, None]
 
     first = np.append(Rotation.from_matrix(start.R).as_rotvec(), start.t)
+    likely = likeliest(S0, S1, first, residuals)
+
+    def errors(v: np.ndarray) -> np.ndarray:
+        return distances(*residuals(v, *likely))
+
     found = least_squares(
         errors, first, loss="cauchy", f_scale=cauchy_scale(errors(first)[:, None]), xtol=1e-14, ftol=1e-14, gtol=1e-14
     )
@@ -129,6 +157,18 @@ def test_weighting_comes_nearer_to_the_truth():
             found = estimate_relative_pose(p0, p1, CAMERA, CAMERA, covariances=told)
             errors.append(max(pose_error(found.R, found.t, R, t)))
     assert np.mean(weighted) < 0.6 * np.mean(plain)
+
+
+def test_what_was_not_foreseen_makes_points_count_alike():
+    """Under noise ten times that predicted, and the same for all, predictions must not do harm."""
+    foreseen, equal = [], []
+    for seed in range(20):
+        p0, p1, S = flat_scene(seed)
+        p1 = p1 + np.random.default_rng(seed).normal(size=p1.shape)
+        small = tuple(one / 100 for one in S)
+        for told, errors in ((small, foreseen), ((S[0] * 0 + np.eye(2),) * 2, equal)):
+            errors.append(corner_error(estimate_homography(p0, p1, covariances=told).model, H, SIZE))
+    assert np.mean(foreseen) < 1.03 * np.mean(equal)
 
 
 def test_only_ratios_count_and_outliers_have_no_say():
