@@ -133,6 +133,7 @@ def test_superglue_trains_in_the_same_way(tiepoint, images: Path, tmp_path: Path
     options = ("--kind", "superglue", "--workers", 0, "--steps", 2, "--distinct", 1)
     ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "run", *options)
     assert ran.code == 0 and "nearest neighbours, ratio 0.8" in ran.out
+    assert ran.err.count("step 2: held-out loss") == 1, "also where no person watches"
     assert tiepoint("train", "confidence", tmp_path / "run").code == 2
     exported = tiepoint("export-weights", tmp_path / "run", "--layout", "upstream")
     assert exported.code == 2 and "superglue" in exported.err

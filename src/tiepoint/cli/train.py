@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -361,21 +362,35 @@ def _nothing() -> Iterator[None]:
 
 
 def _make_ahead(task: Task) -> None:
-    """Make the pairs that a run uses again and again, with a bar if a person watches."""
+    """Make the pairs that a run uses again and again, and show how many there are."""
     with Progress(console=Console(stderr=True), disable=not is_terminal(), transient=True) as bar:
-        shown = bar.add_task("making pairs", total=None)
+        shown, minutely = bar.add_task("making pairs", total=None), _Minutely()
         for done, total in task.make_ahead():
             bar.update(shown, completed=done, total=total)
+            minutely.say(f"making pairs: {done} of {total} chunks")
+
+
+class _Minutely:
+    """Says at most one line a minute, where no person watches a bar."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def say(self, text: str) -> None:
+        if not is_terminal() and time.monotonic() - self.last > 60:
+            self.last = time.monotonic()
+            say(text)
 
 
 @contextmanager
 def _live(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show the newest row of metrics on a bar, and each evaluation on a line, if a person watches."""
+    """Show the newest row of metrics on a bar, or, if nobody watches, one a minute as a line; evaluations as lines."""
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), console=Console(stderr=True), disable=not is_terminal()
     )
     with bar:
         shown = bar.add_task(title, total=1.0)
+        minutely = _Minutely()
 
         def report(row: dict[str, Any]) -> None:
             whole = row["seconds"] + row["seconds_left"]
@@ -385,11 +400,13 @@ def _live(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
                 f"{row['seconds_left'] / 60:.0f} min left"
             )
             bar.update(shown, description=text, completed=row["seconds"] / whole)
-            if "held_out_loss" in row and is_terminal():
+            minutely.say(text)
+            if "held_out_loss" in row:
                 bar.console.print(
                     f"step {row['step']}: held-out loss {row['held_out_loss']:.3f}, precision "
                     f"{row['held_out_precision']:.3f}, recall {row['held_out_recall']:.3f}",
                     highlight=False,
+                    soft_wrap=True,
                 )
 
         yield report

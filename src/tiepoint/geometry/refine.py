@@ -5,9 +5,9 @@ a match is divided by the standard deviation that the covariances of its two key
 losses of these is brought to a minimum by Gauss and Newton's method, starting from the model that robust estimation
 found. Only the *ratios* of covariances count: the loss takes its scale from the errors themselves.
 
-What an extractor cannot foresee, such as how a keypoint wanders when its surface is seen from the side, is noise that all
-points of a pair have in common. Its share is estimated from the errors of the pair before the fit, by the largest
-likelihood (variance components: Förstner, Wrobel, Photogrammetric Computer Vision, 2016, 4.2.4). Where predictions
+What an extractor cannot foresee, such as how a keypoint wanders when its surface is seen from the side, is noise that
+all points of a pair have in common. Its share is estimated from the errors of the pair before the fit, by the largest
+likelihood (variance components: Förstner and Wrobel, Photogrammetric Computer Vision, 2016, 4.2.4). Where predictions
 explain the errors, weights stay as predicted; where they do not, all points come to count alike.
 """
 

@@ -269,14 +269,13 @@ class SuperGlue(Matcher):
         state, config = weights_module.load(weights)
         self.config = SuperGlueConfig.from_dict(config)
         self.match_threshold = self.config.match_threshold if match_threshold is None else match_threshold
-        self.net = SuperGlueNet(self.config)
-        try:
-            if "bin_score" in state:
+        if "bin_score" in state:
+            try:
                 state = from_upstream(state, self.config.heads)
-            self.net.load_state_dict(state)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise WeightsError(f"{weights}: these are not weights of a {self.config}: {error}") from error
-        self.net.eval().requires_grad_(False).fold()
+            except (KeyError, ValueError, RuntimeError) as error:
+                raise WeightsError(f"{weights}: these are not weights of a {self.config}: {error}") from error
+        self.net = weights_module.load_into(SuperGlueNet(self.config), state, weights)
+        self.net.fold()
         self.net.to(self.device)  # after folding, because not every device has float64
 
     def _check(self, features: Features) -> None:

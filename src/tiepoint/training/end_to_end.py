@@ -143,9 +143,8 @@ def open_matcher(source: str | os.PathLike[str], dim: int) -> LightGlueNet:
     state, told = weights.load(source)
     if told.get("features") != ["cairn"] or told.get("input_dim") != dim:
         raise ArgumentError(f"{source} is no LightGlue that was trained on descriptors of {dim} numbers from cairn")
-    net = LightGlueNet(LightGlueConfig.from_dict(told))
-    net.load_state_dict(state)
-    return net
+    net = weights.load_into(LightGlueNet(LightGlueConfig.from_dict(told)), state, source)
+    return net.train().requires_grad_(True)
 
 
 def split(run: str | os.PathLike[str]) -> tuple[Path, Path]:

@@ -488,8 +488,7 @@ def train_confidence(
     run = Path(run)
     path = run / "weights.safetensors"
     state, told = weights_module.load(path)
-    net = LightGlueNet(LightGlueConfig.from_dict(told))
-    net.load_state_dict(state)
+    net = weights_module.load_into(LightGlueNet(LightGlueConfig.from_dict(told)), state, path)
     settings = replace(task.preset.fit, steps=steps, minutes=None, learning_rate=3e-3, warmup=20, decay=0.5, ema=0.98)
     task = replace(task, preset=replace(task.preset, fit=settings))
     folder, matcher = run / "confidence", weights_module.sha256(path)
