@@ -27,6 +27,7 @@ from .homography import normalisation, scaled, transform
 Pair = tuple[Array, Array]
 
 _ROUNDS = 10
+_GAIN = 1e-6  # a fit ends when a round lowers the loss by less, as a share
 _STEP = 1e-6  # of numerical derivatives; all coordinates are normalised
 _COMMON = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # variances that all points share, in means of those predicted
 
@@ -173,5 +174,7 @@ def _fit(
         total = np.log1p((then**2).sum(1) / scale).sum()
         if not total < cost:
             break
-        model, now, cost = candidate, then, total
+        gain, model, now, cost = cost - total, candidate, then, total
+        if gain < _GAIN * cost:
+            break
     return model
