@@ -195,7 +195,7 @@ for name in ("cv2", "poselib", "typer", "rich", "tensorboard"):
 import torch
 from tiepoint import features, types
 from tiepoint.features.base import Extractor
-from tiepoint.training import calibrate, export, presets, run
+from tiepoint.training import calibrate, export, presets, run_matcher
 from tiepoint.training.batches import ChunkMaker, PairConfig
 from tiepoint.training.cache import open_cache
 
@@ -215,7 +215,7 @@ sys.modules["tiepoint.features.grid"] = stand_in
 features._BUILTIN["grid"] = ("grid", "Grid", {{}})
 config = PairConfig("grid", keypoints=64, size=(120, 160))
 photos = open_cache({str(photos.path)!r})
-assert run.try_extractor(photos, config, torch.device("cpu")).input_dim == 64
+assert run_matcher.try_extractor(photos, config, torch.device("cpu")).input_dim == 64
 batch = ChunkMaker(photos, config, 1)(0)
 assert batch.scales.shape == (16, 0) and (batch.matches0 >= 0).any()
 print("made", len(batch))

@@ -20,7 +20,7 @@ from .console import DeviceOption, JsonOption, is_terminal, none_if_auto, print_
 
 if TYPE_CHECKING:
     from ..training.loop import FitConfig
-    from ..training.run import Task
+    from ..training.run_matcher import Task
 
 app = typer.Typer(help="Train on your own photographs: features; or matcher, then confidence.", no_args_is_help=True)
 
@@ -133,7 +133,7 @@ def matcher(
     One process uses one GPU; several run under 'torchrun --nproc-per-node N -m tiepoint train matcher …'. Ctrl-C
     saves; the same command goes on.
     """
-    from ..training import presets, run
+    from ..training import presets, run_matcher
 
     chosen = presets.preset(preset.value)
     fit = _limits(chosen.fit, steps, minutes)
@@ -150,18 +150,18 @@ def matcher(
         distinct=chosen.distinct if distinct is None else distinct or None,
     )
     with _console("checking photographs and extractor"):
-        task = run.prepare(
+        task = run_matcher.prepare(
             images, output, chosen, kind.value, seed, cache, chunks, workers, none_if_auto(device), posed, start
         )
     if dry_run:
         with _console("making pairs, timing steps"):
-            told = run.rehearse(task, output, save_memory=save_memory)
+            told = run_matcher.rehearse(task, output, save_memory=save_memory)
         if task.rank == 0:
             _print_rehearsal(told, json)
         return
     _make_ahead(task)
     with _live(f"training {kind.value} on {features}") as report, _graceful() as stop:
-        row = run.train_matcher(task, output, save_memory, report, stop)
+        row = run_matcher.train_matcher(task, output, save_memory, report, stop)
     if task.rank == 0:
         _print_result(row, output, json)
 
@@ -280,7 +280,7 @@ def confidence(
     json: JsonOption = False,
 ) -> None:
     """Train the confidence classifiers of a finished matcher, which stays as it is; they let it stop early."""
-    from ..training import run as training
+    from ..training import run_matcher as training
 
     with _console("opening the run"):
         task = training.reopen(run, workers, none_if_auto(device))

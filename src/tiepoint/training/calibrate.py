@@ -32,7 +32,7 @@ from ..types import Features, Matches
 from . import calibration
 from .batches import CHUNK, ChunkMaker, PairConfig, stream
 from .cache import PhotoCache, build_cache
-from .run import newest_weights, pairs_from_dict, try_extractor
+from .run_matcher import newest_weights, pairs_from_dict, try_extractor
 
 # (exit_confidence, prune_matchability) at every layer, from cautious to bold: each setting stops no later and drops no
 # fewer points than the one before. Fixed before any pair is seen, as the theorem asks.
@@ -389,7 +389,7 @@ def calibrate_file(
     seed : int
         Of the pairs.
     cache : path, optional
-        Where decoded photographs are kept, see `tiepoint.training.run.prepare`; by default nowhere.
+        Where decoded photographs are kept, see `tiepoint.training.run_matcher.prepare`; by default nowhere.
     workers : int
         Processes that make pairs.
     device : torch.device or str, optional

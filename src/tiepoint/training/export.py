@@ -12,7 +12,7 @@ from .. import weights
 from ..errors import ArgumentError
 from ..export import atomic, check_output
 from ..matchers.lightglue import to_upstream
-from .run import newest_weights
+from .run_matcher import newest_weights
 
 
 def export_weights(

@@ -1,7 +1,6 @@
 """A run that trains an extractor: photographs in, a folder with Cairn's weights out.
 
-Its folder holds ``config.json``, ``metrics.jsonl``, ``checkpoint.pt`` and ``weights.safetensors``, as that of a matcher
-does (`tiepoint.training.run`). Starting a run again in its folder resumes it. One that begins with weights also holds
+Its folder holds what that of any run does (`tiepoint.training.run`). One that begins with weights also holds
 ``before.json``, what these give on the held-out pairs; one that trains a matcher along holds ``cairn.safetensors`` and
 ``lightglue.safetensors`` in the end.
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,9 @@ from ..export import atomic
 from ..features.cairn import CairnConfig, CairnNet
 from .end_to_end import EndToEndNet, EndToEndObjective, open_matcher, split
 from .features import CairnObjective
-from .losses import MatchStatistics, match_statistics
 from .objectives import Objective
 from .presets import FeaturePreset
-from .run import carry_out, claim, open_photographs, origin_of, save_pictures, time_steps
+from .run import carry_out, claim, judge, open_photographs, origin_of, save_pictures, time_steps
 from .views import CHUNK, ViewMaker, Views, stream
 
 TOGETHER = 4e-4  # learning rate end to end: that of a matcher, which at an extractor's forgets what it has learnt
@@ -216,18 +214,6 @@ def train_features(
     return row
 
 
-def judge(trained: Objective, batches: Sequence[Any], parts: Sequence[str], device: torch.device) -> dict[str, float]:
-    """Return held-out loss, precision and recall, and means of these parts of the loss's output."""
-    total, sums = MatchStatistics(0, 0, 0), dict.fromkeys(("loss", *parts), 0.0)
-    for batch in batches:
-        output = trained(batch.to(device))
-        total = total + match_statistics(output.log_p, output.labels, output.threshold)
-        for name in sums:
-            sums[name] += float(output.loss if name == "loss" else output.parts[name]) / len(batches)
-    means = {f"held_out_{name}": value for name, value in sums.items()}
-    return {**means, "held_out_precision": total.precision, "held_out_recall": total.recall}
-
-
 def rehearse(task: FeatureTask, folder: str | os.PathLike[str], steps: int = 8) -> dict[str, Any]:
     """Write a few pairs as pictures, take a few steps, and say what the whole training would need. No run is begun.
 
@@ -243,7 +229,7 @@ def rehearse(task: FeatureTask, folder: str | os.PathLike[str], steps: int = 8) 
     Returns
     -------
     dict
-        As `tiepoint.training.run.rehearse` returns it.
+        As `tiepoint.training.run_matcher.rehearse` returns it.
     """
     preset = task.preset
     began = time.monotonic()

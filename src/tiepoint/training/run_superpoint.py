@@ -23,8 +23,7 @@ from .cache import PhotoCache
 from .loop import FitConfig
 from .objectives import Objective
 from .presets import SuperPointPreset
-from .run import carry_out, claim, open_photographs, origin_of
-from .run_features import judge
+from .run import carry_out, claim, judge, open_photographs, origin_of
 from .superpoint import CornerPairsMaker, Corners, ShapesMaker, SuperPointObjective, find_corners
 from .views import CHUNK, stream
 
