@@ -242,6 +242,8 @@ def test_a_matcher_trained_on_after_its_confidence_stage_is_noticed(tiepoint, fi
         (["calibrate", "{few}", "--images", "{images}"], 3, "holds no weights"),
         (["train", "matcher", "--images", "{images}", "-o", "{images}/run"], 2, "lies among the photographs"),
         (["train", "matcher", "--images", "{images}", "-o", "run", "--start", "cairn"], 2, "no LightGlue weights"),
+        (["train", "matcher", "--images", "{images}", "-o", "run", "--average"], 2, "nothing to average with"),
+        (["train", "features", "--images", "{images}", "-o", "run", "--average"], 2, "nothing to average with"),
         (["train", "matcher", "--images", "{images}", "-o", "run", "--chunks", "{few}/0.png"], 3, "cannot be written"),
         (["export-weights", "{few}/0.png"], 4, "no tensors alone, or damaged"),
         (["match", "{few}/0.png", "{few}/1.png", "--features", "sift", "--matcher", "lightglue@"], 2, "names no file"),

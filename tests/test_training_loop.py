@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +33,7 @@ from tiepoint.training.losses import match_statistics
 from tiepoint.training.objectives import (
     ConfidenceObjective,
     LightGlueObjective,
+    Objective,
     SuperGlueObjective,
     lightglue_inputs,
     start_as_nearest_neighbour,
@@ -183,6 +185,34 @@ def slowly(start):
         yield batch
 t.fit(t.LightGlueObjective(t.make_net()), slowly, t.FIT, Path({folder!r}), {{}})
 """
+
+
+def test_ends_half_way_between_what_it_began_with_and_came_to(tmp_path: Path) -> None:
+    def train(name: str, average: bool, steps: int = FIT.steps) -> dict[str, torch.Tensor]:
+        """Train, in that folder, up to a step; return the weights that are kept."""
+        asked = itertools.count(1)
+        interrupted = pytest.raises(KeyboardInterrupt) if steps < FIT.steps else nullcontext()
+        seen: dict[str, torch.Tensor] = {}
+
+        def evaluate(trained: Objective) -> dict[str, float]:
+            seen.update({name: tensor.clone() for name, tensor in trained.net.state_dict().items()})
+            return {}
+
+        with interrupted:
+            config, objective = replace(FIT, average=average), LightGlueObjective(make_net())
+            stop = (lambda: next(asked) == steps) if steps < FIT.steps else (lambda: False)
+            fit(objective, fresh, config, tmp_path / name, {}, "cpu", evaluate, stop=stop)
+        kept = weights.load(tmp_path / name / "weights.safetensors")[0]
+        assert all(torch.equal(kept[name], tensor) for name, tensor in seen.items()), "what is kept was evaluated last"
+        return kept
+
+    began, came_to, mean = make_net().state_dict(), train("plain", False), train("mean", True)
+    for name, tensor in came_to.items():
+        torch.testing.assert_close(mean[name], (began[name] + tensor) / 2, atol=1e-6, rtol=0)
+    assert max((tensor - began[name]).abs().max() for name, tensor in came_to.items()) > 1e-3
+    train("resumed", True, steps=5)
+    resumed = train("resumed", True)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in mean.items())
 
 
 def test_killed_and_resumed_equals_never_killed(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ LightOption = Annotated[
     Optional[Light],  # noqa: UP045
     typer.Option(help="How much light, lens and camera of the two views may differ; by default the preset's."),
 ]
+AverageOption = Annotated[
+    bool, typer.Option("--average", help="End with the mean of the weights of --start and those come to from there.")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of all random choices.")]
 CacheOption = Annotated[
     Optional[Path],  # noqa: UP045
@@ -120,6 +123,7 @@ def matcher(
     ] = None,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
+    average: AverageOption = False,
     compile: CompileOption = False,
     save_memory: Annotated[
         bool, typer.Option("--save-memory", help="Compute states again in the backward pass instead of keeping them.")
@@ -145,7 +149,7 @@ def matcher(
     chosen = replace(
         chosen,
         pairs=pairs,
-        fit=replace(fit, compile=compile),
+        fit=replace(fit, average=average, compile=compile),
         batch=batch or chosen.batch,
         distinct=chosen.distinct if distinct is None else distinct or None,
     )
@@ -187,6 +191,7 @@ def features(
     cache: CacheOption = None,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
+    average: AverageOption = False,
     compile: CompileOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -199,7 +204,7 @@ def features(
     from ..training import presets, run_features
 
     chosen = presets.feature_preset(preset.value)
-    fit = replace(_limits(chosen.fit, steps, minutes), compile=compile)
+    fit = replace(_limits(chosen.fit, steps, minutes), average=average, compile=compile)
     views = chosen.views if light is None else replace(chosen.views, photometric=light.value)
     chosen = replace(chosen, views=views, fit=fit, batch=batch or chosen.batch)
     with _console("checking photographs"):

@@ -70,6 +70,9 @@ class FitConfig:
         AdamW's decay; largest norm of the gradient.
     ema : float
         Decay of the moving average of the parameters, which is what is evaluated and kept.
+    average : bool
+        End with the mean of that and of the weights training began with (WiSE-FT, Wortsman et al., CVPR 2022): for
+        training that goes on from good weights on pairs of another kind.
     bfloat16 : bool
         Run the network under autocast.
     compile : bool
@@ -86,6 +89,7 @@ class FitConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.999
+    average: bool = False
     bfloat16: bool = True
     compile: bool = False
     log_every: int = 50
@@ -164,6 +168,7 @@ def fit(
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=0.0, weight_decay=config.weight_decay, fused=device.type == "cuda")
     average = {name: tensor.detach().clone() for name, tensor in objective.net.state_dict().items()}
+    begun_with = {name: tensor.clone() for name, tensor in average.items()} if config.average else {}
     step, before = 0, 0.0  # steps and seconds of training so far
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -202,6 +207,10 @@ def fit(
 
         seconds, stopping = _agree(before + time.monotonic() - started, stop(), world, device)
         ended = config.done(step, seconds) >= 1
+        if ended:
+            for name, tensor in begun_with.items():
+                if tensor.is_floating_point():
+                    average[name].lerp_(tensor, 0.5)
         evaluating = evaluate is not None and (ended or step % config.evaluate_every == 0)
         if ended or evaluating or step % config.log_every == 0:
             row = {"step": step, **window.numbers(world), "learning_rate": rate, "gradient_norm": float(norm)}

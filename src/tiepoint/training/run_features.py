@@ -143,6 +143,8 @@ def prepare(
     """
     if start is not None:
         preset = replace(preset, model=CairnConfig.from_dict(weights.load(start)[1]))
+    elif preset.fit.average:
+        raise ArgumentError("there is nothing to average with: give the weights that training starts from")
     elif matcher is not None:
         raise ArgumentError("which features was this matcher trained on? Give their weights as the start")
     if matcher is not None:

@@ -265,6 +265,8 @@ def prepare(
     ArgumentError
         An option that makes no sense, or an extractor with binary descriptors.
     """
+    if preset.fit.average and start is None:
+        raise ArgumentError("there is nothing to average with: give the weights that training starts from")
     if start is not None and kind != "lightglue":
         raise ArgumentError(f"only a LightGlue can start from weights, not {kind}")
     if kind not in KINDS:
@@ -420,7 +422,9 @@ def train_confidence(
     path = run / "weights.safetensors"
     state, told = weights_module.load(path)
     net = weights_module.load_into(LightGlueNet(LightGlueConfig.from_dict(told)), state, path)
-    settings = replace(task.preset.fit, steps=steps, minutes=None, learning_rate=3e-3, warmup=20, decay=0.5, ema=0.98)
+    settings = replace(
+        task.preset.fit, steps=steps, minutes=None, learning_rate=3e-3, warmup=20, decay=0.5, ema=0.98, average=False
+    )
     task = replace(task, preset=replace(task.preset, fit=settings))
     folder, matcher = run / "confidence", weights_module.sha256(path)
     claim(folder, {**task.config, "matcher": matcher}, task.paths, task.rank, task.world)
