@@ -149,9 +149,11 @@ def test_calibrate_then_export(tiepoint, images: Path, finished: Path, tmp_path:
     assert told["pairs"] == 8 and told["unrelated"] == 104 and len(told["settings"]) == 10
     ran = tiepoint("calibrate", run, "--images", images, "--count", 299, "--keep", 0.9, "-k", 64, "--workers", 0)
     assert ran.code == 0 and "at least 29 photographs; there are 4 (held out of the training)" in ran.err
-    ran = tiepoint("calibrate", run, *options, "--json")
+    ran = tiepoint("calibrate", run, *options, "--match-threshold", 0.35, "--json")
+    told = json.loads(ran.out)
     assert told["overlap_threshold"] is not None
     _, config = weights.load(run / "calibrated.safetensors")
+    assert config["match_threshold"] == 0.35
     assert config["calibration"]["keep"] == 0.5 and config["overlap_threshold"] == told["overlap_threshold"]
 
     assert tiepoint("export-weights", run, "--half", "-o", tmp_path / "mine.safetensors").code == 0

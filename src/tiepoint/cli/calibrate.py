@@ -33,6 +33,15 @@ def calibrate(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Pairs to make; by default enough for the promise."),
     ] = None,
+    match_threshold: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            "--match-threshold",
+            min=0,
+            max=1,
+            help="Least score of a match, stored too; by default that of the weights.",
+        ),
+    ] = None,
     max_keypoints: Annotated[
         int,
         typer.Option("--max-keypoints", "-k", min=32, help="Keypoints of each picture: as many as will be matched."),
@@ -88,6 +97,7 @@ def calibrate(
             cache,
             workers,
             none_if_auto(device),
+            match_threshold,
             show,
         )
     finally:

@@ -359,6 +359,7 @@ def calibrate_file(
     cache: str | os.PathLike[str] | None = None,
     workers: int = 1,
     device: torch.device | str | None = None,
+    match_threshold: float | None = None,
     progress: Callable[[int, int], None] = lambda related, unrelated: None,
 ) -> tuple[Calibration, Path]:
     """Calibrate a run or a weights file on photographs, and write weights with thresholds in their metadata.
@@ -394,6 +395,8 @@ def calibrate_file(
         Processes that make pairs.
     device : torch.device or str, optional
         Where to match.
+    match_threshold : float, optional
+        Least score of a match, stored with the weights; by default theirs.
     progress : callable
         See `calibrate`.
 
@@ -421,7 +424,7 @@ def calibrate_file(
     trained_on = pairs_from_dict(told["training"]["pairs"])
     if features is not None:
         trained_on = replace(trained_on, features=features)
-    matcher = LightGlue(trained_on.extractor, chosen_device, weights=str(source))
+    matcher = LightGlue(trained_on.extractor, chosen_device, weights=str(source), match_threshold=match_threshold)
     needed = calibration.pairs_needed(keep, confidence)
     count = 4 * needed if count is None else count
     listed = None if pairs_file is None else read_pairs(pairs_file, images)
@@ -449,6 +452,7 @@ def calibrate_file(
             count = CHUNK * math.ceil(count / CHUNK)
             samples = samples_from_photographs(photos, config, count, max(100, count // 4), seed, seen, workers)
         result = calibrate(matcher, samples, keep, confidence, expected=count, progress=progress)
+    result.config = replace(result.config, match_threshold=matcher.match_threshold)
     if listed is not None:
         result.config = replace(result.config, overlap_threshold=matcher.config.overlap_threshold)
     about = {
