@@ -312,7 +312,7 @@ _ALL = [
         features="cairn",
     ),
     _ours(
-        "sift-lightglue", 3_630_982, "f6e4f3fd513b9fb7b1e2db78c28b8582e2d384374b7a1cad3cb87e6377fd6b8a", features="sift"
+        "sift-lightglue", 3_631_766, "3692f012f0214e7c974334edc1591dd677517462af7f85415953628f31caab47", features="sift"
     ),
     Entry(
         name="sift-lightglue-cvg",
