@@ -30,7 +30,7 @@ from .batches import share_of
 from .cache import PhotoCache, build_cache, open_cache
 from .loop import FitConfig, fit, join_processes
 from .losses import MatchStatistics, match_statistics
-from .objectives import Objective
+from .objectives import Objective, Output
 
 _FEW = 100  # photographs below which we warn
 
@@ -208,11 +208,21 @@ def carry_out(
     return row
 
 
-def judge(trained: Objective, batches: Sequence[Any], parts: Sequence[str], device: torch.device) -> dict[str, float]:
-    """Return held-out loss, precision and recall, and means of these parts of the loss's output."""
+def judge(
+    trained: Objective,
+    batches: Sequence[Any],
+    parts: Sequence[str],
+    device: torch.device,
+    look: Callable[[int, Output], None] = lambda i, output: None,
+) -> dict[str, float]:
+    """Return held-out loss, precision and recall, and means of these parts of the loss's output.
+
+    ``look`` is shown what came of each batch.
+    """
     total, sums = MatchStatistics(0, 0, 0), dict.fromkeys(("loss", *parts), 0.0)
-    for batch in batches:
+    for i, batch in enumerate(batches):
         output = trained(batch.to(device))
+        look(i, output)
         total = total + match_statistics(output.log_p, output.labels, output.threshold)
         for name in sums:
             sums[name] += float(output.loss if name == "loss" else output.parts[name]) / len(batches)

@@ -34,13 +34,14 @@ from .objectives import (
     ConfidenceObjective,
     LightGlueObjective,
     Objective,
+    Output,
     SuperGlueObjective,
     start_as_nearest_neighbour,
 )
 from .pictures import draw_pair
 from .posed import PosedPool, find_scenes
 from .presets import Preset
-from .run import carry_out, claim, open_photographs, origin_of, read_config, save_pictures, time_steps
+from .run import carry_out, claim, judge, open_photographs, origin_of, read_config, save_pictures, time_steps
 
 KINDS = ("lightglue", "superglue")
 RATIOS = (0.8, 0.9)  # of the ratio test that a matcher is compared with
@@ -524,16 +525,12 @@ def _train(
         baseline = _baseline(held_out, task.features, folder)
         board = _Board.open(folder, task)
 
+    def look(i: int, output: Output) -> None:
+        if i == 0 and board:
+            board.predictions = predicted_partners(output.log_p, output.threshold).cpu()
+
     def evaluate(trained: Objective) -> dict[str, float]:
-        total, loss = MatchStatistics(0, 0, 0), 0.0
-        for i, batch in enumerate(held_out):
-            batch = batch.to(task.device)
-            output = trained(batch)
-            total = total + match_statistics(output.log_p, batch.labels, output.threshold)
-            loss += float(output.loss) / len(held_out)
-            if i == 0 and board:
-                board.predictions = predicted_partners(output.log_p, output.threshold).cpu()
-        return {"held_out_loss": loss, "held_out_precision": total.precision, "held_out_recall": total.recall}
+        return judge(trained, held_out, (), task.device, look)
 
     def note(row: dict[str, Any]) -> None:
         if board:
