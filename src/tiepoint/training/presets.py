@@ -160,7 +160,7 @@ FEATURE_PRESETS = {
     # Hours on a CPU.
     "small": FeaturePreset(
         model=CairnConfig(),
-        views=ViewConfig((240, 320), photometric="mild", max_scale=3.0, scenes=0.3),
+        views=ViewConfig((240, 320), photometric="mild", max_scale=3.0, scenes=0.1),
         fit=FitConfig(
             steps=6_000,
             learning_rate=2e-3,
