@@ -32,8 +32,8 @@ import typer
 from numpy.typing import NDArray
 
 from tiepoint.geometry import Camera
+from tiepoint.io.video import Frame, read_frames
 from tiepoint.mapping.tracking import Pose, Tracker, write_tum
-from tiepoint.mapping.video import Frame, read_frames
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "eval" / "kitti"

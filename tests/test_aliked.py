@@ -29,7 +29,7 @@ def aliked(variant: str = "aliked-t16", **options: object) -> Extractor:
 
 
 def photo(data_dir: Path, name: str, side: int) -> NDArray[np.uint8]:
-    return tp.images.resize(tp.read_image(data_dir / "eval" / name).pixels, side)
+    return tp.io.images.resize(tp.read_image(data_dir / "eval" / name).pixels, side)
 
 
 def deform_conv2d_by_definition(x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ import pytest
 from PIL.TiffImagePlugin import IFDRational
 
 from tiepoint.errors import ArgumentError, InputError
-from tiepoint.images import read_image
-from tiepoint.mapping.cameras import camera_of, new_images, read_exif
+from tiepoint.io.exif import read_exif
+from tiepoint.io.images import read_image
+from tiepoint.mapping.cameras import camera_of, new_images
 from tiepoint.types import Image
 
 pycolmap = pytest.importorskip("pycolmap")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import tiepoint as tp
 from tiepoint import weights
 from tiepoint.cli import main
-from tiepoint.cli.extract import find_images
+from tiepoint.io.folders import find_images
 
 CLASSIC = ["--features", "sift", "--matcher", "nearest"]
 

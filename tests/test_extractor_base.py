@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiepoint.errors import ArgumentError, InputError, TiepointError
 from tiepoint.features.base import Extractor, ExtractorOptions, allowed, best, nms
 from tiepoint.features.tiling import tiles
-from tiepoint.images import read_image
+from tiepoint.io.images import read_image
 from tiepoint.types import Features
 
 

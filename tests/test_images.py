@@ -16,7 +16,7 @@ import torch
 
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.features.base import to_original
-from tiepoint.images import read_image, resize, resize_mask
+from tiepoint.io.images import read_image, resize, resize_mask
 from tiepoint.types import Features, Image
 
 

@@ -26,7 +26,7 @@ def available(name: str, **options: object) -> Extractor:
 
 
 def photo(data_dir: Path, side: int) -> NDArray[np.uint8]:
-    return tp.images.resize(tp.read_image(data_dir / "eval/graf/images/1.jpg").pixels, side)
+    return tp.io.images.resize(tp.read_image(data_dir / "eval/graf/images/1.jpg").pixels, side)
 
 
 def as_tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:

@@ -23,14 +23,13 @@ from numpy.typing import NDArray
 
 import tiepoint as tp
 from tiepoint.errors import ArgumentError, InputError
+from tiepoint.geometry.colmap import quaternion_of, rotation_of
 from tiepoint.mapping.store import (
     CONFIGS,
     MAX_IMAGES,
     NewImage,
     PairResult,
     Store,
-    _quaternion,
-    _rotation,
     pair_ids,
     pairs_of,
 )
@@ -102,8 +101,8 @@ def test_configs_are_colmaps() -> None:
 @given(st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: np.linalg.norm(q) > 0.1))
 def test_quaternions_against_colmap(q: list[float]) -> None:
     theirs = pycolmap.Rotation3d(np.array([*q[1:], q[0]]) / np.linalg.norm(q))
-    np.testing.assert_allclose(_rotation(np.array(q)), theirs.matrix(), atol=1e-12)
-    ours = _quaternion(theirs.matrix())
+    np.testing.assert_allclose(rotation_of(np.array(q)), theirs.matrix(), atol=1e-12)
+    ours = quaternion_of(theirs.matrix())
     assert abs(abs(ours @ np.array(q)) / np.linalg.norm(q) - 1) < 1e-12
     assert ours[0] >= 0
 
@@ -332,7 +331,7 @@ def test_features_of_the_wrong_image_are_refused(store: Store) -> None:
 
 def two_view() -> dict[str, NDArray[np.float64]]:
     """A relative pose and the matrices that follow from it, for a plane 5 in front of image 0."""
-    R = _rotation(np.array([0.95, 0.1, -0.2, 0.05]))
+    R = rotation_of(np.array([0.95, 0.1, -0.2, 0.05]))
     t, normal = np.array([0.6, 0.0, 0.8]), np.array([0.0, 0.0, 1.0])
     skew = np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]])
     K = np.array([[600.0, 0, 320], [0, 600, 240], [0, 0, 1]])
@@ -491,7 +490,7 @@ def test_incremental_mapper_runs_on_our_database(tmp_path: Path) -> None:
     truth.has_prior_focal_length = True
     poses = []
     for angle in np.linspace(-0.5, 0.5, 6):
-        R = _rotation(np.array([np.cos(angle / 2), 0, np.sin(angle / 2), 0]))
+        R = rotation_of(np.array([np.cos(angle / 2), 0, np.sin(angle / 2), 0]))
         poses.append((R, np.array([0.1 * angle, 0.05 * angle, 5.0])))
     with Store.open(tmp_path / "a.db") as store:
         ids = list(store.add_images([NewImage(f"{i}.png", truth, "one") for i in range(6)]).values())

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::tiepoint.weights.NonCommercialW
 
 
 def photo(data_dir: Path, name: str, side: int) -> NDArray[np.uint8]:
-    return tp.images.resize(tp.read_image(data_dir / "eval" / name).pixels, side)
+    return tp.io.images.resize(tp.read_image(data_dir / "eval" / name).pixels, side)
 
 
 def superpoint(**options: object) -> SuperPoint:

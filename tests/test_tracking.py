@@ -16,8 +16,8 @@ from tiepoint.cli import main
 from tiepoint.cli.track import draw_path
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.geometry import Camera
+from tiepoint.io.video import Frame
 from tiepoint.mapping.tracking import State, Tracker, write_tum
-from tiepoint.mapping.video import Frame
 
 pytest.importorskip("pycolmap")
 

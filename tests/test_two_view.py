@@ -16,8 +16,9 @@ import pytest
 from numpy.typing import NDArray
 
 import tiepoint as tp
-from tiepoint import export, two_view, weights
+from tiepoint import two_view, weights
 from tiepoint.errors import ArgumentError, InputError, MissingDependencyError, TiepointError, WeightsError
+from tiepoint.io import files
 from tiepoint.matchers.lightglue import WEIGHTS_FOR
 
 CLASSIC: Any = {"features": "sift", "matcher": "nearest"}
@@ -306,7 +307,7 @@ def test_a_failed_write_keeps_the_old_file(
 
 
 def test_interrupted_while_writing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), export.atomic(tmp_path / "a.txt") as temporary:
+    with pytest.raises(KeyboardInterrupt), files.atomic(tmp_path / "a.txt") as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tiepoint.errors import ArgumentError, InputError
-from tiepoint.mapping import video
-from tiepoint.mapping.video import KeyFrame, read_frames, read_key_frames, write_key_frames
+from tiepoint.io import video
+from tiepoint.io.video import KeyFrame, read_frames, read_key_frames, write_key_frames
 
 SIZE = (320, 240)
 

@@ -14,10 +14,10 @@ from . import errors
 from .errors import TiepointError
 
 if TYPE_CHECKING:
-    from . import evaluation, export, features, geometry, images, mapping, matchers, training, viz, weights
+    from . import evaluation, features, geometry, io, mapping, matchers, training, viz, weights
     from .devices import best_device
     from .geometry import Camera
-    from .images import read_image
+    from .io.images import read_image
     from .two_view import TwoView, match
     from .types import Features, Image, Matches
 
@@ -32,10 +32,9 @@ __all__ = [
     "best_device",
     "errors",
     "evaluation",
-    "export",
     "features",
     "geometry",
-    "images",
+    "io",
     "mapping",
     "match",
     "matchers",
@@ -55,7 +54,7 @@ _HOMES = {
     "TwoView": "two_view",
     "best_device": "devices",
     "match": "two_view",
-    "read_image": "images",
+    "read_image": "io.images",
 }
 
 

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import export, geometry, matchers, weights
 from . import features as extractors
+from . import geometry, matchers, weights
 from .devices import pick_device
 from .errors import ArgumentError
 from .features import Extractor, ExtractorOptions
 from .geometry import Camera, Estimate
-from .images import ImageSource, read_image
+from .geometry.camera import FOCAL_FACTOR
+from .io import files
+from .io.images import ImageSource, read_image
 from .matchers import Matcher
 from .matchers.lightglue import WEIGHTS_FOR
 from .types import Features, Image, Matches
@@ -53,7 +55,6 @@ PREFERENCES = (
 )
 
 FEW = 15  # fewer matches than this happen by chance between photographs of different things
-FOCAL_FACTOR = 1.2  # focal length / long side, where nobody knows better: a field of view of 45 degrees
 
 Geometry = Literal["homography", "fundamental", "essential"]
 GEOMETRIES: tuple[Geometry, ...] = ("homography", "fundamental", "essential")
@@ -213,13 +214,13 @@ class TwoView:
         MissingDependencyError
             h5py or matplotlib is needed and not installed.
         """
-        target = export.check_output(path, FILES)
+        target = files.check_output(path, FILES)
         suffix = target.suffix.lower()
         if suffix == ".npz":
             arrays = {"matches": self.matches.matches, **self._columns()}
             if self.geometry is not None and self.geometry.model is not None:
                 arrays["model"] = self.geometry.model
-            export.write_npz(target, arrays)
+            files.write_npz(target, arrays)
         elif suffix == ".csv":
             columns = {
                 f"{axis}{side}": points[:, i]
@@ -227,15 +228,15 @@ class TwoView:
                 for i, axis in enumerate("xy")
             }
             columns.update({k: v for k, v in self._columns().items() if v.ndim == 1})
-            export.write_csv(target, {name.removesuffix("s"): column for name, column in columns.items()})
+            files.write_csv(target, {name.removesuffix("s"): column for name, column in columns.items()})
         elif suffix == ".json":
             arrays = {"indices": self.matches.matches, **self._columns()}
             lists = {name: array.tolist() for name, array in arrays.items()}
-            export.write_json(target, {**self.summary(), "correspondences": lists})
+            files.write_json(target, {**self.summary(), "correspondences": lists})
         elif suffix == ".h5":
             names = _distinct_names(self.image0.name, self.image1.name)
             both = (self.features0, self.features1)
-            export.write_hloc_pair(target, names, both, self.matches.matches, self.scores)
+            files.write_hloc_pair(target, names, both, self.matches.matches, self.scores)
         else:
             self.plot(target)
 

@@ -67,7 +67,7 @@ def calibrate(
     stored with the weights. The promise is about pairs like those calibrated on.
     """
     from ..errors import ArgumentError
-    from ..export import check_output
+    from ..io.files import check_output
     from ..training.calibrate import calibrate_file
 
     if output is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -22,9 +21,6 @@ from .console import (
     progress,
     say,
 )
-
-# What a folder is searched for; a file that is named outright is read whatever its suffix.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".bmp", ".gif")
 
 
 def extract(
@@ -54,7 +50,8 @@ def extract(
     from .. import two_view
     from ..devices import pick_device
     from ..errors import InputError
-    from ..export import FeatureWriter
+    from ..io.files import FeatureWriter
+    from ..io.folders import find_images
 
     paths = find_images(images)
     writer = FeatureWriter(output)
@@ -90,39 +87,3 @@ def extract(
     if failed:
         say(f"tiepoint: {len(failed)} of {len(paths)} images could not be used")
         raise typer.Exit(InputError.exit_code)
-
-
-def find_images(given: list[Path]) -> dict[str, Path]:
-    """Return all images by name: the path below the folder that everything given has in common.
-
-    Parameters
-    ----------
-    given : list of Path
-        Images, and folders to search with all their subfolders.
-
-    Returns
-    -------
-    dict of str to Path
-        In sorted order; names have forward slashes on every system.
-
-    Raises
-    ------
-    InputError
-        A folder without images.
-    """
-    from ..errors import InputError
-
-    paths: set[Path] = set()
-    roots = []
-    for entry in (Path(os.path.abspath(path)) for path in given):  # noqa: PTH100  resolve() would follow links
-        if entry.is_dir():
-            inside = [path for path in entry.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-            if not inside:
-                raise InputError(f"{entry}: there are no images in this folder")
-            paths.update(inside)
-            roots.append(entry)
-        else:
-            paths.add(entry)
-            roots.append(entry.parent)
-    root = Path(os.path.commonpath(roots))
-    return {path.relative_to(root).as_posix(): path for path in sorted(paths)}

@@ -29,13 +29,13 @@ def localize(
     Poses are in the map's frame, world to camera as COLMAP has them. Without --focal or --camera the focal length comes
     from EXIF, or is estimated.
     """
-    from .. import export
     from ..errors import InputError
-    from ..images import read_image
+    from ..io import files
+    from ..io.images import read_image
     from ..mapping.localize import FILES, Localization, Localizer, write_localizations
 
     for path in output:
-        export.check_output(path, FILES)
+        files.check_output(path, FILES)
     localizer = Localizer.open(model, matcher, none_if_auto(device), candidates=candidates)
     results = []
     for query in progress(queries, "localizing"):

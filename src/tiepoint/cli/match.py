@@ -79,14 +79,15 @@ def match(
     Points are (x, y) pixels of the photographs as stored after EXIF rotation; (0, 0) is the centre of the
     top-left pixel.
     """
-    from .. import export, two_view
+    from .. import two_view
     from ..devices import pick_device
     from ..errors import ArgumentError
     from ..geometry import Camera
-    from ..images import read_image
+    from ..io import files
+    from ..io.images import read_image
 
     for path in output:
-        export.check_output(path, two_view.FILES)
+        files.check_output(path, two_view.FILES)
     if focal is not None and geometry is not Geometry.essential:
         raise ArgumentError("--focal is for --geometry essential only")
     where = pick_device(none_if_auto(device))

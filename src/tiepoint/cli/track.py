@@ -60,13 +60,13 @@ def track(
     depth of the first points: one camera does not measure scale. For a map of the whole clip, with closed loops, use
     'tiepoint map'.
     """
-    from .. import export
     from ..geometry import Camera
+    from ..geometry.camera import FOCAL_FACTOR
+    from ..io import files
+    from ..io.video import read_frames
     from ..mapping.tracking import Tracker, write_tum
-    from ..mapping.video import read_frames
-    from ..two_view import FOCAL_FACTOR
 
-    export.check_output(output, (".txt",))
+    files.check_output(output, (".txt",))
     live = source.isdigit() and not Path(source).exists()
     frames = read_frames(int(source) if live else source)
     first = next(frames)

@@ -31,7 +31,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
-from ..images import read_image
+from ..io.images import read_image
 from ..types import Image
 
 Matrix = NDArray[np.float64]

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from .. import features as extractors
 from ..errors import ArgumentError
-from ..images import ImageSource, read_image
+from ..io.images import ImageSource, read_image
 from ..types import Image
 from .environment import environment
 from .evaluate import parse_combination, timed

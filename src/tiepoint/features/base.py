@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError, TiepointError
-from ..images import ImageSource, read_image, resize, resize_mask
+from ..io.images import ImageSource, read_image, resize, resize_mask
 from ..types import Features, Image
 from .tiling import concatenate, tiles
 

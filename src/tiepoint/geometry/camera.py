@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike
 from ..errors import ArgumentError
 from ._arrays import Array, as_array
 
+FOCAL_FACTOR = 1.2
+"""Focal length over long side where nobody knows better: a field of view of 45 degrees."""
+
 # model -> names of its parameters, in COLMAP's order. "f" alone means fx = fy.
 MODELS: dict[str, tuple[str, ...]] = {
     "SIMPLE_PINHOLE": ("f", "cx", "cy"),

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import exports, hloc, localize, lookalikes, pairs, reconstruct, retrieval, tracking, video
+    from . import exports, hloc, localize, lookalikes, pairs, reconstruct, retrieval, tracking
     from .cameras import camera_of, new_images
     from .extraction import extract_into
     from .matching import match_into
@@ -48,7 +48,6 @@ __all__ = [
     "retrieval",
     "tracking",
     "verify_into",
-    "video",
 ]
 
 # Where each name lives; the others are modules. Imported on first use, because the steps need different packages.

@@ -9,23 +9,18 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import PIL.Image
-
-from .. import images
 from ..errors import ArgumentError, InputError
-from ..two_view import FOCAL_FACTOR
+from ..geometry.camera import FOCAL_FACTOR
+from ..geometry.colmap import import_pycolmap
+from ..io.exif import Exif, read_exif
 from ..types import Image
-from .store import NewImage, _pycolmap
+from .store import NewImage
 
 if TYPE_CHECKING:
     import pycolmap
-
-FOCAL_RANGE = (0.1, 10.0)
-"""Focal lengths / long side outside of this are mistakes; COLMAP's mappers reject such cameras altogether."""
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".bmp", ".gif")
 # Photographs that tiepoint cannot read. They are looked for so that people learn why they are missing.
@@ -33,67 +28,6 @@ FOREIGN_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", "
 
 Share = Literal["auto", "folder", "image", "all"]
 SHARES: tuple[Share, ...] = ("auto", "folder", "image", "all")
-
-
-@dataclass(frozen=True)
-class Exif:
-    """What a photograph's header says.
-
-    Attributes
-    ----------
-    size : (int, int)
-        (width, height) in pixels, upright.
-    focal : float or None
-        In pixels.
-    camera : str or None
-        Make, model, lens setting: the same for photographs that one camera took at one zoom.
-    position : (float, float, float) or None
-        WGS84 latitude and longitude in degrees, altitude in metres or nan.
-    warning : str
-        Which absurd value was ignored; usually empty.
-    """
-
-    size: tuple[int, int]
-    focal: float | None = None
-    camera: str | None = None
-    position: tuple[float, float, float] | None = None
-    warning: str = ""
-
-
-def read_exif(path: str | os.PathLike[str]) -> Exif:
-    """Read a photograph's header.
-
-    The focal length comes from, in this order, the equivalent for 35 mm film (by the diagonal, as its standard
-    CIPA DCG-001 has it), the focal length and the pixels per millimetre of the sensor, the focal length and COLMAP's
-    list of the sensors of known cameras.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read or is not an image. Damaged EXIF is no error, but like none.
-    """
-    name = os.fspath(path)
-    with images._open_file(name, name) as file:
-        try:
-            kind = images._format_of(file.read(16), name)
-            file.seek(0)
-            with images._quiet():
-                picture = PIL.Image.OPEN[kind][0](file, "")
-            if kind in ("PNG", "TIFF"):  # PNG may hold EXIF behind the pixels; Pillow turns those of TIFF itself
-                picture.load()
-            with images._quiet():
-                tags, gps = _tags(picture)
-                turned = images._orientation(picture) >= 5  # by a quarter
-        except InputError:
-            raise
-        except Exception as error:  # as in `images._decode`: Pillow raises whatever it likes
-            raise InputError(
-                f"{name}: damaged or incomplete ({images._reason(error)}); copy or export it again"
-            ) from error
-    width, height = picture.size
-    size = (height, width) if turned else (width, height)
-    focal, warning = _focal_length(tags, size, name)
-    return Exif(size, focal, _camera_name(tags), _position(gps), warning)
 
 
 def camera_of(
@@ -189,6 +123,7 @@ def new_images(
     Examples
     --------
     >>> import tempfile
+    >>> import PIL.Image
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     PIL.Image.new("RGB", (640, 480), "red").save(Path(folder, "a.png"))
     ...     _ = Path(folder, "b.png").write_bytes(Path(folder, "a.png").read_bytes())
@@ -301,7 +236,7 @@ def _keys(exifs: Mapping[str, Exif], share: Share) -> dict[str, str | None]:
 
 
 def _camera(exif: Exif, model: str, focal: float | None) -> pycolmap.Camera:
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     known = [name for name in pycolmap.CameraModelId.__members__ if name != "INVALID"]
     if model not in known:
         raise ArgumentError(f"no camera model is called {model!r}; there are: {', '.join(known)}")
@@ -313,101 +248,3 @@ def _camera(exif: Exif, model: str, focal: float | None) -> pycolmap.Camera:
     camera = pycolmap.Camera.create_from_model_name(0, model, length, width, height)
     camera.has_prior_focal_length = given is not None
     return camera
-
-
-# ---- EXIF (version 2.32; JEITA CP-3451) ----
-
-_MAKE, _MODEL, _LENS = 0x010F, 0x0110, 0xA434
-_FOCAL_LENGTH, _FOCAL_LENGTH_35MM, _ZOOM = 0x920A, 0xA405, 0xA404
-_PIXELS_X, _PIXELS_Y = 0xA002, 0xA003
-_RESOLUTION, _RESOLUTION_UNIT = 0xA20E, 0xA210
-_MILLIMETRES = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # unit of the resolution of the sensor; 4 and 5 are unofficial
-_EXIF_IFD, _GPS_IFD = 0x8769, 0x8825
-_DIAGONAL_35MM = math.hypot(36, 24)
-
-
-def _tags(picture: PIL.Image.Image) -> tuple[dict[int, Any], dict[int, Any]]:
-    """Return the tags of a photograph and of its GPS receiver; none where they are damaged."""
-    try:
-        exif = picture.getexif()
-        return {**exif, **exif.get_ifd(_EXIF_IFD)}, dict(exif.get_ifd(_GPS_IFD))
-    except Exception:  # the photograph is fine, only its EXIF is not
-        return {}, {}
-
-
-def _number(value: Any) -> float | None:
-    """Return a finite number, or None for whatever else stands in a tag."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, ZeroDivisionError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _positive(value: Any) -> float | None:
-    number = _number(value)
-    return number if number is not None and number > 0 else None  # 0 is "unknown"
-
-
-def _focal_length(tags: Mapping[int, Any], size: tuple[int, int], path: str) -> tuple[float | None, str]:
-    """Return the focal length in pixels or None, and a warning if something absurd was ignored."""
-    warning = ""
-    for what, focal in _focal_candidates(tags, size, path):
-        ratio = focal / max(size)
-        if FOCAL_RANGE[0] <= ratio <= FOCAL_RANGE[1]:
-            return focal, warning
-        warning = f"{path}: its EXIF gives {what} that amounts to {ratio:.3g} times the long side: ignored"
-    return None, warning
-
-
-def _focal_candidates(tags: Mapping[int, Any], size: tuple[int, int], path: str) -> Iterable[tuple[str, float]]:
-    film, mm = _positive(tags.get(_FOCAL_LENGTH_35MM)), _positive(tags.get(_FOCAL_LENGTH))
-    if film:
-        yield f"a 35 mm equivalent of {film:g} mm", film / _DIAGONAL_35MM * math.hypot(*size)
-    if not mm:
-        return
-    density, unit = _positive(tags.get(_RESOLUTION)), _MILLIMETRES.get(tags.get(_RESOLUTION_UNIT, 2))
-    if density and unit:
-        # The resolution counts pixels of the sensor; the photograph may have been shrunk since.
-        taken = max(_positive(tags.get(tag)) or 0 for tag in (_PIXELS_X, _PIXELS_Y)) or max(size)
-        yield f"a focal length of {mm:g} mm", mm * density / unit * max(size) / taken
-    elif _MODEL in tags:
-        try:
-            camera = _pycolmap().infer_camera_from_image(path)
-        except (RuntimeError, ValueError):  # it reads fewer formats
-            return
-        if camera.has_prior_focal_length:
-            yield f"a focal length of {mm:g} mm", float(camera.mean_focal_length())
-
-
-def _camera_name(tags: Mapping[int, Any]) -> str | None:
-    if _MAKE not in tags and _MODEL not in tags:
-        return None
-    settings = (_MAKE, _MODEL, _LENS, _FOCAL_LENGTH, _FOCAL_LENGTH_35MM, _ZOOM)
-    return " ".join(str(tags[tag]).strip(" \0") for tag in settings if tag in tags)
-
-
-def _position(gps: Mapping[int, Any]) -> tuple[float, float, float] | None:
-    """Return latitude, longitude and altitude from tags 1 to 6; None if the place is missing or absurd."""
-    latitude = _degrees(gps.get(2), {"N": 1, "S": -1}.get(str(gps.get(1)).strip(" \0")))
-    longitude = _degrees(gps.get(4), {"E": 1, "W": -1}.get(str(gps.get(3)).strip(" \0")))
-    if latitude is None or longitude is None or abs(latitude) > 90 or abs(longitude) > 180:
-        return None
-    if latitude == longitude == 0:  # what receivers write that have no fix
-        return None
-    altitude = _number(gps.get(6))
-    if altitude is None:
-        altitude = math.nan
-    return latitude, longitude, -altitude if gps.get(5) in (1, b"\1") else altitude
-
-
-def _degrees(value: Any, sign: int | None) -> float | None:
-    """Return (degrees, minutes, seconds) as degrees; None without a hemisphere."""
-    try:
-        parts = [_number(part) for part in value]
-    except TypeError:
-        return None
-    if sign is None or len(parts) != 3 or None in parts:
-        return None
-    degrees, minutes, seconds = (part or 0.0 for part in parts)
-    return sign * (degrees + minutes / 60 + seconds / 3600)

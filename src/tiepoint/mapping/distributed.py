@@ -44,8 +44,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError, InputError, MissingDependencyError, TiepointError
-from ..export import feature_arrays, write_npz
 from ..features import Extractor
+from ..io.files import feature_arrays, write_npz
 from ..matchers import Matcher
 from ..types import Features
 from . import verification

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import copy
 import os
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,60 +17,14 @@ import numpy as np
 import PIL.Image
 
 from ..errors import ArgumentError, InputError
-from ..export import atomic, write_json
-from ..images import _orientation, read_image
-from .store import _pycolmap
+from ..geometry.colmap import import_pycolmap
+from ..io.files import atomic, atomic_folder, write_json
+from ..io.images import _orientation, read_image
 
 if TYPE_CHECKING:
     import pycolmap
 
 JPEG_QUALITY = 95  # of undistorted photographs: they are training data
-
-
-@contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary folder beside ``path``; it takes its place if the block ends without an error.
-
-    Parameters
-    ----------
-    path : path
-        The final place. A folder there is replaced.
-
-    Yields
-    ------
-    Path
-        Where to write; it exists and is empty.
-
-    Raises
-    ------
-    InputError
-        The operating system refuses (no permission, disk full), or a file is in the way.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as parent:
-    ...     with atomic_folder(Path(parent, "out")) as folder:
-    ...         _ = Path(folder, "a.txt").write_text("whole")
-    ...     sorted(p.as_posix()[len(parent):] for p in Path(parent).rglob("*"))
-    ['/out', '/out/a.txt']
-    """
-    final = Path(path)
-    if final.exists() and not final.is_dir():
-        raise InputError(f"{final}: is a file; give the name of a folder")
-    temporary = final.with_name(f".{final.name}-{secrets.token_hex(6)}")
-    old = temporary.with_name(f"{temporary.name}-old")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if final.exists():
-            final.rename(old)
-        temporary.rename(final)
-    except OSError as error:
-        raise InputError(f"{final}: cannot be written: {error.strerror or error}") from error
-    finally:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_model(
@@ -205,7 +157,7 @@ def write_undistorted(
     All others are warped with bilinear interpolation by COLMAP and lose a border, so that no pixel is empty.
     Files other than JPEG and PNG become PNG.
     """
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     source = Path(images)
     straight, options = copy.deepcopy(model), pycolmap.UndistortCameraOptions()
     _undistort_cameras(straight, options)
@@ -236,7 +188,7 @@ def write_undistorted(
 
 def _undistort_cameras(model: pycolmap.Reconstruction, options: Any) -> None:
     """Turn every camera into the pinhole camera of `pycolmap.undistort_image`, and move the keypoints along."""
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     rays = {}
     for image in registered(model):
         points = np.array([point.xy for point in image.points2D]).reshape(-1, 2)

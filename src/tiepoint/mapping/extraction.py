@@ -26,7 +26,7 @@ import torch
 
 from ..errors import ArgumentError, InputError, TiepointError
 from ..features import Extractor
-from ..images import ImageSource, read_image
+from ..io.images import ImageSource, read_image
 from ..types import Features, Image
 from .progress import Progress, Report, silent
 from .store import Store, StoredImage

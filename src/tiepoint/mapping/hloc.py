@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..export import FeatureWriter, _h5py, atomic, check_output
+from ..io.files import FeatureWriter, atomic, check_output, import_h5py
 from ..types import Features
 from .store import PairResult, Store, pairs_of
 
@@ -130,7 +130,7 @@ def export_matches(store: Store, path: str | os.PathLike[str]) -> int:
     check_output(path, (".h5",))
     names = {image_id: key for key, image_id in _keys(store).items()}
     pairs = pairs_of(store.matched_pair_ids()).tolist()
-    h5py = _h5py()
+    h5py = import_h5py()
     with atomic(Path(path)) as temporary, h5py.File(temporary, "w") as file:
         counts = store.keypoint_counts()
         for id0, id1 in pairs:
@@ -287,7 +287,7 @@ def _groups_with(file: Any, dataset: str) -> Iterator[str]:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    h5py = _h5py()
+    h5py = import_h5py()
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; give an HDF5 file in hloc's layout")
     try:

@@ -18,18 +18,21 @@ import poselib
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .. import export, matchers, two_view
 from .. import features as extractors
+from .. import matchers, two_view
 from ..devices import pick_device
 from ..errors import ArgumentError, InputError
 from ..features import Extractor
 from ..geometry import Camera
-from ..images import read_image
+from ..geometry.camera import FOCAL_FACTOR
+from ..geometry.colmap import import_pycolmap
+from ..io import files
+from ..io.images import read_image
 from ..matchers import Matcher
 from ..types import Features
 from . import retrieval
 from .cameras import camera_of
-from .store import Store, _pycolmap
+from .store import Store
 
 if TYPE_CHECKING:
     import pycolmap
@@ -169,9 +172,9 @@ def estimate_camera_and_pose(
     >>> round(found.camera.params[0]), round(found.camera.params[3], 3), found.centre.round(3) + 0.0
     (500, -0.1, array([0., 0., 0.]))
     """
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     pixels, world = _corresponding(points, points3D)
-    guess = Camera.from_focal(focal or two_view.FOCAL_FACTOR * max(size), size)
+    guess = Camera.from_focal(focal or FOCAL_FACTOR * max(size), size)
     usable = np.isfinite(pixels).all(axis=1) & np.isfinite(world).all(axis=1)
     if focal is not None:
         start = estimate_absolute_pose(pixels, world, guess, threshold, seed)
@@ -354,7 +357,7 @@ class Localizer:
         WeightsError, MissingDependencyError
             What the features of the map need is not on this machine.
         """
-        folder, pycolmap = Path(scene), _pycolmap()
+        folder, pycolmap = Path(scene), import_pycolmap()
         sparse = folder / "sparse" / "0"
         for part in (folder / "database.db", folder / "settings.json", sparse):
             if not part.exists():
@@ -468,10 +471,10 @@ def write_localizations(path: str | os.PathLike[str], results: Iterable[Localiza
     InputError
         The file cannot be written.
     """
-    target = export.check_output(path, FILES)
+    target = files.check_output(path, FILES)
     rows = [result.summary() for result in results]
     if target.suffix.lower() == ".json":
-        export.write_json(target, {"localizations": rows})
+        files.write_json(target, {"localizations": rows})
         return
     numbers = np.full((len(rows), 8), np.nan)
     for i, row in enumerate(rows):
@@ -481,7 +484,7 @@ def write_localizations(path: str | os.PathLike[str], results: Iterable[Localiza
         key: np.array([row[key] for row in rows]) for key in ("name", "found", "inliers")
     }
     names = ("qw", "qx", "qy", "qz", "tx", "ty", "tz", "focal")
-    export.write_csv(target, {**columns, **dict(zip(names, numbers.T, strict=True))})
+    files.write_csv(target, {**columns, **dict(zip(names, numbers.T, strict=True))})
 
 
 def _checked(R: Array, t: Array, pixels: Array, world: Array, camera: Camera, threshold: float) -> AbsolutePose:
@@ -514,12 +517,12 @@ def _corresponding(points: ArrayLike, points3D: ArrayLike) -> tuple[Array, Array
 
 def _colmap_camera(camera: Camera) -> pycolmap.Camera:
     model, width, height, params = camera.to_colmap()
-    return _pycolmap().Camera(model=model, width=width, height=height, params=params)
+    return import_pycolmap().Camera(model=model, width=width, height=height, params=params)
 
 
 def _quaternion(R: Array) -> list[float]:
     """Return (w, x, y, z)."""
-    x, y, z, w = _pycolmap().Rotation3d(R).quat
+    x, y, z, w = import_pycolmap().Rotation3d(R).quat
     return [float(w), float(x), float(y), float(z)]
 
 

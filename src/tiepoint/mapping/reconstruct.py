@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
-from ..export import write_json
-from ..images import read_image
+from ..geometry.colmap import import_pycolmap
+from ..io.files import atomic_folder, write_json
+from ..io.images import read_image
 from . import refinement
-from .exports import atomic_folder, registered
-from .store import Store, _pycolmap
+from .exports import registered
+from .store import Store
 
 if TYPE_CHECKING:
     import pycolmap
@@ -262,7 +263,7 @@ def _map(
     on_image: Callable[[], None] | None,
 ) -> list[pycolmap.Reconstruction]:
     """Run one of COLMAP's mappers; it writes into the empty folder ``work``."""
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     # COLMAP looks for the photographs in the same folder and finds none: it would read colours without turning the
     # picture as EXIF says.
     places = database, work, work
@@ -328,7 +329,7 @@ class _Collection:
             for image_id, other in (pair, pair[::-1]):
                 rank = (inliers >= LEAST_INLIERS and other in placed, inliers, other)
                 best[image_id] = max(best.get(image_id, rank), rank)
-        pycolmap = _pycolmap()
+        pycolmap = import_pycolmap()
         with closing(pycolmap.Database.open(self.database)) as database:
             empty = {i for i in self.names if i not in placed and database.num_keypoints_for_image(i) == 0}
         reasons = {}
@@ -370,7 +371,7 @@ def _reprojection_errors(model: pycolmap.Reconstruction, image: pycolmap.Image) 
 
 def _adjust(model: pycolmap.Reconstruction, refine_cameras: bool, threads: int) -> None:
     """Adjust the bundle with Cauchy's loss, and drop what misses by more than the mappers allow."""
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     options = pycolmap.BundleAdjustmentOptions(print_summary=False, refine_focal_length=refine_cameras)
     options.refine_extra_params = refine_cameras
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
@@ -414,7 +415,7 @@ def _colour(model: pycolmap.Reconstruction, folder: Path) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence COLMAP's log, which tells of every image and every iteration."""
-    logging = _pycolmap().logging
+    logging = import_pycolmap().logging
     before = logging.minloglevel
     logging.minloglevel = logging.FATAL
     try:

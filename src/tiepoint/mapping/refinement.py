@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..images import read_image
+from ..io.images import read_image
 from .exports import registered
 
 if TYPE_CHECKING:

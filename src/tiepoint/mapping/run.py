@@ -33,9 +33,10 @@ from .. import features as extractors
 from .. import matchers, two_view
 from ..devices import pick_device
 from ..errors import ArgumentError, InputError
-from ..export import write_json
 from ..features import ExtractorOptions
-from . import distributed, exports, pairs, retrieval, video
+from ..io import video
+from ..io.files import write_json
+from . import distributed, exports, pairs, retrieval
 from .cameras import Share, new_images
 from .extraction import Extraction, extract_into
 from .lookalikes import SuspiciousPair, drop_lookalikes, restore_lookalikes

@@ -30,8 +30,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ArgumentError, InputError, MissingDependencyError
-from ..export import atomic
+from ..errors import ArgumentError, InputError
+from ..geometry.colmap import Matrix, import_pycolmap, quaternion_of, rotation_of
+from ..io.files import atomic
 from ..types import Features
 
 if TYPE_CHECKING:
@@ -54,8 +55,6 @@ Config = Literal[
 ]
 CONFIGS: tuple[Config, ...] = Config.__args__  # type: ignore[attr-defined]
 """COLMAP's kinds of two-view geometry; the place in this list is the number in the database."""
-
-Matrix = NDArray[np.float64]
 
 
 def pair_ids(pairs: ArrayLike) -> NDArray[np.int64]:
@@ -269,7 +268,7 @@ class Store:
             pycolmap is not installed.
         """
         path = Path(path)
-        pycolmap = _pycolmap()
+        pycolmap = import_pycolmap()
         if not path.exists():
             if not create:
                 raise InputError(f"{path}: does not exist; 'tiepoint map' makes one")
@@ -378,7 +377,7 @@ class Store:
 
     def images(self) -> list[StoredImage]:
         """Return all photographs, sorted by name; those that share a camera hold the same object."""
-        pycolmap = _pycolmap()
+        pycolmap = import_pycolmap()
         with self._reading() as db:
             cameras = {
                 row[0]: pycolmap.Camera(
@@ -637,7 +636,7 @@ class Store:
         data, config, *blobs = row
         F, E, H, q, t = (None if blob is None else np.frombuffer(blob, np.float64).copy() for blob in blobs)
         F, E, H = (None if matrix is None else matrix.reshape(3, 3) for matrix in (F, E, H))
-        model = F, E, H, None if q is None else _rotation(q), t
+        model = F, E, H, None if q is None else rotation_of(q), t
         if id0 > id1:
             model = _inverse(*model)
         indices = _indices(data, swap=id0 > id1)
@@ -739,7 +738,7 @@ def _create(path: Path) -> None:
         raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
     with atomic(path) as temporary:
         try:
-            _pycolmap().Database.open(temporary).close()
+            import_pycolmap().Database.open(temporary).close()
         except RuntimeError as error:
             raise InputError(
                 f"{path}: the database cannot be made; is there space on the disk, and permission to write to "
@@ -861,7 +860,7 @@ def _pair_rows(item: PairResult) -> dict[str, tuple[Any, ...]]:
         F, E, H, R, t = _inverse(*model) if swap else model
         blobs = [
             None if part is None else np.asarray(part, np.float64).tobytes()
-            for part in (F, E, H, None if R is None else _quaternion(R), t)
+            for part in (F, E, H, None if R is None else quaternion_of(R), t)
         ]
         kept = matches[item.inliers]
         rows["two_view_geometries"] = (pair_id, len(kept), 2, _blob(kept), CONFIGS.index(item.config), *blobs)
@@ -904,42 +903,3 @@ def _inverse(
         None if R is None else np.ascontiguousarray(np.transpose(R)),
         None if R is None or t is None else -np.transpose(R) @ t,
     )
-
-
-def _quaternion(R: ArrayLike) -> Matrix:
-    """Return the unit quaternion (w, x, y, z), w >= 0, of a rotation matrix (Bar-Itzhack, JGCD 23 (6), 2000).
-
-    It is the eigenvector of the largest eigenvalue of a symmetric matrix made of R: no case distinctions, and a
-    matrix that is a rotation only nearly gives the nearest one.
-    """
-    (a, b, c), (d, e, f), (g, h, i) = np.asarray(R, np.float64)
-    K = np.array(
-        [
-            [a + e + i, h - f, c - g, d - b],
-            [h - f, a - e - i, b + d, c + g],
-            [c - g, b + d, e - a - i, f + h],
-            [d - b, c + g, f + h, i - a - e],
-        ]
-    )
-    q = np.linalg.eigh(K)[1][:, -1]
-    return q if q[0] >= 0 else -q
-
-
-def _rotation(q: Matrix) -> Matrix:
-    """Return the rotation matrix of a quaternion (w, x, y, z)."""
-    w, x, y, z = q / np.linalg.norm(q)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-
-
-def _pycolmap() -> Any:
-    try:
-        import pycolmap
-    except ImportError as error:
-        raise MissingDependencyError("pycolmap", "map", "mapping") from error
-    return pycolmap

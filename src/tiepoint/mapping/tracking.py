@@ -32,14 +32,14 @@ from .. import features as extractors
 from .. import geometry, matchers, two_view
 from ..devices import pick_device
 from ..errors import ArgumentError, InputError
-from ..export import atomic
 from ..features import Extractor
 from ..geometry import Camera
+from ..geometry.colmap import import_pycolmap
+from ..io.files import atomic
+from ..io.video import Frame
 from ..matchers import Matcher
 from ..types import Features, Matches
 from .localize import AbsolutePose, estimate_absolute_pose
-from .store import _pycolmap
-from .video import Frame
 
 if TYPE_CHECKING:
     import pycolmap
@@ -200,7 +200,7 @@ class Tracker:
             raise ArgumentError(f"window must be at least 3 key frames, not {window}")
         if not threshold > 0:
             raise ArgumentError(f"threshold must be a positive number of pixels, not {threshold}")
-        _pycolmap()
+        import_pycolmap()
         feature_name, matcher_name, self.choice = two_view.choose(
             features if isinstance(features, str) else features.name,
             matcher if isinstance(matcher, str) else matcher.name,
@@ -263,7 +263,7 @@ class Tracker:
 
     def _start_over(self) -> None:
         """Forget the map."""
-        pycolmap = _pycolmap()
+        pycolmap = import_pycolmap()
         self.reconstruction = pycolmap.Reconstruction()
         self._views: dict[int, _View] = {}  # key frames by image id
         self._reference: _View | None = None  # the key frame that frames are matched with; None while lost
@@ -431,7 +431,7 @@ class Tracker:
     # ---- 4. the map: a pycolmap.Reconstruction whose image ids are frame numbers + 1 ----
 
     def _add_key_frame(self, view: _View, R: Array, t: Array) -> None:
-        pycolmap = _pycolmap()
+        pycolmap = import_pycolmap()
         image = pycolmap.Image(
             name=view.frame.name,
             keypoints=self._ideal.project(_homogeneous(view.rays)) + 0.5,
@@ -443,13 +443,13 @@ class Tracker:
         self._place(view, view, AbsolutePose(R, t, np.zeros(0, bool), self.camera))
 
     def _add_points(self, view0: _View, view1: _View, rows: Indices, world: Array) -> None:
-        pycolmap = _pycolmap()
+        pycolmap = import_pycolmap()
         for (i, j), xyz in zip(rows.tolist(), world, strict=True):
             elements = [pycolmap.TrackElement(view0.image_id, i), pycolmap.TrackElement(view1.image_id, j)]
             self.reconstruction.add_point3D(xyz, pycolmap.Track(elements))
 
     def _observe(self, point: int, view: _View, keypoint: int) -> None:
-        self.reconstruction.add_observation(point, _pycolmap().TrackElement(view.image_id, keypoint))
+        self.reconstruction.add_observation(point, import_pycolmap().TrackElement(view.image_id, keypoint))
 
     def _point_ids(self, view: _View) -> Indices:
         """Return the 3D point that each keypoint of a key frame observes, int64 (N,); -1 for none."""
@@ -480,7 +480,7 @@ class Tracker:
 
     def _adjust(self, image_ids: Sequence[int]) -> None:
         """Adjust these key frames and the points they see; others that see those points stay and hold them."""
-        pycolmap = _pycolmap()
+        pycolmap = import_pycolmap()
         config = pycolmap.BundleAdjustmentConfig()
         points: set[int] = set()
         for image_id in image_ids:
@@ -545,7 +545,7 @@ def write_tum(path: str | os.PathLike[str], poses: Iterable[Pose]) -> None:
     InputError
         The file cannot be written.
     """
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     lines = ["# time x y z qx qy qz qw (camera to world)"]
     for pose in poses:
         numbers = [*pose.centre, *pycolmap.Rotation3d(pose.R.T).quat]

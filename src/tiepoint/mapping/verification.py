@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..geometry.colmap import import_pycolmap
 from ..types import Matches
 from .blocks import CACHE_BYTES, FeatureCache, in_blocks
 from .extraction import COMMIT_SECONDS, cores, stopping, windowed
 from .progress import Progress, Report, silent
-from .store import CONFIGS, PairResult, Store, _pycolmap, pair_ids
+from .store import CONFIGS, PairResult, Store, pair_ids
 
 if TYPE_CHECKING:
     import pycolmap
@@ -64,7 +65,7 @@ def verify(
     >>> found.config, bool(found.inliers[20:].all())
     ('UNCALIBRATED', True)
     """
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     none = np.zeros(len(matches), bool)
     nothing = PairResult(id0, id1, matches.matches, matches.scores, matches.overlaps, none, "DEGENERATE")
     if matches.overlaps is False or len(matches) < LEAST_INLIERS:

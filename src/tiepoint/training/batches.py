@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import features as extractors
 from ..errors import ArgumentError, InputError, TiepointError
-from ..export import atomic
+from ..io.files import atomic
 from ..types import Features
 from . import ground_truth, homographies, photometric, scenes
 from ._random import seeded

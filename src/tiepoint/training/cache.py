@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
-from ..export import atomic
+from ..io.files import atomic
 from ._random import Draw
 
 _MAGIC = b"TPPHOTO2"

@@ -10,7 +10,7 @@ import torch
 
 from .. import weights
 from ..errors import ArgumentError
-from ..export import atomic, check_output
+from ..io.files import atomic, check_output
 from ..matchers.lightglue import to_upstream
 from .run_matcher import newest_weights
 

@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ArgumentError, InputError, TiepointError
-from ..export import atomic
+from ..io.files import atomic
 from .losses import MatchStatistics, match_statistics
 from .objectives import Objective, Output
 

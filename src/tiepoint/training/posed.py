@@ -25,7 +25,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ..errors import InputError, MissingDependencyError
-from ..export import atomic
+from ..io.files import atomic
 
 Matrix = NDArray[np.float64]
 

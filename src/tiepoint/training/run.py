@@ -25,7 +25,7 @@ from PIL import Image
 
 from .. import __version__, devices
 from ..errors import ArgumentError, InputError
-from ..export import atomic
+from ..io.files import atomic
 from .batches import share_of
 from .cache import PhotoCache, build_cache, open_cache
 from .loop import FitConfig, fit, join_processes

@@ -19,8 +19,8 @@ import torch
 
 from .. import weights
 from ..errors import ArgumentError
-from ..export import atomic
 from ..features.cairn import CairnConfig, CairnNet
+from ..io.files import atomic
 from .end_to_end import EndToEndNet, EndToEndObjective, open_matcher, split
 from .features import CairnObjective
 from .objectives import Objective

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from .. import features as extractors
 from .. import weights as weights_module
 from ..errors import ArgumentError, InputError
-from ..export import atomic
+from ..io.files import atomic
 from ..matchers.lightglue import LightGlueConfig, LightGlueNet
 from ..matchers.nearest import NearestNeighbour
 from ..matchers.superglue import SuperGlueConfig, SuperGlueNet

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..export import atomic
 from ..features.cairn import to_grey
 from ..features.dense import peaks
 from ..features.superpoint import CELL, SuperPointNet, scores_of
+from ..io.files import atomic
 from . import homographies, photometric
 from ._random import seeded
 from .cache import PhotoCache

@@ -16,8 +16,8 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError
-from ..export import atomic
-from ..images import resize
+from ..io.files import atomic
+from ..io.images import resize
 from ..types import Image, Matches
 
 EMBEDDED_LONG_SIDE = 1600  # pixels of each embedded photograph: sharp on a large screen, a few hundred kilobytes

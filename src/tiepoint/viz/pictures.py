@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, MissingDependencyError
-from ..export import atomic
-from ..images import resize
+from ..io.files import atomic
+from ..io.images import resize
 from ..types import Features, Image, Matches
 
 # One look for all pictures: 8 inches wide (two paper columns) at 200 dots per inch, 1600 pixels.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError
-from ..export import atomic
+from ..io.files import atomic
 from ..mapping.exports import registered
 from ..mapping.reconstruct import Quality, Scene
 from ..mapping.store import Store

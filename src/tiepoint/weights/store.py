@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 
 from ..errors import ArgumentError, WeightsError
-from ..export import atomic
+from ..io.files import atomic
 from .registry import ENTRIES, Entry
 
 Net = TypeVar("Net", bound=torch.nn.Module)

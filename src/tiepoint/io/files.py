@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import secrets
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ArgumentError, InputError, MissingDependencyError
-from .types import Features
+from ..errors import ArgumentError, InputError, MissingDependencyError
+from ..types import Features
 
 
 @contextmanager
@@ -62,6 +63,52 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it was moved, or never made; a read-only disk refuses even then
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``; it takes its place if the block ends without an error.
+
+    Parameters
+    ----------
+    path : path
+        The final place. A folder there is replaced.
+
+    Yields
+    ------
+    Path
+        Where to write; it exists and is empty.
+
+    Raises
+    ------
+    InputError
+        The operating system refuses (no permission, disk full), or a file is in the way.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     with atomic_folder(Path(parent, "out")) as folder:
+    ...         _ = Path(folder, "a.txt").write_text("whole")
+    ...     sorted(p.as_posix()[len(parent):] for p in Path(parent).rglob("*"))
+    ['/out', '/out/a.txt']
+    """
+    final = Path(path)
+    if final.exists() and not final.is_dir():
+        raise InputError(f"{final}: is a file; give the name of a folder")
+    temporary = final.with_name(f".{final.name}-{secrets.token_hex(6)}")
+    old = temporary.with_name(f"{temporary.name}-old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if final.exists():
+            final.rename(old)
+        temporary.rename(final)
+    except OSError as error:
+        raise InputError(f"{final}: cannot be written: {error.strerror or error}") from error
+    finally:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
@@ -173,7 +220,7 @@ class FeatureWriter:
         if self.kind in (".h5", ".npz"):
             check_output(self.path, (".h5", ".npz"))
             if self.kind == ".h5":
-                _h5py()
+                import_h5py()
         elif self.kind and not self.path.is_dir():
             raise ArgumentError(f"{self.path}: the output is a folder, or a file ending in .npz or .h5")
         elif self.path.exists() and not self.path.is_dir():
@@ -185,7 +232,7 @@ class FeatureWriter:
         with ExitStack() as stack:
             if self.kind in (".h5", ".npz"):
                 temporary = stack.enter_context(atomic(self.path))
-                opener = _h5py().File if self.kind == ".h5" else zipfile.ZipFile
+                opener = import_h5py().File if self.kind == ".h5" else zipfile.ZipFile
                 self._file = stack.enter_context(opener(temporary, "w"))
             self._stack = stack.pop_all()
         return self
@@ -231,7 +278,7 @@ def write_hloc_pair(
     ``<name0>/keypoints`` and so on are as in hloc's feature files, ``<name0>/<name1>/matches0`` (N,) and
     ``matching_scores0`` (N,) as in its match files: the row of the partner in image 1, or -1.
     """
-    with atomic(path) as temporary, _h5py().File(temporary, "w") as file:
+    with atomic(path) as temporary, import_h5py().File(temporary, "w") as file:
         for name, one in zip(names, features, strict=True):
             write_hloc_features(file, name, one)
         partner = np.full(len(features[0]), -1, np.int32)
@@ -243,7 +290,8 @@ def write_hloc_pair(
         pair.create_dataset("matching_scores0", data=score)
 
 
-def _h5py() -> Any:
+def import_h5py() -> Any:
+    """Return the package h5py, or raise `MissingDependencyError` with the line that installs it."""
     try:
         import h5py
     except ImportError as error:

@@ -19,8 +19,8 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from .errors import ArgumentError, InputError
-from .types import Image
+from ..errors import ArgumentError, InputError
+from ..types import Image
 
 ImageSource = str | os.PathLike[str] | IO[bytes] | NDArray[Any] | Image
 
