@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tiepoint.errors import ArgumentError, InputError
-from tiepoint.features.base import to_original
+from tiepoint.features.base import resized
 from tiepoint.io.images import read_image, resize, resize_mask
 from tiepoint.types import Features, Image
 
@@ -424,7 +424,7 @@ def test_blobs_come_back_to_where_they_were(size, long_side):
         v, u = np.mgrid[: small.shape[0], : small.shape[1]]
         found = [(weight * u).sum() / weight.sum(), (weight * v).sum() / weight.sum()]
         features = Features(torch.tensor([found]).float(), torch.ones(1), torch.ones(1, 2), (1, 1), "test")
-        back = to_original(features, (small.shape[1], small.shape[0]), size)
+        back = resized(features, (small.shape[1], small.shape[0]), size)
         assert np.abs(back.keypoints[0].numpy() - (cx, cy)).max() < 0.1
         assert back.image_size == size
 

@@ -20,6 +20,7 @@ from .console import DeviceOption, JsonOption, is_terminal, none_if_auto, print_
 
 if TYPE_CHECKING:
     from ..training.loop import FitConfig
+    from ..training.run_features import FeatureTask
     from ..training.run_matcher import Task
 
 app = typer.Typer(help="Train on your own photographs: features; or matcher, then confidence.", no_args_is_help=True)
@@ -163,7 +164,7 @@ def matcher(
         if task.rank == 0:
             _print_rehearsal(told, json)
         return
-    _make_ahead(task)
+    _make_ahead(task, "pairs", "chunks")
     with _live(f"training {kind.value} on {features}") as report, _graceful() as stop:
         row = run_matcher.train_matcher(task, output, save_memory, report, stop)
     if task.rank == 0:
@@ -182,6 +183,14 @@ def features(
     matcher: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--matcher", help="End to end: with this LightGlue on top, trained on the features of --start."),
+    ] = None,
+    teacher: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Learn descriptors from this extractor (aliked-n16 …) at the keypoints of --start."),
+    ] = None,
+    answers: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the teacher's answers, shared by runs; by default in RUN."),
     ] = None,
     light: LightOption = None,
     steps: StepsOption = None,
@@ -208,7 +217,13 @@ def features(
     views = chosen.views if light is None else replace(chosen.views, photometric=light.value)
     chosen = replace(chosen, views=views, fit=fit, batch=batch or chosen.batch)
     with _console("checking photographs"):
-        task = run_features.prepare(images, output, chosen, seed, cache, workers, none_if_auto(device), start, matcher)
+        task = run_features.prepare(
+            images, output, chosen, seed, cache, workers, none_if_auto(device), start, matcher, teacher, answers
+        )
+    if task.answers is not None and task.answers.missing:
+        asked = len(task.answers.missing)
+        say(f"tiepoint: {teacher} is asked about {asked} photographs, {task.answers.bytes / 1e6:.0f} MB in all")
+        _make_ahead(task, "answers", "photographs")
     if dry_run:
         with _console("making pairs, timing steps"):
             told = run_features.rehearse(task, output)
@@ -222,9 +237,14 @@ def features(
     if json:
         print_json({**_finite(row), "run": str(output)})
         return
-    print(f"on held-out pairs: {row['held_out_repeated']:.1%} of the keypoints repeated, ", end="")
+    if teacher:
+        print(f"on held-out pairs: {row['held_out_explained']:.1%} of the teacher's descriptors explained, ", end="")
+    else:
+        print(f"on held-out pairs: {row['held_out_repeated']:.1%} of the keypoints repeated, ", end="")
     print(f"{row['held_out_matched']:.1%} matched rightly by {'the matcher' if matcher else 'nearest neighbours'}")
-    files = ("cairn.safetensors", "lightglue.safetensors") if matcher else ("weights.safetensors",)
+    files = ["cairn.safetensors"] if teacher else ["weights.safetensors"]
+    if matcher:
+        files = ["cairn.safetensors", "lightglue.safetensors"]
     written = " and ".join(str(output / file) for file in files)
     print(f"{row['step']} steps in {row['seconds'] / 60:.1f} minutes, wrote {written}")
 
@@ -289,7 +309,7 @@ def confidence(
 
     with _console("opening the run"):
         task = training.reopen(run, workers, none_if_auto(device))
-    _make_ahead(task)
+    _make_ahead(task, "pairs", "chunks")
     with _live("training confidence") as report, _graceful() as stop:
         row = training.train_confidence(task, run, steps, report, stop)
     if task.rank > 0:
@@ -366,13 +386,13 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def _make_ahead(task: Task) -> None:
-    """Make the pairs that a run uses again and again, and show how many there are."""
+def _make_ahead(task: Task | FeatureTask, what: str, unit: str) -> None:
+    """Make what a run uses again and again, and show how much of it there is."""
     with Progress(console=Console(stderr=True), disable=not is_terminal(), transient=True) as bar:
-        shown, minutely = bar.add_task("making pairs", total=None), _Minutely()
+        shown, minutely = bar.add_task(f"making {what}", total=None), _Minutely()
         for done, total in task.make_ahead():
             bar.update(shown, completed=done, total=total)
-            minutely.say(f"making pairs: {done} of {total} chunks")
+            minutely.say(f"making {what}: {done} of {total} {unit}")
 
 
 class _Minutely:
