@@ -203,11 +203,14 @@ class DistillationObjective(Objective):
         """Return the loss of pairs of views."""
         student = cast(Student, self.net)
         net, harmonics = student.extractor, student.config.harmonics
-        described = net.describe(net.levels(to_grey(batch.images)), batch.positions, batch.levels)
+        patches = net.patches(net.levels(to_grey(batch.images)), batch.positions, batch.levels)
+        described = net.describer(patches[batch.seen])
         with torch.autocast(batch.images.device.type, enabled=False):
             shape = batch.seen.shape
-            turned = described.descriptors.float().view(*shape, -1)
-            direction = described.directions.float().view(*shape, 2)
+            turned, direction = (
+                values.new_zeros(*shape, values.shape[1]).masked_scatter(batch.seen[..., None], values)
+                for values in (described.descriptors.float(), described.directions.float())
+            )
             angle = torch.atan2(direction[..., 1], direction[..., 0])
             # As the photograph stands: turned by the keypoint's direction in the view, and back by the view's angle.
             standing = steer(turned, angle - batch.angles, harmonics)

@@ -172,6 +172,7 @@ FEATURE_PRESETS = {
             evaluate_every=250,
             save_every=25,
         ),
+        keypoints=256,
     ),
     # Two million pairs on a data-centre GPU.
     "standard": FeaturePreset(

@@ -198,6 +198,8 @@ def prepare(
     # The closer of two views shows a quarter of the photograph or less.
     side = max(640, 2 * max(preset.views.size))
     photos, chosen, rank, world = open_photographs(images, folder, cache, side, preset.batch, CHUNK, device)
+    if chosen.type == "cpu":  # there bfloat16 is slower, for layers as small as these
+        preset = replace(preset, fit=replace(preset.fit, bfloat16=False))
     if workers is None:
         workers = 0 if chosen.type != "cpu" else max(0, (os.cpu_count() or 2) // world - 1)
     asked = None

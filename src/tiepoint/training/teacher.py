@@ -1,6 +1,8 @@
 """What another extractor says about Cairn's keypoints: a teacher's answers, made once and read in every step.
 
-Cairn finds the keypoints of every photograph of the pool, the teacher describes them. The answers lie as NumPy arrays
+Cairn finds the keypoints of every photograph of the pool, the teacher describes them, each in the photograph reduced by
+the octave that the keypoint was found on: Cairn measures scale, and a teacher that does not would describe a large
+keypoint by the texture at its centre. The answers lie as NumPy arrays
 in one folder, memory-mapped, each photograph in its own rows, so they can be made in several goes.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,13 +24,16 @@ from torch.utils.data import Dataset
 from .. import features as extractors
 from .. import weights
 from ..errors import ArgumentError, InputError
+from ..features.base import resized
 from ..features.cairn import DIAMETER
 from ..io.files import atomic
+from ..io.images import resize
 from .batches import in_order
 from .cache import PhotoCache
 
 _ARRAYS = ("counts", "keypoints", "levels", "descriptors")
 _NOT_MADE = -1
+_SMALLEST_SIDE = 96  # pixels, of a photograph that the teacher looks at
 
 
 @dataclass(frozen=True)
@@ -198,12 +204,20 @@ class _Questions(Dataset[tuple[int, Any, Any, Any]]):
         student, teacher = self._extractors
         pixels = self.photos[self.rows[i]].copy()
         found = student(pixels)
-        answer = teacher.describe(pixels, found)
         assert found.scales is not None  # Cairn measures them
         levels = (2 * torch.log2(found.scales / DIAMETER)).round()
+        descriptors = torch.zeros(len(found), 1)
+        octaves = (levels / 2).floor().clamp(0, max(0, math.floor(math.log2(min(found.image_size) / _SMALLEST_SIDE))))
+        for octave in octaves.unique().tolist():
+            small = resize(pixels, round(max(found.image_size) / 2**octave))
+            mine = octaves == octave
+            answer = teacher.describe(small, resized(found.select(mine), found.image_size, small.shape[1::-1]))
+            if descriptors.shape[1] == 1:
+                descriptors = torch.zeros(len(found), answer.descriptors.shape[1])
+            descriptors[mine] = answer.descriptors
         return (
             self.rows[i],
             found.keypoints.numpy(),
             levels.to(torch.int8).numpy(),
-            answer.descriptors.half().numpy(),
+            descriptors.half().numpy(),
         )
