@@ -104,6 +104,16 @@ def matcher(
     posed_share: Annotated[
         float, typer.Option("--posed-share", min=0, max=1, help="Share of the pairs that come from them.")
     ] = 0.5,
+    teacher: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Learn from photographs that overlap, too, as this extractor's LightGlue matches them."),
+    ] = None,
+    pairs: Annotated[
+        str, typer.Option(help="Which overlap, with --teacher: a file, two names a line; auto finds them.")
+    ] = "auto",
+    pairs_share: Annotated[
+        float, typer.Option("--pairs-share", min=0, max=1, help="Share of the pairs that come from them.")
+    ] = 0.5,
     light: LightOption = None,
     steps: StepsOption = None,
     minutes: MinutesOption = None,
@@ -138,25 +148,43 @@ def matcher(
     One process uses one GPU; several run under 'torchrun --nproc-per-node N -m tiepoint train matcher …'. Ctrl-C
     saves; the same command goes on.
     """
+    from ..errors import ArgumentError
     from ..training import presets, run_matcher
 
     chosen = presets.preset(preset.value)
     fit = _limits(chosen.fit, steps, minutes)
-    pairs = replace(chosen.pairs, features=features, detection_threshold=detection_threshold)
+    made = replace(chosen.pairs, features=features, detection_threshold=detection_threshold)
     if light is not None:
-        pairs = replace(pairs, photometric=light.value)
+        made = replace(made, photometric=light.value)
     if posed is not None:
-        pairs = replace(pairs, posed=posed_share, scenes=pairs.scenes * (1 - posed_share))
+        made = replace(made, posed=posed_share, scenes=made.scenes * (1 - posed_share))
+    if teacher is not None:
+        left = 1 - pairs_share
+        made = replace(made, real=pairs_share, posed=made.posed * left, scenes=made.scenes * left)
+    elif pairs != "auto":
+        raise ArgumentError("--pairs lists photographs for a teacher to match: give --teacher, too")
     chosen = replace(
         chosen,
-        pairs=pairs,
+        pairs=made,
         fit=replace(fit, average=average, compile=compile),
         batch=batch or chosen.batch,
         distinct=chosen.distinct if distinct is None else distinct or None,
     )
     with _console("checking photographs and extractor"):
         task = run_matcher.prepare(
-            images, output, chosen, kind.value, seed, cache, chunks, workers, none_if_auto(device), posed, start
+            images,
+            output,
+            chosen,
+            kind.value,
+            seed,
+            cache,
+            chunks,
+            workers,
+            none_if_auto(device),
+            posed,
+            start,
+            teacher,
+            None if pairs == "auto" else pairs,
         )
     if dry_run:
         with _console("making pairs, timing steps"):

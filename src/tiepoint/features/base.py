@@ -74,6 +74,8 @@ class Extractor(ABC):
         Working images with more pixels are extracted in tiles, so that memory stays bounded.
     tile_side, tile_overlap : int
         Side of a tile, overlap included, and how far beyond its seam a tile sees, in pixels.
+    harmonics : tuple of int
+        How its descriptors turn with the image, see `tiepoint.features.steerable`; empty if they do not.
     """
 
     name: ClassVar[str]
@@ -83,6 +85,7 @@ class Extractor(ABC):
     max_untiled_pixels: ClassVar[int] = 20_000_000
     tile_side: ClassVar[int] = 2560
     tile_overlap: ClassVar[int] = 128
+    harmonics: tuple[int, ...] = ()
 
     options: ExtractorOptions
     """As given, with the extractor's own defaults in place of None for threshold and NMS radius."""

@@ -675,6 +675,7 @@ class Cairn(Extractor):
         source = weights or self.name
         state, config = weights_module.load(source)
         self.net = weights_module.load_into(CairnNet(CairnConfig.from_dict(config)), state, source)
+        self.harmonics = self.net.config.harmonics
         # channels-last convolutions are 1.3 times as fast on CPUs
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -694,7 +695,7 @@ class Cairn(Extractor):
             positions, levels = found.positions[:, kept], found.levels[:, kept]
             described = self.net.describe(images, positions, levels)
         size = pixels.shape[1], pixels.shape[0]
-        features = Features(positions[0], values[kept], described.descriptors, size, self.name)
+        features = Features(positions[0], values[kept], described.descriptors.float(), size, self.name)
         return self._described(features, levels[0], described)
 
     @torch.inference_mode()
