@@ -47,6 +47,7 @@ class Light(str, Enum):
     none = "none"
     mild = "mild"
     strong = "strong"
+    extreme = "extreme"
 
 
 class Layout(str, Enum):
