@@ -1,8 +1,8 @@
 """The same view under another light, through another lens, by another camera.
 
 Changes come in the order in which they happen to a photograph: seasons pass (plants, sky, snow), light falls (colour,
-shadows, night), passes air and lens (fog, rain, glow, vignette, blur), meets the sensor (spectrum, exposure, noise), and
-is developed and stored (tone curves, contrast, film, JPEG).
+shadows, night), passes air and lens (fog, rain, glow, vignette, blur), meets the sensor (spectrum, exposure, noise),
+and is developed and stored (tone curves, contrast, film, JPEG).
 Every image of a batch gets its own. Nothing moves: a keypoint stays where it is.
 """
 
