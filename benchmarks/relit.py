@@ -7,8 +7,8 @@ The relit pictures are made by a generator that training does not use (`tiepoint
 - light that falls off from one side, by up to a factor of twelve, so that half of the picture lies in the dark
 - shot noise of a short exposure, and a blur
 
-A match is right if it is within 3 pixels of the known homography. The score is the share of keypoints with a right match,
-of those of the first picture that the second one shows.
+A match is right if it is within 3 pixels of the known homography. The score is the share of keypoints that have a right
+match, of those of the first picture that the second one shows.
 
 ``python benchmarks/relit.py cairn+lightglue aliked-n16+lightglue -o benchmarks/results/relit``
 """
