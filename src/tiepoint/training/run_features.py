@@ -201,14 +201,21 @@ def prepare(
     if chosen.type == "cpu":  # there bfloat16 is slower, for layers as small as these
         preset = replace(preset, fit=replace(preset.fit, bfloat16=False))
     if workers is None:
-        workers = 0 if chosen.type != "cpu" else max(0, (os.cpu_count() or 2) // world - 1)
+        # Views that a teacher has answered about are always made on the CPU.
+        here = chosen.type != "cpu" and teacher is None
+        workers = 0 if here else max(0, (os.cpu_count() or 2) // world - 1)
     asked = None
     if teacher is None:
         makers: list[Any] = [ViewMaker(photos, preset.views, seed, held_out, chosen) for held_out in (False, True)]
     else:
         source = str(start) if start in weights.entries() else str(Path(str(start)).resolve())
         config = TeacherConfig(teacher, "cairn" if source == "cairn" else f"cairn@{source}")
-        asked = Answers(photos, config, Path(answers) if answers else folder / "answers")
+        place = Path(answers) if answers else folder / "answers"
+        if rank == 0:
+            Answers(photos, config, place)  # makes the folder, which all processes then open
+        if world > 1:
+            dist.barrier()
+        asked = Answers(photos, config, place)
         size = preset.keypoints, preset.model.levels
         makers = [TaughtViewMaker(asked, preset.views, *size, seed, held_out) for held_out in (False, True)]
     task = FeatureTask(preset, seed, makers[0], makers[1], chosen, workers, rank, world, start, matcher, asked)
