@@ -222,16 +222,17 @@ def test_folder_with_everything_in_it(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(good.read_bytes())  # the first by name stays
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
     (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    (tmp_path / "phone.avif").write_bytes(b"\0\0\0\x18ftypavif" + bytes(20))
+    (tmp_path / "raw.NEF").write_bytes(b"II*\0\x08\0\0\0" + bytes(20))
     (tmp_path / "notes.txt").write_text("no photograph")
     photograph(tmp_path / ".hidden" / "c.jpg")
     (tmp_path / "._b.png").write_bytes(b"what macOS leaves behind")
     found, skipped = new_images(tmp_path)
     assert [image.name for image in found] == ["a.jpg", "b.png"]
     reasons = dict(skipped)
-    assert list(reasons) == ["broken.jpg", "empty.png", "phone.heic", "z/sub folder/ä.JPG"]
+    assert list(reasons) == ["broken.jpg", "empty.png", "phone.avif", "raw.NEF", "z/sub folder/ä.JPG"]
     assert reasons["z/sub folder/ä.JPG"] == "the same as a.jpg, byte for byte"
-    assert "convert HEIC" in reasons["phone.heic"]
+    assert "convert it" in reasons["phone.avif"] and "develop it" in reasons["raw.NEF"]
     assert "broken.jpg: damaged" in reasons["broken.jpg"]
 
     found, skipped = new_images(tmp_path, ["b.png", "gone.jpg", "b.png"])
