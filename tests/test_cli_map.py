@@ -168,7 +168,7 @@ def test_other_pairs_map_too_and_are_chosen_again(
     [
         (["nowhere", "-o", "out"], 3, "no such file"),
         (["empty", "-o", "out"], 3, "a map needs two"),
-        (["unrelated", "-o", "out", *CLASSIC], 3, "no two"),
+        (["unrelated", "-o", "out", *CLASSIC], 3, "in none of its 1 matched pairs"),
         (["unrelated", "-o", "unrelated/out"], 2, "choose another"),
         (["unrelated", "-o", "out", "--pairs", "some"], 2, "exhaustive"),
         (["unrelated", "-o", "out", *CLASSIC, "--pairs", "position"], 3, "GPS"),

@@ -148,7 +148,7 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "negative.ppm": (lambda: b"P6 -3 -3 255\n" + bytes(99), "damaged|no pixels"),
     "loop.tif": (lambda: b"II*\0\x08\0\0\0\0\0\x08\0\0\0", "damaged"),
     "heavy_text.png": (heavy_text_png, "damaged"),
-    "only_nan.tif": (lambda: encode("TIFF", np.full((20, 20), np.nan, np.float32)), "holds no data"),
+    "only_nan.tif": (lambda: encode("TIFF", np.full((20, 20), np.nan, np.float32)), "holds (no data|NaN)"),
 }  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def test_bad_folders(folder: Path, tmp_path: Path) -> None:
         build_cache(crops, path)
     for number in range(20):
         (crops / f"{number}.png").write_bytes(b"junk")
-    with pytest.raises(InputError, match=r"the first of 20 skipped: 0\.png: no picture of a known format"):
+    with pytest.raises(InputError, match=r"the first of 20 skipped: 0\.png: not an image in a format that can be read"):
         build_cache(crops, path)
     with pytest.raises(ArgumentError, match="long_side"):
         build_cache(folder, path, long_side=3)

@@ -65,17 +65,10 @@ def read_exif(path: str | os.PathLike[str]) -> Exif:
     """
     name = images.printable(os.fsdecode(path))
     with images.open_file(path) as file:
-        try:
-            header = images.read_header(file, name)
-            with images._quiet():
-                tags, gps = _tags(header)
-                orientation = header.orientation
-        except InputError:
-            raise
-        except Exception as error:  # as in `images._decode`: Pillow raises whatever it likes
-            raise InputError(
-                f"{name}: damaged or incomplete ({images._reason(error)}); copy or export it again"
-            ) from error
+        header = images.read_header(file, name)
+        with images._quiet():
+            tags, gps = _tags(header)
+            orientation = header.orientation
     size = header.size[::-1] if orientation >= 5 else header.size  # turned by a quarter
     focal, warning = _focal_length(tags, size, os.fspath(path))
     return Exif(size, focal, _camera_name(tags), _position(gps), warning, _time(tags), orientation)

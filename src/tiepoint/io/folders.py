@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,7 +52,28 @@ def list_images(folder: str | os.PathLike[str], recursive: bool = True) -> list[
     ...     list_images(folder)
     ['frame2.jpg', 'frame10.jpg']
     """
-    names: list[str] = []
+    names = []
+    for _, prefix, entries in walk(folder):
+        for entry in entries:
+            if entry.name.lower().endswith(SUFFIXES + FOREIGN_SUFFIXES) and _is_regular(entry):
+                names.append(prefix + entry.name)
+        if not recursive:
+            break
+    return in_order(names)
+
+
+def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[Path, str, list[os.DirEntry[str]]]]:
+    """Search a folder and its sub-folders as `list_images` says.
+
+    Yields
+    ------
+    place : Path
+        The folder itself first, then those below it.
+    prefix : str
+        What makes names in it relative to the folder: empty, or ending in a slash.
+    entries : list of os.DirEntry
+        What is in it and not hidden, sorted by name.
+    """
     searched: set[tuple[int, int]] = set()
     # Links last, so that a file which can be reached both ways is called by its own name.
     folders, links = deque([(Path(folder), "")]), deque[tuple[Path, str]]()
@@ -64,23 +85,22 @@ def list_images(folder: str | os.PathLike[str], recursive: bool = True) -> list[
                 continue
             searched.add((status.st_dev, status.st_ino))
             with os.scandir(place) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+                entries = sorted((one for one in found if not one.name.startswith(".")), key=lambda one: one.name)
         except OSError as error:
             message = f"{printable(str(place))}: cannot be searched for images: {error.strerror or error}"
             if not prefix:
                 raise InputError(message) from error
             warnings.warn(message, stacklevel=2)
             continue
+        yield place, prefix, entries
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = place / entry.name
-            if path.is_dir():
-                if recursive:
-                    (links if entry.is_symlink() else folders).append((path, f"{prefix}{entry.name}/"))
-            elif entry.name.lower().endswith(SUFFIXES + FOREIGN_SUFFIXES) and (path.is_file() or not path.exists()):
-                names.append(prefix + entry.name)
-    return in_order(names)
+            if os.path.isdir(entry):  # noqa: PTH112  Path's raises where links form a loop
+                (links if entry.is_symlink() else folders).append((place / entry.name, f"{prefix}{entry.name}/"))
+
+
+def _is_regular(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a regular file, or a link to nowhere, as reading says best what is wrong with that."""
+    return os.path.isfile(entry) or not os.path.exists(entry)  # noqa: PTH110, PTH113  as in `walk`
 
 
 def find_images(given: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:

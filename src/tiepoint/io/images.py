@@ -403,17 +403,38 @@ def read_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Hea
     Raises
     ------
     InputError
-        It is empty, of no known format, or too large.
-    Exception
-        Whatever Pillow raises of a damaged file: OSError, SyntaxError, ValueError, struct.error, zlib.error ....
+        It is empty, damaged, of no known format, or too large.
     """
     start = file.read(16)
     if not start:
         raise InputError(f"{name}: the file is empty; copy or export it again")
     kind = _format_of(start, name)
-    file.seek(0)
+    try:
+        header = _open_header(file, kind, name)
+    except InputError:
+        raise
+    except Exception as error:
+        raise _damaged(name, kind, error) from error
+    width, height = header.size
+    if width < 1 or height < 1:
+        raise InputError(f"{name}: has no pixels ({width}x{height}); export it again")
+    if width * height > max_pixels:
+        raise InputError(
+            f"{name}: {width}x{height} pixels, more than the limit of {max_pixels / 1e6:g} megapixels; "
+            "if it is to be trusted, shrink it, or raise max_pixels of tiepoint.read_image"
+        )
+    return header
+
+
+def _damaged(name: str, kind: str, error: Exception) -> InputError:
+    """Return what to say of any error of Pillow: OSError, SyntaxError, ValueError, struct.error, zlib.error ...."""
+    return InputError(f"{name}: damaged, incomplete or unusual {kind} file ({_reason(error)}); copy or export it again")
+
+
+def _open_header(file: IO[bytes], kind: str, name: str) -> Header:
     tags: Mapping[int, Any] = {}
     picture: PIL.Image.Image | None = None
+    file.seek(0)
     with _quiet():
         if kind == "HEIF":
             picture = _heif_class(name)(file)
@@ -424,27 +445,16 @@ def read_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Hea
             file.seek(0)
             with suppress(SyntaxError):  # "unknown pixel mode"
                 picture = PIL.Image.OPEN[kind][0](file, "")
+            return Header(kind, (int(tags[_WIDTH]), int(tags[_HEIGHT])), picture, tags)  # Pillow's may be turned
         else:
             # The format's own class, not PIL.Image.open, which would refuse what is above Pillow's limit.
             picture = PIL.Image.OPEN[kind][0](file, "")
-        if kind == "PNG" and picture is not None and "exif" not in picture.info:
+        if kind == "PNG" and "exif" not in picture.info:
             here = file.tell()
             if (exif := _png_exif(file)) is not None:
                 picture.info["exif"] = exif
             file.seek(here)
-    if kind == "TIFF":  # of whose size Pillow may have turned width and height
-        width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
-    else:
-        assert picture is not None
-        width, height = picture.size
-    if width < 1 or height < 1:
-        raise InputError(f"{name}: has no pixels ({width}x{height}); export it again")
-    if width * height > max_pixels:
-        raise InputError(
-            f"{name}: {width}x{height} pixels, more than the limit of {max_pixels / 1e6:g} megapixels; "
-            "if it is to be trusted, shrink it, or raise max_pixels of tiepoint.read_image"
-        )
-    return Header(kind, (width, height), picture, tags)
+    return Header(kind, picture.size, picture, tags)
 
 
 def _heif_class(name: str) -> Any:
@@ -487,10 +497,9 @@ def _decode(
     draft: int | None = None,
 ) -> _Raw:
     """Decode an image file to an array in its own number type, by default upright by its EXIF orientation."""
-    kind = "image"
+    header = read_header(file, name, max_pixels)
+    kind, picture, nodata = header.kind, header.picture, None
     try:
-        header = read_header(file, name, max_pixels)
-        kind, picture, nodata = header.kind, header.picture, None
         if kind == "TIFF":
             nodata = _number(header.tags.get(_GDAL_NODATA))
             more = bands is not None and int(header.tags.get(_SAMPLES, 1)) > 4
@@ -521,10 +530,8 @@ def _decode(
             f"{name}: more pixels than Pillow decodes of a {kind} file; shrink it, convert it to JPEG or "
             "PNG, or raise PIL.Image.MAX_IMAGE_PIXELS if it is to be trusted"
         ) from error
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-        raise InputError(
-            f"{name}: damaged, incomplete or unusual {kind} file ({_reason(error)}); copy or export it again"
-        ) from error
+    except Exception as error:
+        raise _damaged(name, kind, error) from error
     if bands is not None:
         array = _choose(array, bands, name)
     if not upright and kind == "TIFF":  # turned by Pillow; to be turned back
