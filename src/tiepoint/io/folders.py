@@ -153,9 +153,9 @@ def find_masks(folder: str | os.PathLike[str], names: Sequence[str]) -> dict[str
     found = {name: path for name in names if (path := mask_of(folder, name)) is not None}
     if names and not found:
         there = list_images(folder)
-        what = f"has {len(there)} images, such as {printable(there[0])}" if there else "has no images"
+        what = f"{len(there)} images, such as {printable(there[0])}, but " if there else ""
         raise InputError(
-            f"{folder}: {what}, but no mask of any of the {len(names)} photographs; the mask of "
+            f"{folder}: has {what}no mask of any of the {len(names)} photographs; the mask of "
             f"{printable(names[0])} must be called {printable(str(folder / names[0]))}.png"
         )
     return found

@@ -502,8 +502,9 @@ def _decode(
     try:
         if kind == "TIFF":
             nodata = _number(header.tags.get(_GDAL_NODATA))
-            more = bands is not None and int(header.tags.get(_SAMPLES, 1)) > 4
-            if picture is None or more:
+            # Of planes that are no colours Pillow shows the first alone.
+            wanted = bands is not None or header.tags.get(_PHOTOMETRIC) != _RGB
+            if picture is None or (wanted and int(header.tags.get(_SAMPLES, 1)) > len(picture.getbands())):
                 array = _read_tiff(file, header, name, max_pixels, bands)
                 return _Raw(_upright(array, header.orientation) if upright else array, name, nodata)
         assert picture is not None

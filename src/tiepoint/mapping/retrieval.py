@@ -111,7 +111,7 @@ class Vocabulary:
             vectors = _vectors(features)
             parts.append(vectors[rng.permutation(len(vectors))[:_TRAINING_DESCRIPTORS]])
         sample = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
-        if extractor is None or len(sample) == 0:
+        if extractor is None or sample.size == 0:
             raise ArgumentError("a vocabulary cannot be learned without local features")
         mean = sample.mean(axis=0)
         sample -= mean
