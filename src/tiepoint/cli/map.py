@@ -180,7 +180,7 @@ def _watched() -> Iterator[Report]:
             rate += f", {progress.early_exits:.0%} stopped early"
         bars.update(tasks[step], rate=rate)
         if progress.note:
-            console.print(f"tiepoint: {progress.note}", highlight=False, markup=False)
+            console.print(f"tiepoint: {progress.note}", highlight=False, markup=False, soft_wrap=True)
 
     with bars:
         yield report
