@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from PIL.TiffImagePlugin import IFDRational
 
 from tiepoint.errors import ArgumentError, InputError
-from tiepoint.io.exif import read_exif
+from tiepoint.io.exif import order_in_time, read_exif
 from tiepoint.io.images import read_image
 from tiepoint.mapping.cameras import camera_of, new_images
 from tiepoint.types import Image
@@ -260,3 +261,31 @@ def test_warnings_name_the_file(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"odd\.jpg"):
         found, skipped = new_images(tmp_path)
     assert len(found) == 1 and skipped == []
+
+
+def test_files_of_one_size_are_compared_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = photograph(tmp_path / "a.jpg").read_bytes()
+    for name, end in (("a.jpg", b"1"), ("b.jpg", b"2"), ("c.jpg", b"1")):
+        (tmp_path / name).write_bytes(first + bytes(5 << 20) + end)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    tracemalloc.start()
+    found, skipped = new_images(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [image.name for image in found] == ["a.jpg", "b.jpg"] and [name for name, _ in skipped] == ["c.jpg"]
+    assert peak < 5e6
+
+
+def test_order_in_time(tmp_path: Path) -> None:
+    names = ["m.jpg", "a.jpg", "x.jpg"]
+    times = {0x9003: "2024:05:01 10:00:00"}
+    for n, name in enumerate(names):
+        photograph(tmp_path / name, exif={**times, 0x9291: str(3 * n)})
+    assert order_in_time(tmp_path, names) == (
+        names,
+        "the names tell no order; the images are taken by their EXIF times",
+    )
+    photograph(tmp_path / "b.jpg", exif={0x9003: "yesterday"})
+    ordered, note = order_in_time(tmp_path, [*names, "b.jpg"])
+    assert ordered == ["a.jpg", "b.jpg", "m.jpg", "x.jpg"] and "neither names nor EXIF times" in note
+    assert order_in_time(tmp_path, ["f10.jpg", "f9.jpg"]) == (["f9.jpg", "f10.jpg"], "")  # which are not even there

@@ -342,7 +342,7 @@ def _write(path: Path, folder: Path, files: list[Path], long_side: int, held_out
             seen[content] = name
             names.append(name)
             sizes.append(pixels.shape[:2])
-            digest.update(f"{name}\n{content}\n".encode())
+            digest.update(f"{name}\n{content}\n".encode("utf-8", "surrogateescape"))
             stream.write(np.ascontiguousarray(pixels).data)
         sources, split = _split([source_of(name) for name in names], held_out)
         if len(set(sources)) < _FEWEST_SOURCES:
