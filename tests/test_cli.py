@@ -314,7 +314,7 @@ def test_names_that_an_output_cannot_hold(tiepoint, photos: Path, tmp_path: Path
     folder.mkdir()
     good = (photos / "a.png").read_bytes()
     long = "x" * 250 + ".png"
-    names = ["fine.png", "[red]x[/x].png", os.fsdecode(b"caf\xe9.png"), long]
+    names = ["fine.png", "[red]x[bold].png", os.fsdecode(b"caf\xe9.png"), long]
     try:
         for name in names:
             (folder / name).write_bytes(good)
@@ -324,10 +324,10 @@ def test_names_that_an_output_cannot_hold(tiepoint, photos: Path, tmp_path: Path
     ran = tiepoint("extract", folder, "-f", "orb", "-o", tmp_path / "f.h5")
     assert ran.code == 3 and "caf" in ran.err and "not valid UTF-8" in ran.err
     with h5py.File(tmp_path / "f.h5") as file:
-        assert set(file) == {"fine.png", "[red]x[/x].png", long}
+        assert set(file) == {"fine.png", "[red]x[bold].png", long}
     ran = tiepoint("extract", folder, "-f", "orb", "-o", tmp_path / "out", "--json")
     assert ran.code == 3 and "too long" in ran.err and "bug" not in ran.err
-    assert set(json.loads(ran.out)["keypoints"]) == {"fine.png", "[red]x[/x].png", "caf\\udce9.png"}
+    assert set(json.loads(ran.out)["keypoints"]) == {"fine.png", "[red]x[bold].png", "caf\\udce9.png"}
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
@@ -351,3 +351,10 @@ def test_bands_on_the_command_line(tiepoint, texture, tmp_path: Path) -> None:
     output = tmp_path / "f.npz"
     assert tiepoint("extract", tmp_path / "a.tif", "-f", "orb", "-o", output).code == 3
     assert tiepoint("extract", tmp_path / "a.tif", "-f", "orb", "-o", output, "--bands", "3,2,1").code == 0
+
+
+def test_an_output_whose_name_is_no_text(photos: Path, tmp_path: Path) -> None:
+    output = os.fsencode(tmp_path) + b"/caf\xe9.npz"
+    argv = [sys.executable, "-m", "tiepoint", "match", photos / "a.png", photos / "b.png", *CLASSIC, "-o", output]
+    ran = subprocess.run(argv, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert ran.returncode == 0 and b"caf\\udce9.npz" in ran.stdout, ran.stderr

@@ -633,6 +633,8 @@ def _to_rgb(raw: _Raw) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
 
 def _with_data(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
     """Return which pixels (H, W) hold data, None for all; the notes of `read_image` say which do not."""
+    if values.dtype.itemsize == 1 and nodata is None:
+        return None
     known = np.ones(values.shape[:2], bool)
     if values.dtype.kind == "f":
         known &= np.isfinite(values).all(axis=2)

@@ -186,7 +186,7 @@ def describe_images(store: Store, vocabulary: Vocabulary | None = None) -> tuple
     Returns
     -------
     ids : int32 array (N,)
-        Image ids, in the order of the names: that of a film, if its frames are numbered.
+        Image ids, in the order of `Store.images`.
     descriptors : float32 array (N, M)
         A row for each; zeros for a photograph without keypoints.
 

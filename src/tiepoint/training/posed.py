@@ -622,7 +622,8 @@ def _read_bin(path: Path) -> NDArray[Any]:
 
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
-        return np.load(path, allow_pickle=False)
+        with open_file(path) as file:
+            return np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: cannot read this array: {error}") from error
 
@@ -632,6 +633,7 @@ def _read_h5(path: Path) -> NDArray[Any]:
         import h5py
     except ImportError as error:
         raise MissingDependencyError("h5py", "hdf5", "Reading .h5 depth maps") from error
+    open_file(path).close()  # a pipe would block for ever
     try:
         with h5py.File(path) as file:
             depth = np.asarray(file["depth"])
