@@ -289,7 +289,7 @@ def test_a_pair_list_with_scores_folders_and_both_directions(tiepoint: Any, phot
     assert result["pairs"][0]["pairs"] == 2 and result["models"][0]["registered"] == 3
     pairs.write_text("0.png other.png\nlost.png 1.png\n")
     ran = tiepoint(*options)
-    assert ran.code == 3 and "none of its 2 lines names two of the 6 images; the first is line 1: other.png" in ran.err
+    assert ran.code == 3 and "names two of the 6 images; the first is line 1, which names other.png" in ran.err
     pairs.write_text(f"{photographs}/0.png {photographs}/1.png\n{photographs}/0.png {photographs}/lost.png\n")
     notes = json.loads(tiepoint(*options).out)["notes"]
     assert any("used 1 of 2 lines; the first that was not, line 2" in note for note in notes)

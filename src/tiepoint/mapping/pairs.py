@@ -136,7 +136,7 @@ class PairList(NamedTuple):
         How many lines name a pair, those that are not used included.
     unused : list of (int, str)
         The number of each line that was not used, and the names in it that are unknown (or the whole line, where no
-        two names can be told apart).
+        two names can be told apart), or its one name, if that is there twice.
     """
 
     pairs: Pairs
@@ -195,14 +195,16 @@ def from_list(path: str | os.PathLike[str], ids: Mapping[str, int]) -> PairList:
             if len(names) == 1 and len(line.split(maxsplit=1)) == 1:
                 raise InputError(f"{path}: line {number} holds one name, {_short(line)!r}; a pair needs two")
             lines += 1
-            found = {name: known.find(name) for name in names}
-            missing = [name for name, one in found.items() if one is None]
+            found = known.ids_of(names) if len(names) == 2 else [-1]
+            missing = [name for name, one in zip(names, found, strict=True) if one < 0]
             if missing:
                 unused.append((number, _short(" and ".join(missing))))
+            elif found[0] == found[1]:
+                unused.append((number, f"{_short(names[0])} and nothing else"))
             else:
-                pairs.append([known.use(name) for name in names])
+                pairs.append(found)
     if not pairs:
-        why = f"; the first is line {unused[0][0]}: {unused[0][1]}, unknown here" if unused else ""
+        why = f"; the first is line {unused[0][0]}, which names {unused[0][1]}" if unused else ""
         known_name = next(iter(ids), "")
         raise InputError(
             f"{path}: none of its {lines} lines names two of the {len(ids)} images{why}"
@@ -231,13 +233,17 @@ class _Names:
         tails = ("/".join(parts[i:]) for i in range(1, len(parts)))
         return next((tail for tail in tails if tail in self.ids), None)
 
-    def use(self, name: str) -> int:
-        """Return the id of a name of the list that was found, and remember the folder before it."""
-        known = self.find(name)
-        assert known is not None
-        if known != name:
-            self._folder = name.replace("\\", "/").removesuffix(known)
-        return self.ids[known]
+    def ids_of(self, names: list[str]) -> list[int]:
+        """Return the ids of the names of a line, -1 for none; if all have one, remember the folder before them."""
+        before, found = self._folder, []
+        for name in names:
+            known = self.find(name)
+            found.append(-1 if known is None else self.ids[known])
+            if known is not None and known != name:
+                self._folder = name.replace("\\", "/").removesuffix(known)
+        if -1 in found:
+            self._folder = before
+        return found
 
 
 def _two_names(line: str, known: _Names) -> list[str]:

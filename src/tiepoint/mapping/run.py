@@ -350,7 +350,7 @@ def _match(
             number, what = listed.unused[0]
             notes.append(
                 f"{choice}: used {listed.lines - len(listed.unused)} of {listed.lines} lines; the first that was not, "
-                f"line {number}, names what is not here: {what}"
+                f"line {number}, names {what}"
             )
         yield match(listed.pairs)
         return
