@@ -381,15 +381,16 @@ def by_position(
     chosen = []
     for i, row in enumerate(order):
         reach = max_distance
-        if always:
-            # The nearest are not farther away than the same number of any others, such as those beside it on the axis.
-            beside = order[max(0, i - always) : i + always + 1]
-            far = np.partition(np.linalg.norm(places[beside] - places[row], axis=1), always)[always]  # 0 is itself
-            reach = max(reach, far * (1 + 1e-9))
-        first = np.searchsorted(sweep, sweep[i] - reach, "left")
-        around = np.sort(order[first : np.searchsorted(sweep, sweep[i] + reach, "right")])
-        distance = np.linalg.norm(places[around] - places[row], axis=1)
-        distance[np.searchsorted(around, row)] = np.inf  # itself comes last
+        while True:
+            first = np.searchsorted(sweep, sweep[i] - reach, "left")
+            around = np.sort(order[first : np.searchsorted(sweep, sweep[i] + reach, "right")])
+            distance = np.linalg.norm(places[around] - places[row], axis=1)
+            distance[np.searchsorted(around, row)] = np.inf  # itself comes last
+            if np.count_nonzero(distance <= reach) >= always or len(around) == len(order):
+                break
+            reach = 2 * reach or float(np.ptp(sweep)) / len(
+                sweep
+            )  # what lies beyond might be nearer than some of these
         ranked = np.argsort(distance, kind="stable")[: min(nearest, len(around) - 1)]
         near = around[ranked[(distance[ranked] <= max_distance) | (np.arange(len(ranked)) < always)]]
         chosen.append(np.stack([np.full(len(near), numbers[row]), numbers[near]], axis=1))
