@@ -20,6 +20,15 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cases_dir() -> Path:
+    """Folder of small inputs that went wrong once; its README says what is right. It lies beside the photographs."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"the cases are not on this machine (looked in {folder})")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Same thread count everywhere: floating-point sums then come out the same in every run."""

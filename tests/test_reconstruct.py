@@ -186,7 +186,7 @@ def test_databases_without_a_model_say_what_they_lack(tmp_path: Path) -> None:
     Store.open(tmp_path / "empty.db").close()
     fails("holds 0 images", "empty.db")
     SyntheticScene(NAMES).write_database(tmp_path / "unmatched.db", pairs=[])
-    fails("no two of its 6 images are known to show the same place", "unmatched.db")
+    fails("no pairs of its 6 images were matched; match them first", "unmatched.db")
     SyntheticScene(NAMES, points=12).write_database(tmp_path / "few.db", pairs=[(0, 5)])
     fails("15 are needed", "few.db")
 

@@ -326,7 +326,8 @@ def match(
     if geometry is not None and geometry not in GEOMETRIES:
         raise ArgumentError(f"no geometry is called {geometry!r}; there are: {', '.join(GEOMETRIES)}")
     clock = _Clock()
-    view0, view1 = read_image(image0, mask0), read_image(image1, mask1)
+    bands = features.options.bands if isinstance(features, Extractor) else None
+    view0, view1 = read_image(image0, mask0, bands=bands), read_image(image1, mask1, bands=bands)
     clock.lap("read")
 
     options = ExtractorOptions(max_keypoints, detection_threshold, nms_radius, long_side)

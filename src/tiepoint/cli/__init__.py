@@ -8,6 +8,7 @@ tiepoint that import torch are imported inside the verbs, so that ``--help`` and
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tiepoint ...
     0
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what the terminal, or UTF-8, does not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning

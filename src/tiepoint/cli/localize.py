@@ -31,7 +31,7 @@ def localize(
     """
     from ..errors import InputError
     from ..io import files
-    from ..io.images import read_image
+    from ..io.exif import read_exif
     from ..mapping.localize import FILES, Localization, Localizer, write_localizations
 
     for path in output:
@@ -40,7 +40,7 @@ def localize(
     results = []
     for query in progress(queries, "localizing"):
         try:
-            known = None if camera is None else parse_camera(camera, focal, read_image(query).size)
+            known = None if camera is None else parse_camera(camera, focal, read_exif(query).size)
             results.append(localizer(query, camera=known, focal=focal if camera is None else None))
         except InputError as error:  # the others are found all the same
             results.append(Localization(str(query), None, problem=str(error)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from .console import (
+    BandsOption,
     DeviceOption,
     FeaturesOption,
     JsonOption,
@@ -19,6 +20,7 @@ from .console import (
     is_terminal,
     none_if_auto,
     none_if_zero,
+    parse_bands,
     print_json,
     print_table,
     say,
@@ -71,6 +73,7 @@ def map_photographs(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of masks, as COLMAP has them: black in MASKS/a.jpg.png keeps a.jpg free."),
     ] = None,
+    bands: BandsOption = None,
     cameras: Annotated[
         Share, typer.Option(help="Which photographs share a camera: those of each folder, none (image), or all.")
     ] = Share.auto,
@@ -116,6 +119,7 @@ def map_photographs(
             max_keypoints=none_if_zero(max_keypoints),
             long_side=none_if_zero(long_side),
             masks=masks,
+            bands=parse_bands(bands),
             share=cameras.value,
             camera_model=camera_model,
             focal=focal,
@@ -154,10 +158,10 @@ def _watched() -> Iterator[Report]:
 
     console = Console(stderr=True)
     bars = Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -176,7 +180,7 @@ def _watched() -> Iterator[Report]:
             rate += f", {progress.early_exits:.0%} stopped early"
         bars.update(tasks[step], rate=rate)
         if progress.note:
-            console.print(f"tiepoint: {progress.note}", highlight=False, markup=False)
+            console.print(f"tiepoint: {progress.note}", highlight=False, markup=False, soft_wrap=True)
 
     with bars:
         yield report

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from .console import DeviceOption, JsonOption, is_terminal, none_if_auto, print_json, print_table, say
@@ -406,7 +407,7 @@ def _graceful() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def _console(text: str) -> Iterator[None]:
     """Say what is going on, if a person watches."""
-    with Console(stderr=True).status(text) if is_terminal() else _nothing():
+    with Console(stderr=True).status(escape(text)) if is_terminal() else _nothing():
         yield
 
 
@@ -440,7 +441,10 @@ class _Minutely:
 def _live(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show the newest row of metrics on a bar, or, if nobody watches, one a minute as a line; evaluations as lines."""
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), console=Console(stderr=True), disable=not is_terminal()
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        console=Console(stderr=True),
+        disable=not is_terminal(),
     )
     with bar:
         shown = bar.add_task(title, total=1.0)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError, InputError, TiepointError
-from ..io.images import ImageSource, read_image, resize, resize_mask
+from ..io.images import ImageSource, check_bands, read_image, resize, resize_mask
 from ..types import Features, Image
 from .tiling import concatenate, tiles
 
@@ -39,6 +39,8 @@ class ExtractorOptions:
         Resize so that the longer side has this many pixels. None works at full size.
     enlarge : bool
         Whether ``long_side`` may also enlarge smaller images.
+    bands : one or three ints, or None
+        Which bands of a file or array to use, see `tiepoint.read_image`.
     """
 
     max_keypoints: int | None = 2048
@@ -46,8 +48,10 @@ class ExtractorOptions:
     nms_radius: int | None = None
     long_side: int | None = None
     enlarge: bool = False
+    bands: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "bands", check_bands(self.bands))
         for name in ("max_keypoints", "long_side"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -134,7 +138,7 @@ class Extractor(ABC):
         InputError
             The image or the mask cannot be used.
         """
-        picture = read_image(image, mask)
+        picture = read_image(image, mask, bands=self.options.bands)
         pixels, working_mask = picture.pixels, picture.mask
         if self.options.long_side is not None:
             pixels = resize(pixels, self.options.long_side, self.options.enlarge)

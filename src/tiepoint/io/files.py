@@ -194,6 +194,8 @@ def feature_arrays(features: Features) -> dict[str, NDArray[Any]]:
     return {name: arrays[name] for name in FEATURE_ARRAYS if name in arrays}
 
 
+_LONGEST_NAME = 255  # bytes, on all usual file systems
+
 FEATURE_ARRAYS = ("keypoints", "scores", "descriptors", "scales", "orientations", "covariances", "image_size")
 
 
@@ -241,6 +243,19 @@ class FeatureWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, traceback)
+
+    def check_name(self, name: str) -> None:
+        """Raise `InputError` if no features can be written under this name; call it before they are made."""
+        if self.kind in (".h5", ".npz"):
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"{name!r}: the name is not valid UTF-8, and a {self.kind} file cannot hold it; rename the file, "
+                    "or write to a folder"
+                ) from error
+        elif len(os.fsencode(Path(name).name)) + len(".npz") > _LONGEST_NAME:
+            raise InputError(f"{name}: the name is too long for a file {Path(name).name[:20]}….npz; rename the image")
 
     def write(self, name: str, features: Features) -> None:
         """Write the features of the image called ``name`` (a relative path with forward slashes)."""

@@ -16,15 +16,13 @@ from ..errors import ArgumentError, InputError
 from ..geometry.camera import FOCAL_FACTOR
 from ..geometry.colmap import import_pycolmap
 from ..io.exif import Exif, read_exif
+from ..io.folders import in_order, list_images
+from ..io.images import open_file
 from ..types import Image
 from .store import NewImage
 
 if TYPE_CHECKING:
     import pycolmap
-
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".bmp", ".gif")
-# Photographs that tiepoint cannot read. They are looked for so that people learn why they are missing.
-FOREIGN_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 
 Share = Literal["auto", "folder", "image", "all"]
 SHARES: tuple[Share, ...] = ("auto", "folder", "image", "all")
@@ -89,7 +87,7 @@ def new_images(
     Parameters
     ----------
     folder : path
-        Hidden files and folders, and files that are no photographs by their suffix, are passed over.
+        Searched by `tiepoint.io.folders.list_images`.
     names : iterable of str, optional
         Only these: paths relative to the folder, with forward slashes.
     share : {"auto", "folder", "image", "all"}
@@ -102,7 +100,8 @@ def new_images(
     Returns
     -------
     found : list of NewImage
-        By name. Of the photographs that share a camera, the first with a known focal length decides.
+        In the order of their names, numbers counting as such. Of the photographs that share a camera, the first with a
+        known focal length decides.
     skipped : list of (name, reason)
         Photographs that cannot be read, and all but the first of files that are the same byte for byte.
 
@@ -139,7 +138,7 @@ def new_images(
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder of the photographs")
     _camera(Exif((1, 1)), model, focal)  # complain about these before reading a million files
-    candidates = _walk(root) if names is None else sorted(set(names))
+    candidates = list_images(root) if names is None else in_order(set(names))
 
     skipped = {name: f"the same as {first}, byte for byte" for name, first in _duplicates(root, candidates).items()}
     exifs: dict[str, Exif] = {}
@@ -168,17 +167,6 @@ def new_images(
     return found, sorted(skipped.items())
 
 
-def _walk(root: Path) -> list[str]:
-    """Return the names of all files that are photographs by their suffix, sorted."""
-    names = []
-    for parent, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for file in files:
-            if not file.startswith(".") and file.lower().endswith(SUFFIXES + FOREIGN_SUFFIXES):
-                names.append(Path(parent, file).relative_to(root).as_posix())
-    return sorted(names)
-
-
 def _duplicates(root: Path, names: Sequence[str]) -> dict[str, str]:
     """Return name -> the first name of a file with the same bytes. Only files of the same size are read."""
     by_size: dict[int, list[str]] = defaultdict(list)
@@ -191,12 +179,21 @@ def _duplicates(root: Path, names: Sequence[str]) -> dict[str, str]:
     for alike in by_size.values():
         for name in alike if len(alike) > 1 else ():
             try:
-                digest = hashlib.blake2b((root / name).read_bytes()).digest()
-            except OSError:  # reading its header will say why
+                digest = _digest(root / name)
+            except InputError:  # reading its header will say why
                 continue
             if first.setdefault(digest, name) != name:
                 same[name] = first[digest]
     return same
+
+
+def _digest(path: Path) -> bytes:
+    """Hash a file block by block, as it may be larger than the memory."""
+    hashed = hashlib.blake2b()
+    with open_file(path) as file:
+        while block := file.read(1 << 20):
+            hashed.update(block)
+    return hashed.digest()
 
 
 def _try_exif(root: Path, name: str) -> Exif | str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,8 +18,10 @@ import PIL.Image
 
 from ..errors import ArgumentError, InputError
 from ..geometry.colmap import import_pycolmap
+from ..io.exif import read_exif
 from ..io.files import atomic, atomic_folder, write_json
-from ..io.images import _orientation, read_image
+from ..io.folders import natural_key
+from ..io.images import read_image
 
 if TYPE_CHECKING:
     import pycolmap
@@ -92,7 +94,7 @@ def write_trajectory(
         Replaced atomically. One line per registered image, in order of time.
     timestamps : mapping, optional
         Image name -> seconds; images that are not in it are left out. Without, the time is the image's place
-        among the registered ones, sorted by name.
+        among the registered ones, sorted by name, numbers counting as such.
 
     Raises
     ------
@@ -105,7 +107,7 @@ def write_trajectory(
     ----------
     Sturm et al., A Benchmark for the Evaluation of RGB-D SLAM Systems, IROS 2012.
     """
-    images = registered(model)
+    images = sorted(registered(model), key=lambda image: natural_key(image.name))
     if timestamps is None:
         timed = [(float(i), image) for i, image in enumerate(images)]
     else:
@@ -126,6 +128,7 @@ def write_undistorted(
     model: pycolmap.Reconstruction,
     images: str | os.PathLike[str],
     folder: str | os.PathLike[str],
+    bands: Sequence[int] | None = None,
 ) -> None:
     """Write photographs without lens distortion and their cameras, ready for Gaussian splatting and NeRFs.
 
@@ -144,6 +147,8 @@ def write_undistorted(
         The folder of the photographs that it was made of.
     folder : path
         Replaced as a whole.
+    bands : one or three ints, optional
+        Which bands of the photographs to use, see `tiepoint.read_image`.
 
     Raises
     ------
@@ -168,13 +173,13 @@ def write_undistorted(
                 image.name += ".png"  # appended, so that a.tif and a.bmp stay two files
             target = temporary / "images" / image.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            view = read_image(original)
+            view = read_image(original, bands=bands)
             if view.size != (camera.width, camera.height):
                 raise InputError(
                     f"{original}: is {view.size[0]}x{view.size[1]} pixels, but {camera.width}x{camera.height} in the "
                     "model; give the photographs that the model was made of"
                 )
-            if camera.is_undistorted() and original.suffix == target.suffix and _is_upright(original):
+            if camera.is_undistorted() and bands is None and original.suffix == target.suffix and _is_upright(original):
                 shutil.copyfile(original, target)
                 continue
             pixels = pycolmap.undistort_image(options, pycolmap.Bitmap.from_array(view.pixels), camera)[0].to_array()
@@ -244,6 +249,4 @@ def registered(model: pycolmap.Reconstruction) -> list[pycolmap.Image]:
 
 def _is_upright(path: Path) -> bool:
     """Whether a file that can be read holds its pixels as they are to be seen."""
-    with PIL.Image.open(path) as picture:
-        picture.load()  # PNG may hold its EXIF behind the pixels
-        return _orientation(picture) == 1
+    return read_exif(path).orientation == 1

@@ -5,7 +5,8 @@ database. So does the `Store`, and x + 0.5 may round; what comes out of a store 
 for bit.
 
 hloc's files do not say which extractor made them, nor whether a pair was verified. Of a file of features, what is read
-is ``keypoints`` (N, 2), ``scores`` (N,), ``descriptors`` (D, N) and ``image_size`` (2,).
+is ``keypoints`` (N, 2), ``scores`` (N,), ``descriptors`` (D, N) and ``image_size`` (2,). Dense matchers (LoFTR, RoMa)
+leave files of keypoints without descriptors: with their matches they make a map, but cannot be matched again.
 `tiepoint.mapping.pairs.from_list` reads lists of pairs.
 """
 
@@ -148,7 +149,8 @@ def export_matches(store: Store, path: str | os.PathLike[str]) -> int:
 def import_matches(store: Store, path: str | os.PathLike[str]) -> list[str]:
     """Read matches into a store that has the features they belong to.
 
-    hloc allows several keypoints of the first image to have one partner; the best of them is kept.
+    hloc allows several keypoints of the first image to have one partner; the best of them is kept. Of a pair that the
+    file holds in both directions the first is kept.
 
     Parameters
     ----------
@@ -172,6 +174,7 @@ def import_matches(store: Store, path: str | os.PathLike[str]) -> list[str]:
     keys = _keys(store)
     counts = store.keypoint_counts()
     unknown = []
+    seen: set[frozenset[int]] = set()
     batch: list[PairResult] = []
     with _opened(path) as file:
         for pair in _groups_with(file, "matches0"):
@@ -180,6 +183,9 @@ def import_matches(store: Store, path: str | os.PathLike[str]) -> list[str]:
                 unknown.append(pair)
                 continue
             id0, id1 = ids
+            if frozenset(ids) in seen:
+                continue
+            seen.add(frozenset(ids))
             matches, scores = _matches(file[pair], (counts[id0], counts[id1]), f"{path}: {pair}")
             batch.append(PairResult(id0, id1, matches, scores))
             if len(batch) == BATCH:
@@ -216,11 +222,10 @@ def write_pairs(store: Store, path: str | os.PathLike[str], pairs: Iterable[tupl
 def _features(group: Any, size: tuple[int, int], extractor: str, name: str) -> Features:
     """Return the features of one image of a file."""
     n = len(group["keypoints"])
-    if "descriptors" not in group:
-        raise InputError(f"{name}: has keypoints but no descriptors; is this a file of features?")
     arrays = {
         key: np.asarray(group[key]) for key in ("keypoints", "descriptors", "scores", "image_size") if key in group
     }
+    arrays.setdefault("descriptors", np.zeros((0, n), np.float32))  # dense matchers have none
     scores = arrays.get("scores", np.ones(n)).astype(np.float32)
     found = tuple(int(side) for side in arrays.get("image_size", size))
     shapes = arrays["keypoints"].shape, arrays["descriptors"].shape[1:], scores.shape

@@ -365,6 +365,7 @@ class Localizer:
         try:
             settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
             name, limits = settings["features"], {key: settings[key] for key in ("max_keypoints", "long_side")}
+            bands = settings.get("bands")
             matcher = settings["matcher"] if matcher == "auto" else matcher
             model = pycolmap.Reconstruction(sparse)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -373,7 +374,7 @@ class Localizer:
         return cls(
             model,
             Store.open(folder / "database.db", create=False),
-            extractors.load(name, device=where, **limits),
+            extractors.load(name, device=where, bands=bands, **limits),
             matchers.load(matcher, features=name, device=where),
             **options,
         )
@@ -399,7 +400,7 @@ class Localizer:
         ArgumentError
             The camera is of another size.
         """
-        picture = read_image(photograph)
+        picture = read_image(photograph, bands=self.extractor.options.bands)
         name = os.fspath(photograph)
         if camera is not None and (camera.width, camera.height) != picture.size:
             raise ArgumentError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,6 +147,7 @@ def reconstruct(
     mapper: Mapper = "incremental",
     refine_cameras: bool = True,
     refine_keypoints: bool = False,
+    bands: Sequence[int] | None = None,
     seed: int = 0,
     threads: int | None = None,
     on_image: Callable[[], None] | None = None,
@@ -172,6 +173,8 @@ def reconstruct(
     refine_keypoints : bool
         Also align each track's keypoints to a fraction of a pixel (`tiepoint.mapping.refinement`), from the
         photographs at full size. It helps most where keypoints were found in shrunken photographs.
+    bands : one or three ints, optional
+        Which bands of the photographs to use for colours, see `tiepoint.read_image`.
     seed : int
         Of all random choices.
     threads : int, optional
@@ -231,7 +234,7 @@ def reconstruct(
             refinement.refine_keypoints(model, images)
         with _quiet():
             _adjust(model, refine_cameras, threads or -1)
-        _colour(model, Path(images))
+        _colour(model, Path(images), bands)
     with atomic_folder(target / "sparse") as folder:
         for number, model in enumerate(models):
             (folder / str(number)).mkdir()
@@ -305,13 +308,17 @@ class _Collection:
         """
         with Store.open(database, create=False) as store:
             collection = cls(database, {image.image_id: image.name for image in store.images()}, store.verified_pairs())
+            matched, verified = len(store.matched_pair_ids()), len(store.verified_pair_ids())
         best = max(collection.verified.values(), default=0)
         if len(collection.names) < 2:
             raise InputError(f"{database}: holds {len(collection.names)} images; a model needs two at least")
+        if best == 0 and not verified:
+            lacking = "verified; verify" if matched else "matched; match"
+            raise InputError(f"{database}: no pairs of its {len(collection.names)} images were {lacking} them first")
         if best == 0:
             raise InputError(
-                f"{database}: no two of its {len(collection.names)} images are known to show the same place; match "
-                "and verify them first, and if that was done, take photographs that overlap more"
+                f"{database}: in none of its {verified} matched pairs do both images show the same place; take "
+                "photographs that overlap more"
             )
         if best < LEAST_INLIERS:
             raise InputError(
@@ -393,12 +400,12 @@ def _adjust(model: pycolmap.Reconstruction, refine_cameras: bool, threads: int) 
     model.update_point_3d_errors()
 
 
-def _colour(model: pycolmap.Reconstruction, folder: Path) -> None:
+def _colour(model: pycolmap.Reconstruction, folder: Path, bands: Sequence[int] | None) -> None:
     """Give each point the mean colour of the pixels that observe it."""
     sums: dict[int, NDArray[np.float64]] = {}
     for image in registered(model):
         try:
-            view = read_image(folder / image.name)
+            view = read_image(folder / image.name, bands=bands)
         except InputError as error:
             warnings.warn(f"no colours from this photograph: {error}", stacklevel=3)
             continue

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -35,7 +35,10 @@ from ..devices import pick_device
 from ..errors import ArgumentError, InputError
 from ..features import ExtractorOptions
 from ..io import video
+from ..io.exif import order_in_time
 from ..io.files import write_json
+from ..io.folders import find_masks, times_in_names
+from ..io.images import check_bands
 from . import distributed, exports, pairs, retrieval
 from .cameras import Share, new_images
 from .extraction import Extraction, extract_into
@@ -120,6 +123,7 @@ def map_photographs(
     max_keypoints: int | None = 2048,
     long_side: int | None = 1600,
     masks: str | os.PathLike[str] | None = None,
+    bands: Sequence[int] | None = None,
     share: Share = "auto",
     camera_model: str = "SIMPLE_RADIAL",
     focal: float | None = None,
@@ -143,8 +147,9 @@ def map_photographs(
     output : path
         A folder, made if need be; see the module for what it will hold. It must not lie in that of the photographs.
     pairs : {"auto", "exhaustive", "sequential", "retrieval", "position"} or path
-        Which pairs to match: all; those near in the order of the names, and loops; those that look alike; those
-        taken near each other, by GPS; or a text file of two names a line. Auto is all for up to 100 photographs,
+        Which pairs to match: all; those near in the order of the names (of EXIF times, where the names tell none), and
+        loops; those that look alike; those taken near each other, by GPS, and where a photograph has none, those that
+        look alike; or a text file of two names a line. Auto is all for up to 100 photographs,
         sequential for a video, and retrieval, joined with position where EXIF knows it, for all others.
     features, matcher : str
         Names, or ``"auto"``, as in `tiepoint.match`.
@@ -158,7 +163,9 @@ def map_photographs(
     long_side : int or None
         Shrink larger photographs to this long side, in pixels, to find keypoints; None works at full size.
     masks : path, optional
-        Folder of masks, see `extract_into`.
+        Folder of masks, see `extract_into`; it must hold one at least.
+    bands : one or three ints, optional
+        Which bands of the photographs to use, see `tiepoint.read_image`.
     share, camera_model, focal
         Which photographs share a camera, COLMAP's model for it, and its focal length in pixels, where that is known:
         see `tiepoint.mapping.cameras.new_images`.
@@ -200,7 +207,7 @@ def map_photographs(
     _check(source, out, pairs)
     seconds: dict[str, float] = {}
     notes: list[str] = []
-    where = pick_device(device)
+    where, bands = pick_device(device), check_bands(bands)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -221,10 +228,19 @@ def map_photographs(
     if guessed:
         notes.append(f"no focal length is known for {guessed} of {len(found)} photographs; the mapper estimates it")
 
+    if masks is not None:
+        count = len(find_masks(masks, [image.name for image in found]))
+        notes.append(f"masks: {count} of {len(found)} photographs have one")
+
     with Store.open(out / "database.db") as store, _workplace(ray, workers) as (extract, match):
-        wanted = {"features": features, "matcher": matcher, "max_keypoints": max_keypoints, "long_side": long_side}
+        wanted = {
+            **{"features": features, "matcher": matcher, "max_keypoints": max_keypoints, "long_side": long_side},
+            "bands": None if bands is None else list(bands),
+        }
         settings, choice = _settings(out / "settings.json", store, wanted)
-        options = ExtractorOptions(max_keypoints=settings["max_keypoints"], long_side=settings["long_side"])
+        options = ExtractorOptions(
+            max_keypoints=settings["max_keypoints"], long_side=settings["long_side"], bands=bands
+        )
         extractor = extractors.load(settings["features"], device=where, **vars(options))
         pairer = matchers.load(settings["matcher"], features=settings["features"], device=where)
         write_json(out / "settings.json", settings)
@@ -234,7 +250,7 @@ def map_photographs(
         restore_lookalikes(store)  # what an earlier run kept from the mapper
         with _lap(seconds, "matches"):
             match = partial(match, store, matcher=pairer, report=report)
-            matching = tuple(_match(store, pairs, times is not None, match, report, notes))
+            matching = tuple(_match(store, source, pairs, times is not None, match, report, notes))
 
         with _lap(seconds, "lookalikes"):
             dropped = () if trust_lookalikes else tuple(drop_lookalikes(store))
@@ -249,14 +265,15 @@ def map_photographs(
 
     report(Progress("mapping", 0, count))
     with _lap(seconds, "model"):
-        scene = reconstruct(out / "database.db", source, out, mapper=mapper, seed=seed, on_image=on_image)
+        scene = reconstruct(out / "database.db", source, out, mapper=mapper, bands=bands, seed=seed, on_image=on_image)
     report(Progress("mapping", count, count))
     if len(scene.models) > 1:
         notes.append(
             f"{len(scene.models)} models: no photograph connects them; points.ply and all else are of the first"
         )
     with _lap(seconds, "files"):
-        _export(scene, source, out, times, undistort, text, choice)
+        times = times or times_in_names(image.name for image in found)
+        _export(scene, source, out, times, undistort, text, choice, bands)
     result = MapResult(out, scene, choice, extraction, matching, dict(left_out), dropped, tuple(notes), seconds)
     write_json(out / "report.json", result.summary())
     return result
@@ -293,11 +310,11 @@ def _settings(path: Path, store: Store, wanted: dict[str, Any]) -> tuple[dict[st
     if path.exists():
         try:
             begun = json.loads(path.read_text(encoding="utf-8"))
-            other = [key for key, value in wanted.items() if value not in ("auto", begun[key])]
+            other = [key for key, value in wanted.items() if value not in ("auto", begun.get(key))]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: cannot be read; delete the folder {path.parent}, or choose another") from error
         if other:
-            had = ", ".join(f"{key} {begun[key]}" for key in other)
+            had = ", ".join(f"{key} {begun.get(key)}" for key in other)
             raise ArgumentError(f"{path.parent}: was begun with {had}; go on with that, or choose another folder")
         return begun, f"{begun['features']} + {begun['matcher']}, as {path.parent} was begun"
     have = store.has_features()
@@ -309,6 +326,7 @@ def _settings(path: Path, store: Store, wanted: dict[str, Any]) -> tuple[dict[st
 
 def _match(
     store: Store,
+    folder: Path,
     choice: str | os.PathLike[str],
     film: bool,
     match: Callable[..., Matching],
@@ -318,38 +336,63 @@ def _match(
     """Choose pairs and match them, in one or two rounds."""
     have = store.has_features()
     images = [image for image in store.images() if image.image_id in have]
-    ids = [image.image_id for image in images]
+    if len(images) < 2:
+        raise InputError(f"only {len(images)} photographs have features, and a pair needs two; see what is left out")
     if choice == "auto":
-        choice = "sequential" if film else "exhaustive" if len(ids) <= FEW_IMAGES else "retrieval"
+        choice = "sequential" if film else "exhaustive" if len(images) <= FEW_IMAGES else "retrieval"
         positions = choice == "retrieval"
     else:
         positions = choice == "position"
 
     if choice not in PAIR_CHOICES:
-        chosen, unknown = pairs.from_list(choice, {image.name: image.image_id for image in store.images()})
-        if unknown:
+        listed = pairs.from_list(choice, {image.name: image.image_id for image in store.images()})
+        if listed.unused:
+            number, what = listed.unused[0]
             notes.append(
-                f"{choice}: names {len(unknown)} photographs that are not here, the first of them {unknown[0]}"
+                f"{choice}: used {listed.lines - len(listed.unused)} of {listed.lines} lines; the first that was not, "
+                f"line {number}, names {what}"
             )
-        yield match(chosen)
+        yield match(listed.pairs)
         return
     if choice == "exhaustive":
-        yield match(pairs.exhaustive(ids))
+        yield match(pairs.exhaustive([image.image_id for image in images]))
         return
+    if choice == "sequential":
+        ordered, note = order_in_time(folder, [image.name for image in images])
+        by_name = {image.name: image for image in images}
+        images = [by_name[name] for name in ordered]
+        if note:
+            notes.append(f"pairs in sequence: {note}")
+    ids = [image.image_id for image in images]
     lists = []
     if choice == "sequential":
         lists.append(pairs.sequential(ids))
-    if choice == "retrieval" or (choice == "sequential" and len(ids) > LOOP):
+    located = [image.image_id for image in images if image.position is not None]
+    if choice == "position" and not located:
+        raise InputError("no photograph says where it was taken (GPS in EXIF); choose its pairs in another way")
+    by_look = choice == "position" and len(located) < len(ids)
+    if choice == "retrieval" or by_look or (choice == "sequential" and len(ids) > LOOP):
         report(Progress("describing", 0, len(ids)))
         described, looks = retrieval.describe_images(store)
-        gap = LOOP if choice == "sequential" else 1
-        lists.append(pairs.by_retrieval(described, looks, SIMILAR, min_gap=gap))
-    if choice == "position" and not any(image.position for image in images):
-        raise InputError("no photograph says where it was taken (GPS in EXIF); choose its pairs in another way")
+        row = {image_id: i for i, image_id in enumerate(described.tolist())}
+        looks = looks[[row[image_id] for image_id in ids]]
+        alike = pairs.by_retrieval(ids, looks, SIMILAR, min_gap=LOOP if choice == "sequential" else 1)
+        if by_look:
+            alike = alike[~np.isin(alike, located).all(axis=1)]
+            notes.append(
+                f"pairs by position: {len(located)} of {len(ids)} photographs say where they were taken (GPS in EXIF); "
+                "the others are paired with those that look like them"
+            )
+        lists.append(alike)
     if positions:
         places = pairs.earth_centred([image.position or (np.nan, np.nan, np.nan) for image in images])
         lists.append(pairs.by_position(ids, places, SIMILAR, NEAR))
     chosen = pairs.union(*lists)
+    if not len(chosen):
+        raise InputError(
+            f"no pairs of the {len(ids)} photographs were chosen ({choice}); choose them in another way, such as "
+            "exhaustive"
+        )
     yield match(chosen)
     # Until nothing is new: ten pairs an image, and what follows from them, then hold what all pairs would. Each round
     # follows from this run's own pairs, whatever else is in the store, so that an interrupted run chooses the same.
@@ -364,7 +407,14 @@ def _match(
 
 
 def _export(
-    scene: Scene, source: Path, out: Path, times: dict[str, float] | None, undistort: bool, text: bool, choice: str
+    scene: Scene,
+    source: Path,
+    out: Path,
+    times: dict[str, float] | None,
+    undistort: bool,
+    text: bool,
+    choice: str,
+    bands: tuple[int, ...] | None,
 ) -> None:
     """Write a page with all models, and what else can be made of the largest."""
     from ..viz.scene import write_scene_page  # here, because viz builds on mapping
@@ -376,7 +426,7 @@ def _export(
     if text:
         exports.write_model(model, out / "text", "text")
     if undistort:
-        exports.write_undistorted(model, source, out / "undistorted")
+        exports.write_undistorted(model, source, out / "undistorted", bands=bands)
 
 
 def _frames_to(report: Report) -> Callable[[int, list[video.KeyFrame]], None]:

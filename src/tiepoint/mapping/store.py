@@ -505,6 +505,8 @@ class Store:
                     )
                 extractor, shape = "sift", "so" if columns > 2 else ""
             values = self._descriptors(db, image_id) if descriptors else np.zeros((n, 0), np.float32)
+            if values.shape[1] == 0:  # of a dense matcher
+                values = np.zeros((n, 0), np.float32)
         scales, orientations = _scale_and_orientation(table)
         return Features(
             keypoints=torch.from_numpy(table[:, :2] - np.float32(0.5)),

@@ -27,6 +27,7 @@ from .. import devices
 from .. import features as extractors
 from .. import weights as weights_module
 from ..errors import ArgumentError, InputError
+from ..io.images import open_file
 from ..matchers.lightglue import LightGlue, LightGlueConfig
 from ..types import Features, Matches
 from . import calibration
@@ -309,7 +310,8 @@ def read_pairs(file: str | os.PathLike[str], images: str | os.PathLike[str]) -> 
         The list cannot be read, a line does not hold the names of two images, or one of these is missing.
     """
     try:
-        lines = Path(file).read_text().splitlines()
+        with open_file(file) as stream:
+            lines = stream.read().decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: the list of image pairs cannot be read ({error})") from error
     pairs: dict[frozenset[str], tuple[Path, Path]] = {}
