@@ -29,7 +29,7 @@ from ..features import Extractor
 from ..io.images import ImageSource, read_image
 from ..types import Features, Image
 from .progress import Progress, Report, silent
-from .store import Store, StoredImage
+from .store import NewImage, Store, StoredImage
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -162,7 +162,7 @@ def as_registered(outcome: Features | str, image: StoredImage, folder: Path) -> 
     )
 
 
-def mask_of(image: StoredImage, masks: Path | None) -> Path | None:
+def mask_of(image: StoredImage | NewImage, masks: Path | None) -> Path | None:
     """Return the mask of a photograph in a folder of masks, if it has one."""
     path = None if masks is None else masks / f"{image.name}.png"
     return path if path is not None and path.exists() else None
