@@ -275,31 +275,31 @@ def _given_cameras(text: str | os.PathLike[str], model: str, focal: float | None
     if focal is not None:
         raise ArgumentError("--camera and --focal exclude each other: the camera's parameters begin with its focal")
     path = Path(text)
+    cameras: dict[Size | None, pycolmap.Camera] = {}
     if path.is_file():
-        cameras: dict[Size | None, pycolmap.Camera] = {}
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
             fields = line.split()
             if not fields or line.lstrip().startswith("#"):
                 continue
             try:
-                _, name, *numbers = fields
-                width, height = int(numbers[0]), int(numbers[1])
-                one = _colmap_camera(name, (width, height), [float(value) for value in numbers[2:]])
-            except (ValueError, IndexError, ArgumentError) as error:
+                _, name, width, height, *params = fields
+                one = _colmap_camera(name, (int(width), int(height)), [float(value) for value in params])
+            except ValueError as error:
                 raise InputError(f"{path}: line {number}: not ID MODEL WIDTH HEIGHT PARAMETERS ({error})") from error
-            if (width, height) in cameras:
+            if (one.width, one.height) in cameras:
                 raise InputError(f"{path}: line {number}: a second camera of {width}x{height}; leave one")
-            cameras[width, height] = one
+            cameras[one.width, one.height] = one
         if not cameras:
             raise InputError(f"{path}: holds no camera; a line is ID MODEL WIDTH HEIGHT PARAMETERS")
     else:
-        name, *values = str(text).replace(":", ",").replace(",", " ").split()
+        name, *values = str(text).replace(":", " ").replace(",", " ").split() or [""]
         try:
-            cameras = {None: _colmap_camera(name.upper(), (1, 1), [float(value) for value in values])}
+            numbers = [float(value) for value in values]
         except ValueError as error:
             raise ArgumentError(
                 f"--camera {text!r}: give a file cameras.txt, or a model and numbers, e.g. PINHOLE:700,700,640,360"
             ) from error
+        cameras = {None: _colmap_camera(name.upper(), (1, 1), numbers)}
     other = {one.model_name for one in cameras.values()} - {model}
     if other and model != DEFAULT_MODEL:
         raise ArgumentError(f"--camera is a {min(other)}, --camera-model says {model}; leave the latter away")
