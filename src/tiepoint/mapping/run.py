@@ -234,6 +234,8 @@ def map_photographs(
     if len(found) < 2:
         reasons = "".join(f"\n  {name}: {why}" for name, why in left_out)
         raise InputError(f"{source}: holds {len(found)} photographs that can be used, and a map needs two{reasons}")
+    if undistort:
+        exports.check_can_be_undistorted(image.camera for image in found)
     guessed = sum(not image.camera.has_prior_focal_length for image in found)
     if guessed and fix_cameras:
         raise ArgumentError(
@@ -257,6 +259,8 @@ def map_photographs(
         restore_lookalikes(store)  # what an earlier run kept from the mapper
         with _lap(seconds, "files"):
             changes, recalibrated = follow_files(store, source, found, masks, settings["own_cameras"])
+        if undistort:
+            exports.check_can_be_undistorted(image.camera for image in store.images())
         if changes != FileChanges():
             notes.append(f"photographs that changed since the last run: {changes}")
         if recalibrated:
@@ -302,7 +306,7 @@ def map_photographs(
             f"{len(scene.models)} models: no photograph connects them; points.ply and all else are of the first"
         )
     with _lap(seconds, "files"):
-        _export(scene, source, out, times, undistort, text, choice, notes)
+        _export(scene, source, masks, out, times, undistort, text, choice, notes)
     result = MapResult(out, scene, choice, extraction, matching, dict(left_out), dropped, tuple(notes), seconds)
     write_json(out / "report.json", result.summary())
     return result
@@ -435,6 +439,7 @@ def _match(
 def _export(
     scene: Scene,
     source: Path,
+    masks: Path | None,
     out: Path,
     times: dict[str, float] | None,
     undistort: bool,
@@ -457,7 +462,7 @@ def _export(
     if text:
         exports.write_model(model, out / "text", "text")
     if undistort:
-        exports.write_undistorted(model, source, out / "undistorted")
+        exports.write_undistorted(model, source, out / "undistorted", masks)
 
 
 def _frames_to(report: Report) -> Callable[[int, list[video.KeyFrame]], None]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pycolmap
 
 MAX_POINTS = 100_000  # of a model: 2 MB of page, and fluent on a phone
+PANORAMA_CORNER = (0.5, 0.25)  # a panorama looks everywhere; it is drawn as a picture of its shape, ahead
 MAX_EDGES = 20_000  # of the match graph: more lines are one grey disc
 
 
@@ -90,7 +91,9 @@ def _describe(model: pycolmap.Reconstruction, quality: Quality, names: dict[str,
     cameras = []
     for image in registered(model):
         camera, pose = model.cameras[image.camera_id], image.cam_from_world()
-        corner = (camera.width / 2 / camera.focal_length_x, camera.height / 2 / camera.focal_length_y)
+        corner = PANORAMA_CORNER  # it has no focal length, and pycolmap crashes when asked for one
+        if not camera.is_spherical():
+            corner = (camera.width / 2 / camera.focal_length_x, camera.height / 2 / camera.focal_length_y)
         cameras.append(
             {
                 "image": names[image.name],
