@@ -266,6 +266,8 @@ def _camera(exif: Exif, model: str, focal: float | None) -> pycolmap.Camera:
     given = focal or exif.focal
     length = given or FOCAL_FACTOR * max(exif.size)
     camera = pycolmap.Camera.create_from_model_name(0, model, length, width, height)
+    if model == "EUCM":  # COLMAP starts at a pinhole (alpha 0), from where beta cannot be found
+        camera.params = [*camera.params[:4], 0.5, 1.0]
     camera.has_prior_focal_length = given is not None or model == PANORAMA
     return camera
 

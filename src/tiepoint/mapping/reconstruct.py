@@ -222,7 +222,9 @@ def reconstruct(
     except OSError as error:
         raise InputError(f"{target}: cannot be made: {error.strerror or error}; give another folder") from error
     with tempfile.TemporaryDirectory(prefix="tiepoint-") as work, _quiet():
-        found = _map(Path(database), Path(work), mapper, refine_cameras, seed, threads or -1, on_image)
+        found = _map(
+            Path(database), Path(work), mapper, refine_cameras, seed, threads or -1, on_image, collection.camera_models
+        )
     if not found:
         raise InputError(f"{database}: no model can be made of it: {_NO_MODEL[mapper]}")
     models = tuple(sorted(found, key=lambda model: (-model.num_reg_images(), -model.num_points3D())))
@@ -261,6 +263,7 @@ def _map(
     seed: int,
     threads: int,
     on_image: Callable[[], None] | None,
+    camera_models: set[str],
 ) -> list[pycolmap.Reconstruction]:
     """Run one of COLMAP's mappers; it writes into the empty folder ``work``."""
     pycolmap = import_pycolmap()
@@ -278,6 +281,9 @@ def _map(
     options.extract_colors = False
     options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = refine_cameras
     options.ba_refine_extra_params = options.mapper.abs_pose_refine_extra_params = refine_cameras
+    # Beyond 1 COLMAP takes a coefficient for absurd, and drops the image. The beta of EUCM is 1 without distortion.
+    for part in (options, options.mapper, options.triangulation) if "EUCM" in camera_models else ():
+        part.max_extra_param = 10.0
     found = pycolmap.incremental_mapping(*places, options, next_image_callback=on_image)
     if not found:
         # No pair to start from. A camera that only moves ahead sees everything at small angles.
@@ -293,6 +299,7 @@ class _Collection:
     database: Path
     names: dict[int, str]
     verified: dict[tuple[int, int], int]
+    camera_models: set[str]
 
     @classmethod
     def of(cls, database: Path) -> _Collection:
@@ -304,7 +311,10 @@ class _Collection:
             It cannot be used, or no model can come of it.
         """
         with Store.open(database, create=False) as store:
-            collection = cls(database, {image.image_id: image.name for image in store.images()}, store.verified_pairs())
+            images = store.images()
+            names = {image.image_id: image.name for image in images}
+            models = {image.camera.model_name for image in images}
+            collection = cls(database, names, store.verified_pairs(), models)
         best = max(collection.verified.values(), default=0)
         if len(collection.names) < 2:
             raise InputError(f"{database}: holds {len(collection.names)} images; a model needs two at least")
