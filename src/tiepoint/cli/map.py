@@ -148,8 +148,10 @@ def map_photographs(
         print_json(result.summary())
         return
     print(result.choice)
-    for number, quality in enumerate(result.scene.qualities):
+    scene = result.scene
+    for number, (quality, judgement) in enumerate(zip(scene.qualities, scene.judgements, strict=True)):
         print(f"model {number}: {quality}")
+        print(f"verdict: {judgement}")
     if result.scene.left_out:
         print_table(("not in any model", "why"), list(result.scene.left_out.items()))
     if result.lookalikes:

@@ -301,10 +301,9 @@ def map_photographs(
             on_image=on_image,
         )
     report(Progress("mapping", count, count))
+    notes += scene.notes
     if len(scene.models) > 1:
-        notes.append(
-            f"{len(scene.models)} models: no photograph connects them; points.ply and all else are of the first"
-        )
+        notes.append("points.ply and all else are of model 0")
     with _lap(seconds, "files"):
         _export(scene, source, masks, out, times, undistort, text, choice, notes)
     result = MapResult(out, scene, choice, extraction, matching, dict(left_out), dropped, tuple(notes), seconds)

@@ -7,6 +7,7 @@ import html
 import json
 import os
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import ArgumentError
 from ..io.files import atomic
 from ..mapping.exports import registered
+from ..mapping.judgement import Judgement
 from ..mapping.reconstruct import Quality, Scene
 from ..mapping.store import Store
 
@@ -73,7 +75,8 @@ def write_scene_page(
         "edges": [[place[id0], place[id1], inliers] for (id0, id1), inliers in strongest],
         "pairs": len(verified),
         "models": [
-            _describe(model, quality, names) for model, quality in zip(scene.models, scene.qualities, strict=True)
+            _describe(model, quality, names, judgement)
+            for model, quality, judgement in zip_longest(scene.models, scene.qualities, scene.judgements)
         ],
         "leftOut": {names[name]: reason for name, reason in scene.left_out.items()},
     }
@@ -85,7 +88,9 @@ def write_scene_page(
         temporary.write_text(page, encoding="utf-8")
 
 
-def _describe(model: pycolmap.Reconstruction, quality: Quality, names: dict[str, int]) -> dict[str, Any]:
+def _describe(
+    model: pycolmap.Reconstruction, quality: Quality, names: dict[str, int], judgement: Judgement | None
+) -> dict[str, Any]:
     """Return one model as the page's script wants it."""
     held = {image.name: image for image in quality.images}
     cameras = []
@@ -109,7 +114,7 @@ def _describe(model: pycolmap.Reconstruction, quality: Quality, names: dict[str,
     points = np.array([model.points3D[point_id].xyz for point_id in chosen], "<f4").reshape(-1, 3)
     colours = np.array([model.points3D[point_id].color for point_id in chosen], np.uint8).reshape(-1, 3)
     return {
-        "summary": str(quality),
+        "summary": str(quality) if judgement is None else f"{quality}. Verdict: {judgement}",
         "total": len(ids),
         "points": _encoded(points),
         "colours": _encoded(colours),
