@@ -290,9 +290,10 @@ def test_a_pair_list_with_scores_folders_and_both_directions(tiepoint: Any, phot
     pairs.write_text("0.png other.png\nlost.png 1.png\n")
     ran = tiepoint(*options)
     assert ran.code == 3 and "names two of the 6 images; the first is line 1, which names other.png" in ran.err
-    pairs.write_text(f"{photographs}/0.png {photographs}/1.png\n{photographs}/0.png {photographs}/lost.png\n")
+    whole = [f"{photographs}/{a}.png {photographs}/{b}.png\n" for a, b in ((0, 1), (0, "lost"), (1, 2))]
+    pairs.write_text("".join(whole))
     notes = json.loads(tiepoint(*options).out)["notes"]
-    assert any("used 1 of 2 lines; the first that was not, line 2" in note for note in notes)
+    assert any("used 2 of 3 lines; the first that was not, line 2" in note for note in notes)
 
 
 @pytest.mark.parametrize("without", [(), (1, 4)], ids=["all have GPS", "some have"])

@@ -24,6 +24,7 @@ from .io import files
 from .io.images import ImageSource, read_image
 from .matchers import Matcher
 from .matchers.lightglue import WEIGHTS_FOR
+from .matchers.overlay import without_overlay
 from .types import Features, Image, Matches
 
 
@@ -335,7 +336,7 @@ def match(
     clock.lap("load")
     features0, features1 = extractor(view0), extractor(view1)
     clock.lap("extract")
-    matches = pairer(features0, features1)
+    matches = without_overlay(pairer(features0, features1), features0, features1)
     clock.lap("match")
     estimate = None
     if geometry is not None:

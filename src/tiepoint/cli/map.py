@@ -82,10 +82,23 @@ def map_photographs(
         Optional[float],  # noqa: UP045
         typer.Option(min=1.0, help="Focal length in pixels, if it is known better than by EXIF."),
     ] = None,
+    camera: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="MODEL:PARAMS|FILE",
+            help="The camera as COLMAP writes it: OPENCV:700,700,640,360,-0.1,0.01,0,0, or a cameras.txt.",
+        ),
+    ] = None,
+    fix_cameras: Annotated[
+        bool, typer.Option("--fix-cameras", help="Take focal lengths and distortion as given; do not adjust them.")
+    ] = False,
     undistort: Annotated[
         bool, typer.Option("--undistort", help="Also write undistorted photographs, for gsplat and nerfstudio.")
     ] = False,
     text: Annotated[bool, typer.Option("--text", help="Also write COLMAP's text files.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete an earlier map in the output folder, and start over.")
+    ] = False,
     workers: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="Processes for extraction, threads for verification; by default one for each core."),
@@ -123,8 +136,11 @@ def map_photographs(
             share=cameras.value,
             camera_model=camera_model,
             focal=focal,
+            camera=camera,
+            fix_cameras=fix_cameras,
             undistort=undistort,
             text=text,
+            fresh=fresh,
             device=none_if_auto(device),
             workers=workers,
             ray=ray,
@@ -136,8 +152,10 @@ def map_photographs(
         print_json(result.summary())
         return
     print(result.choice)
-    for number, quality in enumerate(result.scene.qualities):
+    scene = result.scene
+    for number, (quality, judgement) in enumerate(zip(scene.qualities, scene.judgements, strict=True)):
         print(f"model {number}: {quality}")
+        print(f"verdict: {judgement}")
     if result.scene.left_out:
         print_table(("not in any model", "why"), list(result.scene.left_out.items()))
     if result.lookalikes:

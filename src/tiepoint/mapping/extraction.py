@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +30,10 @@ from ..io import folders
 from ..io.images import ImageSource, read_image
 from ..types import Features, Image
 from .progress import Progress, Report, silent
-from .store import Store, StoredImage
+from .store import NewImage, Store, StoredImage
+
+if TYPE_CHECKING:
+    import pycolmap
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -163,8 +166,8 @@ def as_registered(outcome: Features | str, image: StoredImage, folder: Path) -> 
     )
 
 
-def mask_of(image: StoredImage, masks: Path | None) -> Path | None:
-    """Return the mask of a photograph in a folder of masks, if it has one."""
+def mask_of(image: StoredImage | NewImage | pycolmap.Image, masks: Path | None) -> Path | None:
+    """Return the mask of a photograph, by its name, in a folder of masks, if it has one."""
     return None if masks is None else folders.mask_of(masks, image.name)
 
 

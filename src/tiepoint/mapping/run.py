@@ -3,7 +3,7 @@
 Everything it knows between the steps is in one folder, which a run that was interrupted finds again::
 
     OUT/database.db      features, matches, two-view geometries: a COLMAP database
-    OUT/settings.json    what the database was made with
+    OUT/settings.json    what the database was made with; what a rerun does with other options: see `inputs`
     OUT/frames/          of a video: its key frames
     OUT/sparse/0/        COLMAP's model, the largest first; sparse/1 … where nothing connects the photographs
     OUT/quality.json     how good the models are, image by image
@@ -42,11 +42,12 @@ from ..io.images import check_bands
 from . import distributed, exports, pairs, retrieval
 from .cameras import Share, new_images
 from .extraction import Extraction, extract_into
+from .inputs import FileChanges, check_inputs_survive, follow_files, start_over
 from .lookalikes import SuspiciousPair, drop_lookalikes, restore_lookalikes
 from .matching import Matching, match_into
 from .progress import Progress, Report, silent
 from .reconstruct import Mapper, Scene, reconstruct
-from .store import Store
+from .store import Fingerprint, Store, pair_ids
 
 PairChoice = Literal["auto", "exhaustive", "sequential", "retrieval", "position"]
 PAIR_CHOICES: tuple[PairChoice, ...] = get_args(PairChoice)
@@ -54,6 +55,8 @@ PAIR_CHOICES: tuple[PairChoice, ...] = get_args(PairChoice)
 FEW_IMAGES = 100  # of which "auto" matches all pairs
 SIMILAR = 20  # partners that each image chooses by its look, or by its position
 LOOP = 50  # frames of a film after which a place that is seen again closes a loop
+# Of settings.json: what all else is made of.
+EXTRACTION = ("features", "matcher", "max_keypoints", "long_side", "bands")
 NEAR = 100.0  # metres between photographs that may show the same thing
 
 
@@ -127,8 +130,11 @@ def map_photographs(
     share: Share = "auto",
     camera_model: str = "SIMPLE_RADIAL",
     focal: float | None = None,
+    camera: str | None = None,
+    fix_cameras: bool = False,
     undistort: bool = False,
     text: bool = False,
+    fresh: bool = False,
     device: torch.device | str | None = None,
     workers: int | None = None,
     ray: str | None = None,
@@ -137,8 +143,8 @@ def map_photographs(
 ) -> MapResult:
     """Find out where photographs were taken, and what they show, in three dimensions.
 
-    Run again with the same arguments after it was interrupted, or with more photographs in the folder: what is done
-    is not done again.
+    Run again after it was interrupted, or with other photographs in the folder or other options: what is done is not
+    done again, and what depends on a change is (`tiepoint.mapping.inputs`).
 
     Parameters
     ----------
@@ -166,11 +172,15 @@ def map_photographs(
         Folder of masks, see `extract_into`; it must hold one at least.
     bands : one or three ints, optional
         Which bands of the photographs to use, see `tiepoint.read_image`.
-    share, camera_model, focal
-        Which photographs share a camera, COLMAP's model for it, and its focal length in pixels, where that is known:
-        see `tiepoint.mapping.cameras.new_images`.
+    share, camera_model, focal, camera
+        Which photographs share a camera, COLMAP's model for it, and its focal length in pixels or all its parameters,
+        where these are known: see `tiepoint.mapping.cameras.new_images`.
+    fix_cameras : bool
+        Take focal lengths and distortion as they are given, by ``focal``, ``camera`` or EXIF, and do not adjust them.
     undistort, text : bool
         Also write undistorted photographs, and COLMAP's text files.
+    fresh : bool
+        Start over: delete what an earlier map left in the output folder.
     device : torch.device or str, optional
         Where networks run; by default the best there is.
     workers : int, optional
@@ -190,7 +200,8 @@ def map_photographs(
     Raises
     ------
     ArgumentError
-        An option that does not exist, or other features than the output folder was begun with.
+        An option that does not exist, or features, matcher, number or size other than the output folder was begun
+        with (``fresh=True`` starts over).
     InputError
         Fewer than two photographs can be used, no model can be made of them, or the folder cannot be written to.
     WeightsError, MissingDependencyError
@@ -204,27 +215,41 @@ def map_photographs(
         print(result.scene.qualities[0])
     """
     source, out = Path(photographs), Path(output)
-    _check(source, out, pairs)
+    masks = None if masks is None else Path(masks)
+    files = [Path(one) for one in (masks, pairs, camera) if one is not None and Path(one).exists()]
+    _check(source, out, pairs, files)
     seconds: dict[str, float] = {}
     notes: list[str] = []
     where, bands = pick_device(device), check_bands(bands)
+    if fresh:
+        start_over(out, source)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be made: {error.strerror or error}; give another folder") from error
 
+    begun = _begun(out / "settings.json")
     times: dict[str, float] | None = None
+    film: dict[str, Any] | None = None
     if source.is_file():
+        film = _same_film(out, source, begun)
         with _lap(seconds, "frames"):
             kept = video.write_key_frames(source, out / "frames", progress=_frames_to(report))
         times = {frame.name: frame.time for frame in kept}
         source, share = out / "frames", "all" if share == "auto" else share
     with _lap(seconds, "cameras"):
-        found, left_out = new_images(source, share=share, model=camera_model, focal=focal)
+        found, left_out = new_images(source, share=share, model=camera_model, focal=focal, camera=camera)
     if len(found) < 2:
         reasons = "".join(f"\n  {name}: {why}" for name, why in left_out)
         raise InputError(f"{source}: holds {len(found)} photographs that can be used, and a map needs two{reasons}")
+    if undistort:
+        exports.check_can_be_undistorted(image.camera for image in found)
     guessed = sum(not image.camera.has_prior_focal_length for image in found)
+    if guessed and fix_cameras:
+        raise ArgumentError(
+            f"no focal length is known for {guessed} of {len(found)} photographs, so it cannot be fixed; give --focal "
+            "or --camera"
+        )
     if guessed:
         notes.append(f"no focal length is known for {guessed} of {len(found)} photographs; the mapper estimates it")
 
@@ -237,20 +262,38 @@ def map_photographs(
             **{"features": features, "matcher": matcher, "max_keypoints": max_keypoints, "long_side": long_side},
             "bands": None if bands is None else list(bands),
         }
-        settings, choice = _settings(out / "settings.json", store, wanted)
+        settings, choice = _settings(out, begun, store, wanted)
+        # A database that somebody brought along has cameras of its own, which only an option replaces.
+        chosen_cameras = (camera_model, focal, camera) != ("SIMPLE_RADIAL", None, None) or share not in ("auto", "all")
+        own_cameras = begun.get("own_cameras", True) if begun else not store.images()
+        settings = {**begun, **settings, "own_cameras": own_cameras or chosen_cameras, "video": film}
         options = ExtractorOptions(
             max_keypoints=settings["max_keypoints"], long_side=settings["long_side"], bands=bands
         )
         extractor = extractors.load(settings["features"], device=where, **vars(options))
         pairer = matchers.load(settings["matcher"], features=settings["features"], device=where)
         write_json(out / "settings.json", settings)
-        store.add_images(found)
+        restore_lookalikes(store)  # what an earlier run kept from the mapper
+        with _lap(seconds, "files"):
+            changes, recalibrated = follow_files(store, source, found, masks, settings["own_cameras"])
+        if undistort:
+            exports.check_can_be_undistorted(image.camera for image in store.images())
+        if changes != FileChanges():
+            notes.append(f"photographs that changed since the last run: {changes}")
+        if recalibrated:
+            notes.append(f"{len(recalibrated)} photographs have another camera than in the last run")
         with _lap(seconds, "features"):
             extraction = extract(store, source, extractor, masks=masks, report=report)
-        restore_lookalikes(store)  # what an earlier run kept from the mapper
         with _lap(seconds, "matches"):
             match = partial(match, store, matcher=pairer, report=report)
-            matching = tuple(_match(store, source, pairs, times is not None, match, report, notes))
+            matching, chosen = _match(store, source, pairs, times is not None, match, report, notes)
+            asked = {"choice": str(pairs), "digest": _digest(pairs)}
+            if settings.get("pairs", asked) != asked:
+                superfluous = np.setdiff1d(store.matched_pair_ids(), pair_ids(chosen))
+                store.remove_pairs(superfluous)
+                if len(superfluous):
+                    notes.append(f"{len(superfluous)} pairs of the last run are not among those chosen now, and left")
+            write_json(out / "settings.json", {**settings, "pairs": asked})
 
         with _lap(seconds, "lookalikes"):
             dropped = () if trust_lookalikes else tuple(drop_lookalikes(store))
@@ -265,21 +308,29 @@ def map_photographs(
 
     report(Progress("mapping", 0, count))
     with _lap(seconds, "model"):
-        scene = reconstruct(out / "database.db", source, out, mapper=mapper, bands=bands, seed=seed, on_image=on_image)
-    report(Progress("mapping", count, count))
-    if len(scene.models) > 1:
-        notes.append(
-            f"{len(scene.models)} models: no photograph connects them; points.ply and all else are of the first"
+        scene = reconstruct(
+            out / "database.db",
+            source,
+            out,
+            mapper=mapper,
+            refine_cameras=not fix_cameras,
+            bands=bands,
+            seed=seed,
+            on_image=on_image,
         )
+    report(Progress("mapping", count, count))
+    notes += scene.notes
+    if len(scene.models) > 1:
+        notes.append("points.ply and all else are of model 0")
     with _lap(seconds, "files"):
         times = times or times_in_names(image.name for image in found)
-        _export(scene, source, out, times, undistort, text, choice, bands)
+        _export(scene, source, masks, out, times, undistort, text, choice, bands, notes)
     result = MapResult(out, scene, choice, extraction, matching, dict(left_out), dropped, tuple(notes), seconds)
     write_json(out / "report.json", result.summary())
     return result
 
 
-def _check(source: Path, out: Path, pairs: str | os.PathLike[str]) -> None:
+def _check(source: Path, out: Path, pairs: str | os.PathLike[str], files: list[Path]) -> None:
     """Complain before the work begins."""
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a folder of photographs, or a video")
@@ -289,6 +340,7 @@ def _check(source: Path, out: Path, pairs: str | os.PathLike[str]) -> None:
         raise ArgumentError(
             f"{out}: lies in the folder of the photographs, and would be taken for some; choose another"
         )
+    check_inputs_survive(out, source, files)
     if pairs not in PAIR_CHOICES and not Path(pairs).is_file():
         raise ArgumentError(f"pairs are a text file, or one of {', '.join(PAIR_CHOICES)}; {str(pairs)!r} is neither")
 
@@ -305,23 +357,53 @@ def _workplace(
             yield distributed.extract_on_ray, distributed.match_on_ray
 
 
-def _settings(path: Path, store: Store, wanted: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _begun(path: Path) -> dict[str, Any]:
+    """Return what an earlier run recorded of itself, {} if there was none."""
+    if not path.exists():
+        return {}
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        return {key: begun[key] for key in EXTRACTION} | begun
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read; start over with --fresh, or choose another folder") from error
+
+
+def _settings(out: Path, begun: dict[str, Any], store: Store, wanted: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return (what the features and matches of this folder are made with, one line that says why)."""
-    if path.exists():
-        try:
-            begun = json.loads(path.read_text(encoding="utf-8"))
-            other = [key for key, value in wanted.items() if value not in ("auto", begun.get(key))]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: cannot be read; delete the folder {path.parent}, or choose another") from error
+    if begun:
+        other = [key for key in EXTRACTION if wanted[key] not in ("auto", begun.get(key))]
         if other:
             had = ", ".join(f"{key} {begun.get(key)}" for key in other)
-            raise ArgumentError(f"{path.parent}: was begun with {had}; go on with that, or choose another folder")
-        return begun, f"{begun['features']} + {begun['matcher']}, as {path.parent} was begun"
+            line = " ".join(_option(key, begun[key]) for key in other)
+            raise ArgumentError(
+                f"{out}: was begun with {had}; go on with {line}, or start over with --fresh, which deletes that map"
+            )
+        return {key: begun[key] for key in EXTRACTION}, f"{begun['features']} + {begun['matcher']}, as {out} was begun"
     have = store.has_features()
     if have and wanted["features"] == "auto":  # a database that somebody brought along
         wanted = {**wanted, "features": store.features(min(have), descriptors=False).extractor}
     features, matcher, choice = two_view.choose(wanted["features"], wanted["matcher"])
     return {**wanted, "features": features, "matcher": matcher}, choice
+
+
+def _option(key: str, value: Any) -> str:
+    """Return what asks for a setting on the command line."""
+    if key == "bands":
+        return f"--bands {','.join(map(str, value))}" if value else "no --bands"
+    return f"--{key.replace('_', '-')} {value or 0}"
+
+
+def _same_film(out: Path, film: Path, begun: dict[str, Any]) -> dict[str, Any]:
+    """Return what tells a video from others; complain if the key frames in the output folder are of another."""
+    known = begun.get("video")
+    now = Fingerprint.of(film, None if known is None else Fingerprint(**known))
+    if known is not None and now.digest != known["digest"]:
+        raise ArgumentError(f"{out}: was made of another video than {film} is now; start over with --fresh")
+    return asdict(now)
+
+
+def _digest(pairs: str | os.PathLike[str]) -> str | None:
+    return None if pairs in PAIR_CHOICES else Fingerprint.of(Path(pairs)).digest
 
 
 def _match(
@@ -332,8 +414,8 @@ def _match(
     match: Callable[..., Matching],
     report: Report,
     notes: list[str],
-) -> Iterator[Matching]:
-    """Choose pairs and match them, in one or two rounds."""
+) -> tuple[tuple[Matching, ...], pairs.Pairs]:
+    """Choose pairs and match them, in rounds; return what was done in each, and all pairs that were chosen."""
     have = store.has_features()
     images = [image for image in store.images() if image.image_id in have]
     if len(images) < 2:
@@ -352,11 +434,10 @@ def _match(
                 f"{choice}: used {listed.lines - len(listed.unused)} of {listed.lines} lines; the first that was not, "
                 f"line {number}, names {what}"
             )
-        yield match(listed.pairs)
-        return
+        return (match(listed.pairs),), listed.pairs
     if choice == "exhaustive":
-        yield match(pairs.exhaustive([image.image_id for image in images]))
-        return
+        chosen = pairs.exhaustive([image.image_id for image in images])
+        return (match(chosen),), chosen
     if choice == "sequential":
         ordered, note = order_in_time(folder, [image.name for image in images])
         by_name = {image.name: image for image in images}
@@ -393,7 +474,7 @@ def _match(
             f"no pairs of the {len(ids)} photographs were chosen ({choice}); choose them in another way, such as "
             "exhaustive"
         )
-    yield match(chosen)
+    done = [match(chosen)]
     # Until nothing is new: ten pairs an image, and what follows from them, then hold what all pairs would. Each round
     # follows from this run's own pairs, whatever else is in the store, so that an interrupted run chooses the same.
     while True:
@@ -401,24 +482,31 @@ def _match(
         verified = {pair: inliers for pair, inliers in store.verified_pairs().items() if pair in tried}
         more = pairs.expand_covisibility(verified, tried)
         if not len(more):
-            return
-        yield match(more)
+            return tuple(done), chosen
+        done.append(match(more))
         chosen = pairs.union(chosen, more)
 
 
 def _export(
     scene: Scene,
     source: Path,
+    masks: Path | None,
     out: Path,
     times: dict[str, float] | None,
     undistort: bool,
     text: bool,
     choice: str,
     bands: tuple[int, ...] | None,
+    notes: list[str],
 ) -> None:
     """Write a page with all models, and what else can be made of the largest."""
     from ..viz.scene import write_scene_page  # here, because viz builds on mapping
 
+    for name, given in (("text", text), ("undistorted", undistort)):
+        if not given and (out / name).exists():
+            notes.append(
+                f"{out / name} is of an earlier run, and does not follow this one; delete it, or ask for it again"
+            )
     write_scene_page(scene, out / "database.db", out / "scene.html", description=choice)
     model = scene.models[0]
     exports.write_ply(model, out / "points.ply")
@@ -426,7 +514,7 @@ def _export(
     if text:
         exports.write_model(model, out / "text", "text")
     if undistort:
-        exports.write_undistorted(model, source, out / "undistorted", bands=bands)
+        exports.write_undistorted(model, source, out / "undistorted", masks, bands)
 
 
 def _frames_to(report: Report) -> Callable[[int, list[video.KeyFrame]], None]:
