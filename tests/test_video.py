@@ -201,6 +201,7 @@ def test_more_kinds_of_video(tmp_path: Path, texture: NDArray[np.uint8], suffix:
         assert len(list(read_frames(path))) >= 11
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
 def test_a_pipe_is_no_video(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "clip.mp4")
     with pytest.raises(InputError, match="a pipe"):
