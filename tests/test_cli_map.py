@@ -286,6 +286,7 @@ def test_a_pair_list_with_scores_folders_and_both_directions(tiepoint: Any, phot
     options = ["map", photographs, "-o", tmp_path / "out", *CLASSIC, "--pairs", pairs, "--json"]
     pairs.write_text("images/0.png images/1.png 0.9\nimages/2.png images/1.png 0.8\nimages/1.png images/0.png 0.7\n")
     result = json.loads(tiepoint(*options).out)
+    assert f"{pairs}: used 3 of 3 lines" in result["notes"]
     assert result["pairs"][0]["pairs"] == 2 and result["models"][0]["registered"] == 3
     pairs.write_text("0.png other.png\nlost.png 1.png\n")
     ran = tiepoint(*options)
@@ -306,8 +307,8 @@ def test_photographs_far_apart_are_paired(tiepoint: Any, tmp_path: Path, without
     assert ran.code == 0, ran.err
     result = json.loads(ran.out)
     assert result["models"][0]["registered"] == 5
-    said = [note for note in result["notes"] if "say where they were taken" in note]
-    assert len(said) == bool(without) and all("3 of 5 photographs" in note for note in said)
+    said = next(note for note in result["notes"] if note.startswith("GPS"))
+    assert f"{5 - len(without)} of 5 photographs" in said and ("look like them" in said) == bool(without)
 
 
 def test_case_gps_far_apart(tiepoint: Any, cases_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

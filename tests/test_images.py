@@ -343,6 +343,25 @@ def test_a_tiff_of_bands_is_turned_upright(texture, tmp_path):
     assert np.array_equal(read_exif(tmp_path / "a.tif").size, (320, 240))
 
 
+@pytest.mark.parametrize("compression", ["zlib", "lzw"])
+def test_compressed_bands(texture, tmp_path, compression):
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs")
+    layout = {"photometric": "minisblack", "planarconfig": "contig", "compression": compression, "predictor": True}
+    tifffile.imwrite(tmp_path / "a.tif", np.dstack([texture, texture]), **layout)
+    assert np.array_equal(read_image(tmp_path / "a.tif", bands=(4, 2, 6)).pixels, texture)
+
+
+def test_bands_without_their_package(texture, tmp_path, monkeypatch):
+    import tifffile
+
+    layout = {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "a.tif", np.dstack([texture, texture]), **layout)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(InputError, match=r"a TIFF of 6 bands of 8 bits needs.*pip install 'tiepoint\[tiff\]'"):
+        read_image(tmp_path / "a.tif", bands=(1, 2, 3))
+
+
 def test_too_many_bands_are_refused_by_the_header(tmp_path):
     import tifffile
 

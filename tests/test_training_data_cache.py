@@ -209,7 +209,8 @@ def test_photographs_are_decoded_as_everywhere(folder: Path, tmp_path: Path, rng
     deep = np.linspace(28_000, 29_000, 90 * 140).reshape(90, 140).astype(np.uint16)
     PIL.Image.fromarray(deep).save(folder / "deep.png")
     (folder / "page.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\nshowpage\n")
-    os.mkfifo(folder / "pipe.jpg")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "pipe.jpg")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     PIL.Image.fromarray(rng.integers(0, 256, (90, 140, 3), dtype=np.uint8)).save(elsewhere / "far.jfif")

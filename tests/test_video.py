@@ -184,6 +184,15 @@ def test_times_of_a_folder_are_kept(clip: Path, tmp_path: Path, texture: NDArray
     assert [frame.time for frame in read_frames(tmp_path / "frames")] == [frame.time for frame in kept]
 
 
+def test_frames_without_data_are_masked(tmp_path: Path, texture: NDArray[np.uint8]) -> None:
+    deep = 28_000 + texture[..., 0].astype(np.uint16)
+    deep[:, :9] = deep[:, -9:] = deep[:9] = deep[-9:] = 0
+    cv2.imwrite(str(tmp_path / "1.png"), deep)
+    cv2.imwrite(str(tmp_path / "2.png"), texture)
+    first, second = read_frames(tmp_path)
+    assert first.mask is not None and np.array_equal(first.mask == 0, deep == 0) and second.mask is None
+
+
 @pytest.mark.parametrize("suffix", [".ts", ".m2ts", ".wmv", ".flv", ".mkv"])
 def test_more_kinds_of_video(tmp_path: Path, texture: NDArray[np.uint8], suffix: str) -> None:
     """What OpenCV can write it can read; what `tiepoint map` takes for a video it can read too."""
@@ -201,6 +210,7 @@ def test_more_kinds_of_video(tmp_path: Path, texture: NDArray[np.uint8], suffix:
         assert len(list(read_frames(path))) >= 11
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
 def test_a_pipe_is_no_video(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "clip.mp4")
     with pytest.raises(InputError, match="a pipe"):

@@ -53,12 +53,15 @@ class Frame:
         RGB, upright.
     name : str
         ``frame_000012``, or the picture's file name.
+    mask : uint8 array (H, W) or None
+        0 where a picture of a folder holds no data, or is transparent; see `tiepoint.read_image`.
     """
 
     index: int
     time: float
     pixels: NDArray[np.uint8]
     name: str
+    mask: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ def _from_folder(folder: Path, start: int) -> Iterator[Frame]:
         times = listed if listed.keys() >= set(names) else {}
     for index, name in enumerate(names[start:], start):
         try:
-            yield Frame(index, times.get(name, float(index)), read_image(folder / name).pixels, name)
+            image = read_image(folder / name)
+            yield Frame(index, times.get(name, float(index)), image.pixels, name, image.mask)
         except InputError as error:
             warnings.warn(f"left out: {error}", stacklevel=2)
 

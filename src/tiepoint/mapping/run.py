@@ -428,12 +428,8 @@ def _match(
 
     if choice not in PAIR_CHOICES:
         listed = pairs.from_list(choice, {image.name: image.image_id for image in store.images()})
-        if listed.unused:
-            number, what = listed.unused[0]
-            notes.append(
-                f"{choice}: used {listed.lines - len(listed.unused)} of {listed.lines} lines; the first that was not, "
-                f"line {number}, names {what}"
-            )
+        first = "; the first that was not, line {}, names {}".format(*listed.unused[0]) if listed.unused else ""
+        notes.append(f"{choice}: used {listed.lines - len(listed.unused)} of {listed.lines} lines{first}")
         return (match(listed.pairs),), listed.pairs
     if choice == "exhaustive":
         chosen = pairs.exhaustive([image.image_id for image in images])
@@ -452,6 +448,9 @@ def _match(
     if choice == "position" and not located:
         raise InputError("no photograph says where it was taken (GPS in EXIF); choose its pairs in another way")
     by_look = choice == "position" and len(located) < len(ids)
+    if positions and located:
+        others = "; the others are paired with those that look like them" if by_look else ""
+        notes.append(f"GPS: {len(located)} of {len(ids)} photographs say where they were taken{others}")
     if choice == "retrieval" or by_look or (choice == "sequential" and len(ids) > LOOP):
         report(Progress("describing", 0, len(ids)))
         described, looks = retrieval.describe_images(store)
@@ -460,10 +459,6 @@ def _match(
         alike = pairs.by_retrieval(ids, looks, SIMILAR, min_gap=LOOP if choice == "sequential" else 1)
         if by_look:
             alike = alike[~np.isin(alike, located).all(axis=1)]
-            notes.append(
-                f"pairs by position: {len(located)} of {len(ids)} photographs say where they were taken (GPS in EXIF); "
-                "the others are paired with those that look like them"
-            )
         lists.append(alike)
     if positions:
         places = pairs.earth_centred([image.position or (np.nan, np.nan, np.nan) for image in images])

@@ -239,7 +239,7 @@ class Tracker:
             raise InputError(
                 f"{frame.name}: is {width}x{height} pixels, but the camera has {self.camera.width}x{self.camera.height}"
             )
-        features = self.extractor(frame.pixels)
+        features = self.extractor(frame.pixels, frame.mask)
         rays = self.camera.normalise(features.keypoints.cpu().numpy())
         real = np.isfinite(rays).all(axis=1)
         # Of a frame the features are kept, not the picture (of which even an empty slice would hold all in memory).
