@@ -244,6 +244,9 @@ def test_option_camera(again: Again, tmp_path: Path) -> None:
     file.write_text("7 PINHOLE 640 480 600 600 320 240\n")
     ran, _ = again("--camera", file, base=without_focal())
     assert (ran.code, "320x240" in ran.err) == (2, True)
+    cv2.imwrite(str(again.photos / "3.png"), view(1.05)[:200])
+    ran, _ = again("--camera", "SIMPLE_PINHOLE:301,160,100", base=without_focal())
+    assert (ran.code, "2 sizes" in ran.err) == (2, True)
 
 
 def test_option_fix_cameras(again: Again) -> None:
