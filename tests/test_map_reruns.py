@@ -134,6 +134,9 @@ def test_option_fresh(again: Again) -> None:
     assert report["images"]["extracted"] == 4
     assert all(len(points) <= 300 for points in again.features().values())
     assert (again.out / "mine.txt").read_text() == "not tiepoint's"
+    for wrong in (["--camera", "LENS:1"], ["-f", "sifd"], ["--align", "gps"], ["--camera-model", "LENS"]):
+        assert again(*wrong, "--fresh", base=without_focal())[0].code in (2, 3)
+        assert (again.out / "sparse/0/images.bin").is_file()  # the map is still there
 
 
 def test_option_pairs(again: Again, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from ..geometry.colmap import import_pycolmap
+from .cameras import is_there
 from .exports import registered
 
 if TYPE_CHECKING:
@@ -154,12 +155,13 @@ def read_distances(text: str | os.PathLike[str], names: Sequence[str]) -> list[D
         A line is no distance, or names what is no photograph.
     """
     path, known = Path(text), set(names)
-    lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else [str(text)]
+    from_file = is_there(path)
+    lines = path.read_text(encoding="utf-8-sig").splitlines() if from_file else [str(text)]
     found = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        where = f"{path}: line {number}" if path.is_file() else f"--scale {text}"
+        where = f"{path}: line {number}" if from_file else f"--scale {text}"
         fields = [part.strip() for part in (line.split(",") if "," in line else line.split())]
         try:
             first, second, length = fields[0], fields[1], float(fields[2])

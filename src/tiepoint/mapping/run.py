@@ -46,7 +46,7 @@ from .alignment import (
     to_distances,
     to_positions,
 )
-from .cameras import Share, new_images
+from .cameras import Share, is_there, new_images
 from .extraction import Extraction, extract_into
 from .inputs import FileChanges, check_inputs_survive, follow_files, start_over
 from .lookalikes import SuspiciousPair, drop_lookalikes, restore_lookalikes
@@ -232,22 +232,28 @@ def map_photographs(
     """
     source, out = Path(photographs), Path(output)
     masks = None if masks is None else Path(masks)
-    files = [Path(one) for one in (masks, pairs, camera, align, scale) if one is not None and Path(one).exists()]
+    files = [Path(one) for one in (masks, pairs, camera, align, scale) if one is not None and is_there(one)]
     _check(source, out, pairs, files)
     seconds: dict[str, float] = {}
     notes: list[str] = []
     where = pick_device(device)
-    if fresh:
-        start_over(out, source)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be made: {error.strerror or error}; give another folder") from error
 
-    begun = _begun(out / "settings.json")
+    begun = {} if fresh else _begun(out / "settings.json")
+    chosen_cameras = (share, camera_model, focal, camera) != ("auto", "SIMPLE_RADIAL", None, None)
+    if fresh:
+        # Loaded once more below: what is wrong with them has to be said while there still is a map.
+        names = two_view.choose(features, matcher)
+        extractors.load(names[0], device=where, max_keypoints=max_keypoints, long_side=long_side)
+        matchers.load(names[1], features=names[0], device=where)
     times: dict[str, float] | None = None
     film: dict[str, Any] | None = None
     if source.is_file():
+        if fresh:
+            start_over(out, source)
         film = _same_film(out, source, begun)
         with _lap(seconds, "frames"):
             kept = video.write_key_frames(source, out / "frames", progress=_frames_to(report))
@@ -270,11 +276,12 @@ def map_photographs(
     if guessed:
         notes.append(f"no focal length is known for {guessed} of {len(found)} photographs; the mapper estimates it")
 
+    if fresh and film is None:  # as late as can be: all that can be wrong with the options has been said
+        start_over(out, source)
     with Store.open(out / "database.db") as store, _workplace(ray, workers) as (extract, match):
         wanted = {"features": features, "matcher": matcher, "max_keypoints": max_keypoints, "long_side": long_side}
         settings, choice = _settings(out, begun, store, wanted)
         # A database that somebody brought along has cameras of its own, which only an option replaces.
-        chosen_cameras = (camera_model, focal, camera) != ("SIMPLE_RADIAL", None, None) or share not in ("auto", "all")
         own_cameras = begun.get("own_cameras", True) if begun else not store.images()
         settings = {**begun, **settings, "own_cameras": own_cameras or chosen_cameras, "video": film}
         options = ExtractorOptions(max_keypoints=settings["max_keypoints"], long_side=settings["long_side"])
@@ -379,7 +386,7 @@ def _aligner(
             )
         return None
     kind, _, place = str(align).partition(":")
-    if kind == "gps" and not Path(align).exists():
+    if kind == "gps" and not is_there(align):
         try:
             origin = tuple(float(value) for value in place.split(",")) if place else None
             if origin is not None and (len(origin) != 3 or abs(origin[0]) > 90 or abs(origin[1]) > 360):
@@ -388,7 +395,7 @@ def _aligner(
             raise ArgumentError(f"--align {align}: the origin is gps:LATITUDE,LONGITUDE,ALTITUDE") from error
         positions, origin = gps_positions(places, origin)
         return partial(to_positions, positions=positions, by="gps", origin=origin, seed=seed)
-    if not Path(align).is_file():
+    if not is_there(align):
         raise ArgumentError(f"--align is gps, or a file of NAME X Y Z; {str(align)!r} is neither")
     return partial(to_positions, positions=read_positions(align, names), seed=seed)
 
