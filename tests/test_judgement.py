@@ -160,3 +160,25 @@ def test_overlay_rules(rng: np.random.Generator) -> None:
     few = Matches(table.matches[:12], table.scores[:12], table.points0[:12], table.points1[:12])
     assert len(without_overlay(few, f0, f1)) == 12
     assert len(without_overlay(few, f0, f1, least_moving=0)) == 0
+
+
+def test_the_verdict_is_on_the_screen_the_page_and_in_the_report(
+    tiepoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where nobody watches a bar, lines tell how far it is."""
+    monkeypatch.setattr("tiepoint.cli.console.MINUTE", 0)
+    for n, picture in enumerate(film([0.0, 0.4, 0.8, 1.2], clock=False)):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "photos" / f"{n}.png"), picture)
+    out = tmp_path / "out"
+    command = ["map", tmp_path / "photos", "-o", out, "-f", "sift", "-m", "nearest", "-k", "500", "--workers", "0"]
+    ran = tiepoint(*command, "--focal", 400)  # it is 260
+    assert ran.code == 0, ran.err
+    told = json.loads((out / "report.json").read_text())["models"][0]["judgement"]
+    assert told["verdict"] == "doubtful"
+    assert told["focal_shift"] < -0.2
+    reason = next(reason for reason in told["reasons"] if "was given as 400 px" in reason)
+    assert f"verdict: doubtful: {'; '.join(told['reasons'])}" in ran.out
+    assert reason in (out / "scene.html").read_text()
+    for line in ("tiepoint: extracting sift: 4 of 4", "tiepoint: matching: 6 of 6", "tiepoint: mapping: 4 of 4"):
+        assert line in ran.err
