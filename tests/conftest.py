@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -67,3 +68,24 @@ def images(tmp_path_factory: pytest.TempPathFactory, texture: NDArray[np.uint8])
         mixed = np.clip(np.roll(texture, rng.integers(0, 240, 2), (0, 1)) @ rng.dirichlet([1, 1, 1], 3).T, 0, 255)
         PIL.Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{i}.png")
     return folder
+
+
+class Ran:
+    """Exit code, stdout and stderr of one run."""
+
+    def __init__(self, code: int, captured: pytest.CaptureResult[str]) -> None:
+        self.code, self.out, self.err = code, captured.out, captured.err
+
+
+@pytest.fixture
+def tiepoint(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line in this process."""
+
+    from tiepoint.cli import main
+
+    def run(*argv: object) -> Ran:
+        capsys.readouterr()
+        code = main([str(arg) for arg in argv])
+        return Ran(code, capsys.readouterr())
+
+    return run

@@ -12,7 +12,6 @@ import pycolmap
 import pytest
 from numpy.typing import NDArray
 
-from test_cli_map import tiepoint  # noqa: F401 - a fixture
 from textured_room import Room, align, look
 from tiepoint.mapping.exports import write_undistorted
 
@@ -71,7 +70,7 @@ def test_every_model_is_here() -> None:
 
 
 @pytest.mark.parametrize("model", TRUE)
-def test_map_page_undistort_text_localize(tiepoint: Any, tmp_path: Path, model: str) -> None:  # noqa: F811
+def test_map_page_undistort_text_localize(tiepoint: Any, tmp_path: Path, model: str) -> None:
     photographs(model, tmp_path / "photos")
     query = tmp_path / "query.png"
     (tmp_path / "photos" / f"{QUERY}.png").rename(query)
@@ -136,7 +135,7 @@ def test_undistorted_pictures_are_those_of_their_pinhole_camera(tmp_path: Path, 
     assert written.model_name == "PINHOLE"
 
 
-def test_a_fisheye_without_a_focal_length_is_a_question(tiepoint: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_fisheye_without_a_focal_length_is_a_question(tiepoint: Any, tmp_path: Path) -> None:
     photographs("SIMPLE_FISHEYE", tmp_path / "photos")
     for model in FISHEYES:
         ran = tiepoint("map", tmp_path / "photos", "-o", tmp_path / "out", "--camera-model", model)
@@ -145,7 +144,7 @@ def test_a_fisheye_without_a_focal_length_is_a_question(tiepoint: Any, tmp_path:
         assert not (tmp_path / "out/database.db").exists()
 
 
-def test_a_photograph_is_no_panorama(tiepoint: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_photograph_is_no_panorama(tiepoint: Any, tmp_path: Path) -> None:
     photographs("PINHOLE", tmp_path / "photos")
     ran = tiepoint("map", tmp_path / "photos", "-o", tmp_path / "out", "--camera-model", "EQUIRECTANGULAR")
     assert ran.code == 2

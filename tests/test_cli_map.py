@@ -64,25 +64,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Ran:
-    """Exit code, stdout and stderr of one run."""
-
-    def __init__(self, code: int, captured: pytest.CaptureResult[str]) -> None:
-        self.code, self.out, self.err = code, captured.out, captured.err
-
-
-@pytest.fixture
-def tiepoint(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run the command line in this process."""
-
-    def run(*argv: object) -> Ran:
-        capsys.readouterr()
-        code = main([str(arg) for arg in argv])
-        return Ran(code, capsys.readouterr())
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def mapped(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a map, begun with three of the photographs only."""

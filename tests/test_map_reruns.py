@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from test_cli_map import CLASSIC, FOCAL, Ran, tiepoint, view  # noqa: F401 - a fixture
+from test_cli_map import CLASSIC, FOCAL, view
 from tiepoint.mapping.lookalikes import SuspiciousPair
 from tiepoint.mapping.run import map_photographs
 from tiepoint.mapping.store import Store, pairs_of
@@ -47,10 +47,10 @@ def scene(finished: Path, tmp_path: Path) -> Path:
 class Again:
     """Runs the map again and tells what came of it."""
 
-    def __init__(self, scene: Path, tiepoint: Any) -> None:  # noqa: F811
+    def __init__(self, scene: Path, tiepoint: Any) -> None:
         self.photos, self.out, self._run = scene / "photos", scene / "out", tiepoint
 
-    def __call__(self, *options: object, base: list[str] = CLASSIC) -> tuple[Ran, dict[str, Any]]:
+    def __call__(self, *options: object, base: list[str] = CLASSIC) -> tuple[Any, dict[str, Any]]:
         ran = self._run("map", self.photos, "-o", self.out, *base, *options, "--json")
         return ran, json.loads(ran.out) if ran.code == 0 else {}
 
@@ -76,7 +76,7 @@ class Again:
 
 
 @pytest.fixture
-def again(scene: Path, tiepoint: Any) -> Again:  # noqa: F811
+def again(scene: Path, tiepoint: Any) -> Again:
     return Again(scene, tiepoint)
 
 
@@ -104,7 +104,7 @@ REFUSED = {
 }
 APPLIED = {
     "pairs", "trust_lookalikes", "mapper", "masks", "share", "camera_model", "focal", "camera", "fix_cameras",
-    "undistort", "text", "fresh",
+    "undistort", "text", "align", "scale", "fresh",
 }  # fmt: skip
 NO_PART_OF_THE_RESULT = {"photographs", "output", "device", "workers", "ray", "report"}
 ONLY_FROM_PYTHON = {"seed"}  # of the mapper, which runs each time
@@ -135,6 +135,9 @@ def test_option_fresh(again: Again) -> None:
     assert report["images"]["extracted"] == 4
     assert all(len(points) <= 300 for points in again.features().values())
     assert (again.out / "mine.txt").read_text() == "not tiepoint's"
+    for wrong in (["--camera", "LENS:1"], ["-f", "sifd"], ["--align", "gps"], ["--camera-model", "LENS"]):
+        assert again(*wrong, "--fresh", base=without_focal())[0].code in (2, 3)
+        assert (again.out / "sparse/0/images.bin").is_file()  # the map is still there
 
 
 def test_option_pairs(again: Again, tmp_path: Path) -> None:
@@ -245,6 +248,9 @@ def test_option_camera(again: Again, tmp_path: Path) -> None:
     file.write_text("7 PINHOLE 640 480 600 600 320 240\n")
     ran, _ = again("--camera", file, base=without_focal())
     assert (ran.code, "320x240" in ran.err) == (2, True)
+    cv2.imwrite(str(again.photos / "3.png"), view(1.05)[:200])
+    ran, _ = again("--camera", "SIMPLE_PINHOLE:301,160,100", base=without_focal())
+    assert (ran.code, "2 sizes" in ran.err) == (2, True)
 
 
 def test_option_fix_cameras(again: Again) -> None:
@@ -271,6 +277,21 @@ def test_option_text(again: Again) -> None:
 
 def test_option_undistort(again: Again) -> None:
     stale_export_is_named(again, "--undistort", "undistorted")
+
+
+def test_option_scale(again: Again) -> None:
+    again("--scale", "0.png,3.png,21")
+    centres = {image.name: image.projection_center() for image in again.model().images.values()}
+    assert np.linalg.norm(centres["0.png"] - centres["3.png"]) == pytest.approx(21)
+
+
+def test_option_align(again: Again, tmp_path: Path) -> None:
+    positions = tmp_path / "positions.txt"
+    positions.write_text("0.png 0 0 0\n1.png 1 0 0\n2.png 2 0 0\n3.png 3 0 0\n")
+    _, report = again("--align", positions)  # on a line: said, not ignored
+    assert "on a line" in report["alignments"][0]["problem"]
+    assert any("not aligned" in note for note in report["notes"])
+    assert again("--align", tmp_path / "none.txt")[0].code == 2
 
 
 # ---- files ----
@@ -371,7 +392,7 @@ def test_another_folder_altogether_is_refused(again: Again, tmp_path: Path) -> N
     assert len(again.features()) == 4
 
 
-def test_another_video_of_the_same_name_is_refused(tmp_path: Path, tiepoint: Any) -> None:  # noqa: F811
+def test_another_video_of_the_same_name_is_refused(tmp_path: Path, tiepoint: Any) -> None:
     def film(step: float) -> bytes:
         path = tmp_path / "made.avi"
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (320, 240))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional, TextIO, TypeVar
@@ -15,6 +16,8 @@ from rich.progress import track
 from rich.table import Table
 
 T = TypeVar("T")
+
+MINUTE = 60.0  # seconds between two lines
 
 FeaturesOption = Annotated[
     str,
@@ -83,6 +86,20 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def progress(items: Sequence[T], description: str) -> Iterable[T]:
     """Iterate with a progress bar on stderr, if a person watches."""
     return track(items, escape(description), console=Console(stderr=True), transient=True, disable=not is_terminal())
+
+
+class Minutely:
+    """Says at most one line a minute, where no person watches a bar."""
+
+    def __init__(self) -> None:
+        self.begun = self.last = time.monotonic()
+
+    def say(self, text: str, begins: bool = False) -> None:
+        """Say something if a minute is over; what ``begins``, and may be silent for long, in every longer run."""
+        now = time.monotonic()
+        if not is_terminal() and now - (self.begun if begins else self.last) > MINUTE:
+            self.last = now
+            say(text)
 
 
 def none_if_auto(name: str) -> str | None:

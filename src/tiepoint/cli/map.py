@@ -17,6 +17,7 @@ from .console import (
     JsonOption,
     MatcherOption,
     MaxKeypointsOption,
+    Minutely,
     is_terminal,
     none_if_auto,
     none_if_zero,
@@ -96,6 +97,20 @@ def map_photographs(
         bool, typer.Option("--undistort", help="Also write undistorted photographs, for gsplat and nerfstudio.")
     ] = False,
     text: Annotated[bool, typer.Option("--text", help="Also write COLMAP's text files.")] = False,
+    align: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="gps|FILE",
+            help="Bring the map to metres: east-north-up by the photographs' GPS, or to the positions in a file "
+            "(NAME X Y Z a line). gps:LAT,LON,ALT chooses the origin.",
+        ),
+    ] = None,
+    scale: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="A,B,METRES|FILE", help="Bring the map to metres by distances between cameras: a.jpg,b.jpg,1.25."
+        ),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete an earlier map in the output folder, and start over.")
     ] = False,
@@ -140,6 +155,8 @@ def map_photographs(
             fix_cameras=fix_cameras,
             undistort=undistort,
             text=text,
+            align=align,
+            scale=scale,
             fresh=fresh,
             device=none_if_auto(device),
             workers=workers,
@@ -175,6 +192,7 @@ def _watched() -> Iterator[Report]:
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
+    lines = Minutely()
     bars = Bars(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -189,7 +207,8 @@ def _watched() -> Iterator[Report]:
 
     def report(progress: Progress) -> None:
         step = progress.step
-        if step not in tasks:
+        begins = step not in tasks
+        if begins:
             tasks[step] = bars.add_task(step, total=progress.total or None, completed=progress.done, rate="")
         bars.update(tasks[step], total=progress.total or None, completed=progress.done)
         task = next(task for task in bars.tasks if task.id == tasks[step])
@@ -197,6 +216,7 @@ def _watched() -> Iterator[Report]:
         if progress.early_exits is not None:
             rate += f", {progress.early_exits:.0%} stopped early"
         bars.update(tasks[step], rate=rate)
+        lines.say(" ".join(f"tiepoint: {step}: {progress.done} of {progress.total or '?'} {rate}".split()), begins)
         if progress.note:
             console.print(f"tiepoint: {progress.note}", highlight=False, markup=False, soft_wrap=True)
 

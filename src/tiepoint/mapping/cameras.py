@@ -10,7 +10,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
@@ -148,7 +147,7 @@ def new_images(
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder of the photographs")
     _check_model(model, focal)  # before reading a million files
-    given = None if camera is None else _given_cameras(camera, model, focal)
+    given = None if camera is None else given_cameras(camera, model, focal)
     candidates = list_images(root) if names is None else in_order(set(names))
 
     skipped = {name: f"the same as {first}, byte for byte" for name, first in _duplicates(root, candidates).items()}
@@ -164,9 +163,18 @@ def new_images(
                     warnings.warn(outcome.warning, stacklevel=2)
 
     keys = _keys(exifs, share)
-    make = partial(_camera, model=model, focal=focal) if given is None else partial(_known_camera, given)
-    named = {name: make(exif) for name, exif in exifs.items()}
+    named = {
+        name: _camera(exif, model, focal) if given is None else known_camera(given, exif.size)
+        for name, exif in exifs.items()
+    }
     _check_cameras(named, given is not None or focal is not None)
+    sizes = {exif.size for exif in exifs.values()}
+    if given is not None and None in given and len(sizes) > 1:
+        some = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:3])
+        raise ArgumentError(
+            f"--camera {camera}: cannot be right for photographs of {len(sizes)} sizes ({some}); give a cameras.txt "
+            "with one camera for each"
+        )
     cameras: dict[str, pycolmap.Camera] = {}
     for known in (True, False):  # those with a focal length first
         for name, exif in exifs.items():
@@ -269,13 +277,26 @@ def _camera(exif: Exif, model: str, focal: float | None) -> pycolmap.Camera:
     return camera
 
 
-def _given_cameras(text: str | os.PathLike[str], model: str, focal: float | None) -> dict[Size | None, pycolmap.Camera]:
-    """Return size -> camera; the size is None where only model and parameters are given."""
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether a path exists; a text that is no path at all, such as one of 300 letters, does not."""
+    return os.path.exists(path)  # noqa: PTH110 - pathlib raises
+
+
+def given_cameras(
+    text: str | os.PathLike[str], model: str = DEFAULT_MODEL, focal: float | None = None
+) -> dict[Size | None, pycolmap.Camera]:
+    """Return size -> camera of what ``--camera`` says; the size is None where only model and parameters are given.
+
+    Raises
+    ------
+    ArgumentError, InputError
+        Not ``MODEL:PARAMS``, nor a file as COLMAP's ``cameras.txt`` with one camera for each size.
+    """
     if focal is not None:
         raise ArgumentError("--camera and --focal exclude each other: the camera's parameters begin with its focal")
     path = Path(text)
     cameras: dict[Size | None, pycolmap.Camera] = {}
-    if path.is_file():
+    if is_there(path):
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
             fields = line.split()
             if not fields or line.lstrip().startswith("#"):
@@ -318,15 +339,15 @@ def _colmap_camera(model: str, size: Size, params: list[float]) -> pycolmap.Came
     return camera
 
 
-def _known_camera(given: Mapping[Size | None, pycolmap.Camera], exif: Exif) -> pycolmap.Camera:
-    """Return the camera that was given for photographs of this size."""
-    width, height = exif.size
-    camera = given.get(None) or given.get(exif.size)
+def known_camera(given: Mapping[Size | None, pycolmap.Camera], size: Size) -> pycolmap.Camera:
+    """Return which of the `given_cameras` took photographs of this size (width, height)."""
+    width, height = size
+    camera = given.get(None) or given.get(size)
     if camera is None:
         sizes = ", ".join(f"{one.width}x{one.height}" for one in given.values())
         raise ArgumentError(f"--camera: has no camera for photographs of {width}x{height}, only for {sizes}")
     camera = copy.deepcopy(camera)
-    camera.width, camera.height = exif.size
+    camera.width, camera.height = size
     return camera
 
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -40,14 +40,26 @@ from ..io.files import write_json
 from ..io.folders import find_masks, times_in_names
 from ..io.images import check_bands
 from . import distributed, exports, pairs, retrieval
-from .cameras import Share, new_images
+from .alignment import (
+    LEAST_POSITIONS,
+    Alignment,
+    gps_positions,
+    read_distances,
+    read_positions,
+    to_distances,
+    to_positions,
+)
+from .cameras import Share, is_there, new_images
 from .extraction import Extraction, extract_into
 from .inputs import FileChanges, check_inputs_survive, follow_files, start_over
 from .lookalikes import SuspiciousPair, drop_lookalikes, restore_lookalikes
 from .matching import Matching, match_into
 from .progress import Progress, Report, silent
 from .reconstruct import Mapper, Scene, reconstruct
-from .store import Fingerprint, Store, pair_ids
+from .store import Fingerprint, NewImage, Store, pair_ids
+
+if TYPE_CHECKING:
+    import pycolmap
 
 PairChoice = Literal["auto", "exhaustive", "sequential", "retrieval", "position"]
 PAIR_CHOICES: tuple[PairChoice, ...] = get_args(PairChoice)
@@ -84,6 +96,8 @@ class MapResult:
         What else is worth knowing, a line each.
     seconds : dict
         Wall-clock time of each step of this run.
+    alignments : tuple of Alignment
+        How each model came to metres, if that was asked for.
     """
 
     folder: Path
@@ -95,6 +109,7 @@ class MapResult:
     lookalikes: tuple[SuspiciousPair, ...]
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    alignments: tuple[Alignment, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Return everything but the models themselves, ready for JSON."""
@@ -109,6 +124,7 @@ class MapResult:
             "pairs": [asdict(one) for one in self.matching],
             "lookalikes": [asdict(pair) for pair in self.lookalikes],
             **self.scene.summary(),
+            "alignments": [asdict(one) for one in self.alignments],
             "notes": list(self.notes),
             "seconds": {step: round(value, 2) for step, value in self.seconds.items()},
         }
@@ -134,6 +150,8 @@ def map_photographs(
     fix_cameras: bool = False,
     undistort: bool = False,
     text: bool = False,
+    align: str | os.PathLike[str] | None = None,
+    scale: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     device: torch.device | str | None = None,
     workers: int | None = None,
@@ -179,6 +197,12 @@ def map_photographs(
         Take focal lengths and distortion as they are given, by ``focal``, ``camera`` or EXIF, and do not adjust them.
     undistort, text : bool
         Also write undistorted photographs, and COLMAP's text files.
+    align : "gps", "gps:LATITUDE,LONGITUDE,ALTITUDE" or path, optional
+        Bring the models to metres: by the GPS positions of the photographs, in a frame east-north-up of their median or
+        of the place given; or to the positions in a text file of ``NAME X Y Z`` a line. See
+        `tiepoint.mapping.alignment`.
+    scale : str or path, optional
+        Bring the models to metres by distances between cameras: ``"A.jpg,B.jpg,METRES"``, or a file of such lines.
     fresh : bool
         Start over: delete what an earlier map left in the output folder.
     device : torch.device or str, optional
@@ -216,22 +240,28 @@ def map_photographs(
     """
     source, out = Path(photographs), Path(output)
     masks = None if masks is None else Path(masks)
-    files = [Path(one) for one in (masks, pairs, camera) if one is not None and Path(one).exists()]
+    files = [Path(one) for one in (masks, pairs, camera, align, scale) if one is not None and is_there(one)]
     _check(source, out, pairs, files)
     seconds: dict[str, float] = {}
     notes: list[str] = []
     where, bands = pick_device(device), check_bands(bands)
-    if fresh:
-        start_over(out, source)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be made: {error.strerror or error}; give another folder") from error
 
-    begun = _begun(out / "settings.json")
+    begun = {} if fresh else _begun(out / "settings.json")
+    chosen_cameras = (share, camera_model, focal, camera) != ("auto", "SIMPLE_RADIAL", None, None)
+    if fresh:
+        # Loaded once more below: what is wrong with them has to be said while there still is a map.
+        names = two_view.choose(features, matcher)
+        extractors.load(names[0], device=where, max_keypoints=max_keypoints, long_side=long_side)
+        matchers.load(names[1], features=names[0], device=where)
     times: dict[str, float] | None = None
     film: dict[str, Any] | None = None
     if source.is_file():
+        if fresh:
+            start_over(out, source)
         film = _same_film(out, source, begun)
         with _lap(seconds, "frames"):
             kept = video.write_key_frames(source, out / "frames", progress=_frames_to(report))
@@ -244,6 +274,7 @@ def map_photographs(
         raise InputError(f"{source}: holds {len(found)} photographs that can be used, and a map needs two{reasons}")
     if undistort:
         exports.check_can_be_undistorted(image.camera for image in found)
+    aligner = _aligner(align, scale, found, seed, notes)
     guessed = sum(not image.camera.has_prior_focal_length for image in found)
     if guessed and fix_cameras:
         raise ArgumentError(
@@ -257,6 +288,8 @@ def map_photographs(
         count = len(find_masks(masks, [image.name for image in found]))
         notes.append(f"masks: {count} of {len(found)} photographs have one")
 
+    if fresh and film is None:  # as late as can be: all that can be wrong with the options has been said
+        start_over(out, source)
     with Store.open(out / "database.db") as store, _workplace(ray, workers) as (extract, match):
         wanted = {
             **{"features": features, "matcher": matcher, "max_keypoints": max_keypoints, "long_side": long_side},
@@ -264,7 +297,6 @@ def map_photographs(
         }
         settings, choice = _settings(out, begun, store, wanted)
         # A database that somebody brought along has cameras of its own, which only an option replaces.
-        chosen_cameras = (camera_model, focal, camera) != ("SIMPLE_RADIAL", None, None) or share not in ("auto", "all")
         own_cameras = begun.get("own_cameras", True) if begun else not store.images()
         settings = {**begun, **settings, "own_cameras": own_cameras or chosen_cameras, "video": film}
         options = ExtractorOptions(
@@ -308,6 +340,7 @@ def map_photographs(
 
     report(Progress("mapping", 0, count))
     with _lap(seconds, "model"):
+        alignments: list[Alignment] = []
         scene = reconstruct(
             out / "database.db",
             source,
@@ -317,15 +350,19 @@ def map_photographs(
             bands=bands,
             seed=seed,
             on_image=on_image,
+            align=None if aligner is None else lambda model: alignments.append(aligner(model)),
         )
     report(Progress("mapping", count, count))
     notes += scene.notes
+    notes += [f"model {number}: {alignment}" for number, alignment in enumerate(alignments)]
     if len(scene.models) > 1:
         notes.append("points.ply and all else are of model 0")
     with _lap(seconds, "files"):
         times = times or times_in_names(image.name for image in found)
         _export(scene, source, masks, out, times, undistort, text, choice, bands, notes)
-    result = MapResult(out, scene, choice, extraction, matching, dict(left_out), dropped, tuple(notes), seconds)
+    result = MapResult(
+        out, scene, choice, extraction, matching, dict(left_out), dropped, tuple(notes), seconds, tuple(alignments)
+    )
     write_json(out / "report.json", result.summary())
     return result
 
@@ -343,6 +380,43 @@ def _check(source: Path, out: Path, pairs: str | os.PathLike[str], files: list[P
     check_inputs_survive(out, source, files)
     if pairs not in PAIR_CHOICES and not Path(pairs).is_file():
         raise ArgumentError(f"pairs are a text file, or one of {', '.join(PAIR_CHOICES)}; {str(pairs)!r} is neither")
+
+
+def _aligner(
+    align: str | os.PathLike[str] | None,
+    scale: str | os.PathLike[str] | None,
+    found: list[NewImage],
+    seed: int,
+    notes: list[str],
+) -> Callable[[pycolmap.Reconstruction], Alignment] | None:
+    """Return what brings a model into the frame that was asked for; complain before the work begins."""
+    if align is not None and scale is not None:
+        raise ArgumentError("--align and --scale exclude each other: positions give the scale too")
+    names = [image.name for image in found]
+    if scale is not None:
+        return partial(to_distances, distances=read_distances(scale, names))
+    places = {image.name: image.position for image in found}
+    if align is None:
+        known = sum(place is not None for place in places.values())
+        if known >= LEAST_POSITIONS:
+            notes.append(
+                f"{known} photographs say where they were taken (GPS), which is not used: --align gps brings the map "
+                "to metres, east-north-up"
+            )
+        return None
+    kind, _, place = str(align).partition(":")
+    if kind == "gps" and not is_there(align):
+        try:
+            origin = tuple(float(value) for value in place.split(",")) if place else None
+            if origin is not None and (len(origin) != 3 or abs(origin[0]) > 90 or abs(origin[1]) > 360):
+                raise ValueError
+        except ValueError as error:
+            raise ArgumentError(f"--align {align}: the origin is gps:LATITUDE,LONGITUDE,ALTITUDE") from error
+        positions, origin = gps_positions(places, origin)
+        return partial(to_positions, positions=positions, by="gps", origin=origin, seed=seed)
+    if not is_there(align):
+        raise ArgumentError(f"--align is gps, or a file of NAME X Y Z; {str(align)!r} is neither")
+    return partial(to_positions, positions=read_positions(align, names), seed=seed)
 
 
 @contextmanager
