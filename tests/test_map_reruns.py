@@ -240,6 +240,8 @@ def test_option_camera(again: Again, tmp_path: Path) -> None:
         ("SIMPLE_PINHOLE:300,x", "numbers"),
         ("SIMPLE_PINHOLE:300,900,120", "principal point"),
         ("LENS:1", "no camera model"),
+        ("", "no camera model"),
+        ("SIMPLE_PINHOLE:" + "3" * 400, "SIMPLE_PINHOLE takes 3"),
     ):
         ran, _ = again("--camera", wrong, base=without_focal())
         assert ran.code == 2

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from ..geometry.colmap import import_pycolmap
-from .cameras import is_there
+from .cameras import is_file
 from .exports import registered
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def read_distances(text: str | os.PathLike[str], names: Sequence[str]) -> list[D
         A line is no distance, or names what is no photograph.
     """
     path, known = Path(text), set(names)
-    from_file = is_there(path)
+    from_file = is_file(path)
     lines = path.read_text(encoding="utf-8-sig").splitlines() if from_file else [str(text)]
     found = []
     for number, line in enumerate(lines, start=1):

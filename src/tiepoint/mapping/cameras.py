@@ -277,9 +277,9 @@ def _camera(exif: Exif, model: str, focal: float | None) -> pycolmap.Camera:
     return camera
 
 
-def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether a path exists; a text that is no path at all, such as one of 300 letters, does not."""
-    return os.path.exists(path)  # noqa: PTH110 - pathlib raises
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file; a text that is no path at all, such as one of 300 letters, names none."""
+    return os.path.isfile(path)  # noqa: PTH113 - pathlib raises
 
 
 def given_cameras(
@@ -296,7 +296,7 @@ def given_cameras(
         raise ArgumentError("--camera and --focal exclude each other: the camera's parameters begin with its focal")
     path = Path(text)
     cameras: dict[Size | None, pycolmap.Camera] = {}
-    if is_there(path):
+    if is_file(text):
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
             fields = line.split()
             if not fields or line.lstrip().startswith("#"):

@@ -49,7 +49,7 @@ from .alignment import (
     to_distances,
     to_positions,
 )
-from .cameras import Share, is_there, new_images
+from .cameras import Share, is_file, new_images
 from .extraction import Extraction, extract_into
 from .inputs import FileChanges, check_inputs_survive, follow_files, start_over
 from .lookalikes import SuspiciousPair, drop_lookalikes, restore_lookalikes
@@ -240,7 +240,8 @@ def map_photographs(
     """
     source, out = Path(photographs), Path(output)
     masks = None if masks is None else Path(masks)
-    files = [Path(one) for one in (masks, pairs, camera, align, scale) if one is not None and is_there(one)]
+    files = [Path(one) for one in (pairs, camera, align, scale) if one is not None and is_file(one)]
+    files += [masks] if masks is not None else []
     _check(source, out, pairs, files)
     seconds: dict[str, float] = {}
     notes: list[str] = []
@@ -405,7 +406,7 @@ def _aligner(
             )
         return None
     kind, _, place = str(align).partition(":")
-    if kind == "gps" and not is_there(align):
+    if kind == "gps" and not is_file(align):
         try:
             origin = tuple(float(value) for value in place.split(",")) if place else None
             if origin is not None and (len(origin) != 3 or abs(origin[0]) > 90 or abs(origin[1]) > 360):
@@ -414,7 +415,7 @@ def _aligner(
             raise ArgumentError(f"--align {align}: the origin is gps:LATITUDE,LONGITUDE,ALTITUDE") from error
         positions, origin = gps_positions(places, origin)
         return partial(to_positions, positions=positions, by="gps", origin=origin, seed=seed)
-    if not is_there(align):
+    if not is_file(align):
         raise ArgumentError(f"--align is gps, or a file of NAME X Y Z; {str(align)!r} is neither")
     return partial(to_positions, positions=read_positions(align, names), seed=seed)
 
