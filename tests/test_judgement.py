@@ -176,7 +176,8 @@ def test_the_verdict_is_on_the_screen_the_page_and_in_the_report(
     assert ran.code == 0, ran.err
     told = json.loads((out / "report.json").read_text())["models"][0]["judgement"]
     assert told["verdict"] == "doubtful"
-    assert told["focal_shift"] < -0.2
+    # Four views in a row determine it badly: it comes out much too short or much too long, as the threads fall.
+    assert abs(told["focal_shift"]) > 0.2
     reason = next(reason for reason in told["reasons"] if "was given as 400 px" in reason)
     assert f"verdict: doubtful: {'; '.join(told['reasons'])}" in ran.out
     assert reason in (out / "scene.html").read_text()
