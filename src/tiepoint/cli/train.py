@@ -249,16 +249,16 @@ def features(
         task = run_features.prepare(
             images, output, chosen, seed, cache, workers, none_if_auto(device), start, matcher, teacher, answers
         )
-    if task.answers is not None and task.answers.missing:
-        asked = len(task.answers.missing)
-        say(f"tiepoint: {teacher} is asked about {asked} photographs, {task.answers.bytes / 1e6:.0f} MB in all")
-        _make_ahead(task, "answers", "photographs")
     if dry_run:
         with _console("making pairs, timing steps"):
             told = run_features.rehearse(task, output)
         if task.rank == 0:
             _print_rehearsal(told, json)
         return
+    if task.answers is not None and task.answers.missing:
+        asked = len(task.answers.missing)
+        say(f"tiepoint: {teacher} is asked about {asked} photographs, {task.answers.bytes / 1e6:.0f} MB in all")
+        _make_ahead(task, "answers", "photographs")
     with _live("training cairn" + (" and lightglue" if matcher else "")) as report, _graceful() as stop:
         row = run_features.train_features(task, output, report, stop)
     if task.rank > 0:
@@ -481,6 +481,8 @@ def _print_rehearsal(told: dict[str, Any], json: bool) -> None:
         return
     print(f"{told['parameters'] / 1e6:.1f} million parameters, {told['memory_mb']:.0f} MB of memory at most")
     print(f"{told['seconds_per_step']:.2f} s a step")
+    if "answers" in told:
+        print(f"{told['seconds_per_answer']:.2f} s for a teacher's answer; {told['answers']} photographs to ask about")
     print(f"{told['seconds_per_pair_made']:.2f} s to make a pair, by each of {max(1, told['workers'])} processes")
     print(f"about {told['minutes']:.0f} minutes in all")
     print(f"wrote {Path(told['pictures'][0]).parent}: pairs as they are trained on")

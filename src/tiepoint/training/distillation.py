@@ -22,6 +22,7 @@ Keypoints come from the teacher's answers. The detector is not trained.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import cast
 
@@ -116,12 +117,19 @@ class TaughtViewMaker:
     def __call__(self, step: int, chunks: range) -> TaughtViews:
         """Return these chunks of `CHUNK` pairs of a step, the same at every call."""
         pairs: list[TaughtViews] = []
-        for chunk in chunks:
-            generator = seeded(self.seed, self.held_out, step, chunk)
-            rows = self.photos.draw(CHUNK, generator, self.held_out).tolist()
+        for rows, generator in self._draw(step, chunks):
             pairs.extend(self._pair(row, generator) for row in rows)
         joined = {f.name: torch.cat([getattr(pair, f.name) for pair in pairs]) for f in fields(TaughtViews)}
         return TaughtViews(**joined)
+
+    def rows(self, step: int, chunks: range) -> set[int]:
+        """Return which photographs these chunks show."""
+        return {row for rows, _ in self._draw(step, chunks) for row in rows}
+
+    def _draw(self, step: int, chunks: range) -> Iterator[tuple[list[int], torch.Generator]]:
+        for chunk in chunks:
+            generator = seeded(self.seed, self.held_out, step, chunk)
+            yield self.photos.draw(CHUNK, generator, self.held_out).tolist(), generator
 
     def _pair(self, row: int, generator: torch.Generator) -> TaughtViews:
         config = self.config

@@ -259,6 +259,8 @@ def train_features(
     folder = Path(folder)
     paths: dict[str, str | None] = {"cache": str(task.maker.photos.path.resolve())}
     claim(folder, task.config, paths, task.rank, task.world)
+    for _ in task.make_ahead():
+        pass
     held_out = task.held_out() if task.rank == 0 else []
 
     def evaluate(trained: Objective) -> dict[str, float]:
@@ -293,14 +295,24 @@ def rehearse(task: FeatureTask, folder: str | os.PathLike[str], steps: int = 8) 
     Returns
     -------
     dict
-        As `tiepoint.training.run_matcher.rehearse` returns it.
+        As `tiepoint.training.run_matcher.rehearse` returns it; with a teacher ``seconds_per_answer`` and ``answers``,
+        the number of photographs that it is still to be asked about.
     """
     preset = task.preset
+    chunks = range(max(1, preset.batch // CHUNK // task.world))
+    told: dict[str, Any] = {}
+    if task.answers is not None and isinstance(task.maker, TaughtViewMaker):
+        began, before = time.monotonic(), len(task.answers.missing)
+        asked = len(list(task.answers.make(0, task.maker.rows(0, chunks))))
+        each = (time.monotonic() - began) / max(1, asked)
+        told = {"seconds_per_answer": each, "answers": before - asked}
     began = time.monotonic()
-    views = task.maker(0, range(max(1, preset.batch // CHUNK // task.world)))
+    views = task.maker(0, chunks)
     making = (time.monotonic() - began) / len(views)
     drawn = views.images.unflatten(0, (-1, 2)).permute(0, 3, 1, 4, 2).flatten(2, 3).cpu().numpy()
     paths = save_pictures({f"pair-{i}.png": both for i, both in enumerate(drawn)}, folder) if task.rank == 0 else []
     made = preset.fit.steps * preset.batch
     needs = time_steps(task.new_objective(), views, preset.fit, steps, task.device, made * making, task.workers)
-    return {"pictures": paths, "seconds_per_pair_made": making, **needs}
+    if told:
+        needs["minutes"] += told["answers"] * told["seconds_per_answer"] / 60 / (os.cpu_count() or 1)
+    return {"pictures": paths, "seconds_per_pair_made": making, **told, **needs}

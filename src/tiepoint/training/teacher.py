@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,15 +112,18 @@ class Answers:
         """Size of the folder when all answers are there."""
         return len(self.photos) * self.config.keypoints * (4 * 2 + 1 + 2 * self.dim)
 
-    def make(self, workers: int) -> Iterator[tuple[int, int]]:
+    def make(self, workers: int, rows: Collection[int] | None = None) -> Iterator[tuple[int, int]]:
         """Ask about the photographs that are missing, and yield how many are done and how many there are to do.
 
         Parameters
         ----------
         workers : int
             Processes that ask; 0 asks in this one.
+        rows : collection of int, optional
+            Ask about these photographs only.
         """
-        data = _Questions(self.photos, self.config, self.missing)
+        wanted = [row for row in self.missing if rows is None or row in rows]
+        data = _Questions(self.photos, self.config, wanted)
         counts, *arrays = (self._open(name, "r+") for name in _ARRAYS)
         for done, (row, *answer) in enumerate(in_order(data, 0, len(data), min(workers, len(data))), start=1):
             n = len(answer[0])
