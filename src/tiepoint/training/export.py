@@ -54,6 +54,8 @@ def export_weights(
     kind = config.get("training", {}).get("kind")
     if kind == "end-to-end":
         raise ArgumentError(f"{run} trained two networks: give {run}/cairn.safetensors or {run}/lightglue.safetensors")
+    if kind == "distillation":
+        raise ArgumentError(f"{run} trained an extractor and a map to its teacher: give {run}/cairn.safetensors")
     if kind is None:
         raise ArgumentError(f"{source} was not written by 'tiepoint train'")
     suffix = ".safetensors" if layout == "tiepoint" else ".pth"
