@@ -76,6 +76,11 @@ def progress(items: Sequence[T], description: str) -> Iterable[T]:
     return track(items, description, console=Console(stderr=True), transient=True, disable=not is_terminal())
 
 
+def weights_files(*names: str) -> list[str]:
+    """Return the files that names of extractors and matchers hold: FILE of ``cairn@FILE``."""
+    return [file for file in (name.partition("@")[2] for name in names) if file]
+
+
 def none_if_auto(name: str) -> str | None:
     """Return None, the library's word for its own choice, for ``auto``, the command line's."""
     return None if name == "auto" else name

@@ -20,6 +20,7 @@ from .console import (
     print_json,
     progress,
     say,
+    weights_files,
 )
 
 
@@ -54,7 +55,7 @@ def extract(
     from ..io.folders import find_images
 
     paths = find_images(images)
-    writer = FeatureWriter(output)
+    writer = FeatureWriter(output, inputs=[*paths.values(), *weights_files(features)])
     name, _, _ = two_view.choose(features) if features == "auto" else (features, "", "")
     extractor = extractors.load(
         name,

@@ -27,6 +27,7 @@ from .. import devices
 from .. import features as extractors
 from .. import weights as weights_module
 from ..errors import ArgumentError, InputError
+from ..io.files import check_output
 from ..matchers.lightglue import LightGlue, LightGlueConfig
 from ..types import Features, Matches
 from . import calibration
@@ -418,6 +419,7 @@ def calibrate_file(
             if target.is_dir()
             else target.with_name(f"{target.stem}-calibrated.safetensors")
         )
+    check_output(output, (".safetensors",), inputs=[source, pairs_file, cache])
     state, told = weights_module.load(source)
     if told.get("training", {}).get("kind") != "lightglue":
         raise ArgumentError(f"{source} does not hold LightGlue weights of ours")
