@@ -45,7 +45,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError, InputError, MissingDependencyError, TiepointError
 from ..features import Extractor
-from ..io.files import feature_arrays, write_npz
+from ..io.files import feature_arrays, make_folder, write_npz
 from ..matchers import Matcher
 from ..types import Features
 from . import verification
@@ -117,7 +117,7 @@ def cluster(address: str, workers: int | None = None) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # its name for "other machines may join"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray = _ray()
+    ray = import_ray()
     if ray.is_initialized():
         raise ArgumentError("this process belongs to a Ray cluster already; leave out the call of cluster()")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -131,7 +131,7 @@ def cluster(address: str, workers: int | None = None) -> Iterator[None]:
                     object_store_memory=count * BYTES_PER_WORKER,
                     include_dashboard=False,
                     _node_ip_address="127.0.0.1",
-                    _temp_dir=scratch,
+                    _temp_dir=str(Path(scratch, "r")),  # Ray opens it to everybody: below one that is open to us alone
                     **quiet,
                 )
             else:
@@ -306,7 +306,7 @@ class _Workers:
     """What the cluster has for tasks that run on ``device``, and the way to run many of them."""
 
     def __init__(self, device: torch.device) -> None:
-        self.ray = _ray()
+        self.ray = import_ray()
         if not self.ray.is_initialized():
             raise ArgumentError("this process belongs to no Ray cluster; call this inside of 'with cluster(...)'")
         has = self.ray.cluster_resources()
@@ -506,11 +506,7 @@ def _folder_of(store: Store) -> Path:
     """Make the folder of the shards, beside the database."""
     path = store.path.absolute()
     folder = path.with_name(f"{path.name}-shards")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made: {error.strerror}; it is to hold what workers find") from error
-    return folder
+    return make_folder(folder)
 
 
 def _digest(*parts: Any) -> str:
@@ -534,7 +530,8 @@ def _explained(error: Exception, ray: Any) -> Exception:
     )
 
 
-def _ray() -> Any:
+def import_ray() -> Any:
+    """Return the package ray, or raise `MissingDependencyError` with the line that installs it."""
     try:
         import ray
     except ImportError as error:

@@ -18,8 +18,9 @@ import PIL.Image
 
 from ..errors import ArgumentError, InputError
 from ..geometry.colmap import import_pycolmap
-from ..io.files import atomic, atomic_folder, write_json
+from ..io.files import atomic, atomic_folder, check_image_name, check_output_folder, write_json
 from ..io.images import _orientation, read_image
+from . import model_files
 
 if TYPE_CHECKING:
     import pycolmap
@@ -52,7 +53,7 @@ def write_model(
     if kind not in ("binary", "text"):
         raise ArgumentError(f"a model is written as 'binary' or 'text', not {kind!r}")
     with atomic_folder(folder) as temporary:
-        (model.write_binary if kind == "binary" else model.write_text)(temporary)
+        model_files.write_model(model, temporary, text=kind == "text")
 
 
 def write_ply(model: pycolmap.Reconstruction, path: str | os.PathLike[str]) -> None:
@@ -72,7 +73,7 @@ def write_ply(model: pycolmap.Reconstruction, path: str | os.PathLike[str]) -> N
     with atomic(path) as temporary:
         if not temporary.parent.is_dir():  # COLMAP's own message would be about its source code
             raise InputError(f"{path}: the folder {temporary.parent} does not exist; create it first")
-        model.export_PLY(temporary)
+        model_files.write_points(model, temporary)
 
 
 def write_trajectory(
@@ -147,9 +148,11 @@ def write_undistorted(
 
     Raises
     ------
+    ArgumentError
+        The photographs lie in the folder that is to be replaced.
     InputError
-        A photograph is missing, damaged, or has another size than when the model was made; or the folder cannot
-        be written.
+        A photograph is missing, damaged, or has another size than when the model was made, or its name leads out of
+        the folder; or the folder cannot be written.
 
     Notes
     -----
@@ -159,6 +162,9 @@ def write_undistorted(
     """
     pycolmap = import_pycolmap()
     source = Path(images)
+    check_output_folder(folder, inputs=[source])
+    for image in registered(model):
+        check_image_name(image.name, "the model")
     straight, options = copy.deepcopy(model), pycolmap.UndistortCameraOptions()
     _undistort_cameras(straight, options)
     with atomic_folder(folder) as temporary:
@@ -181,8 +187,8 @@ def write_undistorted(
             PIL.Image.fromarray(pixels).save(target, quality=JPEG_QUALITY)
         sparse = temporary / "sparse" / "0"
         sparse.mkdir(parents=True)
-        straight.write_binary(sparse)
-        straight.export_PLY(temporary / "points.ply")
+        model_files.write_model(straight, sparse)
+        model_files.write_points(straight, temporary / "points.ply")
         write_json(temporary / "transforms.json", _transforms(straight))
 
 

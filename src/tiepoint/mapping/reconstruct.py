@@ -20,6 +20,7 @@ from ..io.files import atomic_folder, write_json
 from ..io.images import read_image
 from . import refinement
 from .exports import registered
+from .model_files import write_model
 from .store import Store
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def reconstruct(
     with atomic_folder(target / "sparse") as folder:
         for number, model in enumerate(models):
             (folder / str(number)).mkdir()
-            model.write_binary(folder / str(number))
+            write_model(model, folder / str(number))
     scene = Scene(
         folder=target,
         models=models,

@@ -16,7 +16,6 @@ Everything it knows between the steps is in one folder, which a run that was int
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -34,8 +33,9 @@ from .. import matchers, two_view
 from ..devices import pick_device
 from ..errors import ArgumentError, InputError
 from ..features import ExtractorOptions
+from ..geometry.colmap import import_pycolmap
 from ..io import video
-from ..io.files import write_json
+from ..io.files import check_output_folder, make_folder, read_json, write_json
 from . import distributed, exports, pairs, retrieval
 from .cameras import Share, new_images
 from .extraction import Extraction, extract_into
@@ -197,14 +197,11 @@ def map_photographs(
         print(result.scene.qualities[0])
     """
     source, out = Path(photographs), Path(output)
-    _check(source, out, pairs)
+    _check(source, out, pairs, masks, ray)
     seconds: dict[str, float] = {}
     notes: list[str] = []
     where = pick_device(device)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made: {error.strerror or error}; give another folder") from error
+    make_folder(out)
 
     times: dict[str, float] | None = None
     if source.is_file():
@@ -262,8 +259,13 @@ def map_photographs(
     return result
 
 
-def _check(source: Path, out: Path, pairs: str | os.PathLike[str]) -> None:
+def _check(
+    source: Path, out: Path, pairs: str | os.PathLike[str], masks: str | os.PathLike[str] | None, ray: str | None
+) -> None:
     """Complain before the work begins."""
+    import_pycolmap()
+    if ray is not None:
+        distributed.import_ray()
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a folder of photographs, or a video")
     if source.is_file() and source.suffix.lower() not in video.VIDEO_SUFFIXES:
@@ -272,6 +274,8 @@ def _check(source: Path, out: Path, pairs: str | os.PathLike[str]) -> None:
         raise ArgumentError(
             f"{out}: lies in the folder of the photographs, and would be taken for some; choose another"
         )
+    for part in ("frames", "sparse", "text", "undistorted"):
+        check_output_folder(out / part, inputs=[source, *([] if pairs in PAIR_CHOICES else [pairs]), masks])
     if pairs not in PAIR_CHOICES and not Path(pairs).is_file():
         raise ArgumentError(f"pairs are a text file, or one of {', '.join(PAIR_CHOICES)}; {str(pairs)!r} is neither")
 
@@ -292,9 +296,9 @@ def _settings(path: Path, store: Store, wanted: dict[str, Any]) -> tuple[dict[st
     """Return (what the features and matches of this folder are made with, one line that says why)."""
     if path.exists():
         try:
-            begun = json.loads(path.read_text(encoding="utf-8"))
+            begun = read_json(path)
             other = [key for key, value in wanted.items() if value not in ("auto", begun[key])]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: cannot be read; delete the folder {path.parent}, or choose another") from error
         if other:
             had = ", ".join(f"{key} {begun[key]}" for key in other)
