@@ -29,9 +29,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError, MissingDependencyError
 from ..types import Features
-
-PICTURES = (".png", ".jpg")
-"""Suffixes of outputs that may be somebody's photographs: they are replaced only if that is asked for."""
+from .images import is_picture
 
 _NEEDED_PACKAGES = {".h5": ("h5py", "hdf5")} | dict.fromkeys((".png", ".jpg", ".pdf", ".svg"), ("matplotlib", "viz"))
 
@@ -239,7 +237,7 @@ def check_output(
         Files that are read for this output, which is none of them, also not through links. What does not exist,
         and None, is passed over.
     overwrite : bool
-        False refuses to replace a picture (`PICTURES`), which may be somebody's photograph.
+        False refuses to replace a picture by its content, which may be somebody's photograph.
 
     Raises
     ------
@@ -270,7 +268,7 @@ def check_output(
     for given in inputs:
         if given is not None and _is_same(final, given):
             raise ArgumentError(f"{target}: is one of the inputs ({given}) and would be lost; give another output")
-    if not overwrite and suffix in PICTURES and final.exists():
+    if not overwrite and is_picture(final):
         raise ArgumentError(
             f"{target}: this picture exists; give another name, or --overwrite (overwrite=True) to replace it"
         )
@@ -336,7 +334,7 @@ def check_regular(path: str | os.PathLike[str]) -> Path:
     >>> check_regular("/dev/null")
     Traceback (most recent call last):
     ...
-    tiepoint.errors.InputError: /dev/null: is a device or a pipe; give a regular file
+    tiepoint.errors.InputError: /dev/null: cannot be read: it is a device or a pipe; give a regular file
     """
     try:
         mode = Path(path).stat().st_mode
@@ -345,9 +343,9 @@ def check_regular(path: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if stat.S_ISDIR(mode):
-        raise InputError(f"{path}: is a folder; give a file")
+        raise InputError(f"{path}: cannot be read: it is a folder; give a file")
     if not stat.S_ISREG(mode):
-        raise InputError(f"{path}: is a device or a pipe; give a regular file")
+        raise InputError(f"{path}: cannot be read: it is a device or a pipe; give a regular file")
     return Path(path)
 
 

@@ -219,6 +219,17 @@ def _format_of(start: bytes, name: str) -> str:
     )
 
 
+def is_picture(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file exists that begins as an image that can be read, whatever its name."""
+    name = os.fspath(path)
+    try:
+        with _open_file(name, name) as file:
+            _format_of(file.read(16), name)
+    except (InputError, OSError):
+        return False
+    return True
+
+
 def _decode(file: IO[bytes], name: str, max_pixels: int) -> NDArray[Any]:
     """Decode an image file, upright by its EXIF orientation, to an array in its own number type."""
     kind = "image"

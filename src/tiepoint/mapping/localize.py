@@ -368,8 +368,6 @@ class Localizer:
             matcher = str(settings["matcher"]) if matcher == "auto" else matcher
             if not all(value is None or type(value) is int for value in limits.values()):
                 raise ValueError(f"settings.json: {limits} are no whole numbers")
-        except InputError:
-            raise
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder}: cannot be read as a map ({error}); make it anew") from error
         model = read_model(sparse)

@@ -673,6 +673,8 @@ class Store:
         with self._well_formed(f"the matches of images {first} and {second}"):
             count, data, scores, overlaps, *have = row
             indices = _indices(count, data, have)
+            if scores is not None and len(scores) != 4 * count:
+                scores = None  # of matches that COLMAP has replaced
             values = np.ones(count, np.float32) if scores is None else _numbers(scores, np.float32, count)
             if not np.isfinite(values).all():
                 raise ValueError("scores that are not finite")
