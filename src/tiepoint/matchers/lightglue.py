@@ -451,9 +451,12 @@ _WAVES = torch.tensor(
         for wave in (1.0, 2.2, 5.0)
         for direction in (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
     ]
-    + [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.8, 0.0], [0.0, 0.0, 1.6, 0.0]]
+    + [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.8, 0.0], [0.0, 0.0, 1.6, 0.0]],
+    dtype=torch.float32,  # whatever the user has chosen as defaults before this is imported
+    device="cpu",
 )
-_WAVE_WEIGHTS = torch.tensor([1.0] * 12 + [2.0] * 4)  # as much for orientation and scale together as for two octaves
+# As much for orientation and scale together as for two octaves.
+_WAVE_WEIGHTS = torch.tensor([1.0] * 12 + [2.0] * 4, dtype=torch.float32, device="cpu")
 FRAME_CODE = 2 * len(_WAVES)
 
 
