@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -91,9 +92,9 @@ class CairnConfig:
         return RADIUS * 2 ** ((self.rings - 1) / RINGS_PER_OCTAVE)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> CairnConfig:
-        """Read the configuration that a weights file carries; what else it says is ignored."""
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+    def from_dict(cls, values: Mapping[str, Any], source: str | os.PathLike[str] = "these weights") -> CairnConfig:
+        """Read the configuration that a weights file carries, see `tiepoint.weights.read_config`."""
+        return weights_module.read_config(cls, values, source)
 
 
 class Level(NamedTuple):
@@ -581,7 +582,9 @@ class Cairn(Extractor):
         self.bfloat16 = bfloat16
         source = weights or self.name
         state, config = weights_module.load(source)
-        self.net = weights_module.load_into(CairnNet(CairnConfig.from_dict(config)), state, source)
+        with torch.device("meta"):
+            net = CairnNet(CairnConfig.from_dict(config, source))
+        self.net = weights_module.load_into(net, state, source)
         # channels-last convolutions are 1.3 times as fast on CPUs
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
