@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from tiepoint import viz
-from tiepoint.errors import ArgumentError, InputError, MissingDependencyError
+from tiepoint.errors import ArgumentError, MissingDependencyError
 from tiepoint.matchers.base import make_matches
 from tiepoint.types import Features, Image, Matches
 from tiepoint.viz import pictures

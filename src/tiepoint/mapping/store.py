@@ -841,17 +841,17 @@ def _create(path: Path) -> None:
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
     pycolmap = import_pycolmap()
-    with tempfile.TemporaryDirectory(prefix="tiepoint-") as folder:
-        made = Path(folder, "database.db")
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="tiepoint-") as folder:
+            made = Path(folder, "database.db")
             pycolmap.Database.open(made).close()
             _check_version(made, pycolmap.__version__)
             content = made.read_bytes()
-        except (RuntimeError, OSError, InputError) as error:
-            raise InputError(
-                f"{path}: the database cannot be made: no space for temporary files in {folder}; free some, or name "
-                "another folder in the environment variable TMPDIR"
-            ) from error
+    except (RuntimeError, OSError, InputError) as error:
+        raise InputError(
+            f"{path}: the database cannot be made: no space for temporary files ({error}); free some, or name another "
+            "folder in the environment variable TMPDIR"
+        ) from error
     try:
         with atomic(path) as temporary:
             temporary.write_bytes(content)
