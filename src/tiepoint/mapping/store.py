@@ -282,6 +282,12 @@ class Store:
             if not create:
                 raise InputError(f"{path}: does not exist; 'tiepoint map' makes one")
             _create(path)
+            try:
+                return cls.open(path, create=False)
+            except BaseException:  # most often the disk is full; what has nothing in it yet is no use to anybody
+                for suffix in ("", "-wal", "-shm"):
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+                raise
         try:
             with check_regular(path).open("rb") as stream:
                 start = stream.read(16)
@@ -731,11 +737,15 @@ class Store:
             if self._immutable:
                 self._log = None
                 return db
-            db.execute("PRAGMA journal_mode = WAL")
-            # In this mode a power failure may undo the last transactions, a dying process none; neither does harm.
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("PRAGMA foreign_keys = ON")
-            db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # makes the log exist
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                # In this mode a power failure may undo the last transactions, a dying process none; neither does harm.
+                db.execute("PRAGMA synchronous = NORMAL")
+                db.execute("PRAGMA foreign_keys = ON")
+                db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # makes the log exist
+            except BaseException:
+                db.close()
+                raise
             self._log = self._log_now()
         return db
 
@@ -845,7 +855,7 @@ def _create(path: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="tiepoint-") as folder:
             made = Path(folder, "database.db")
             pycolmap.Database.open(made).close()
-            _check_version(made, pycolmap.__version__)
+            Store.open(made).close()  # adds our own tables
             content = made.read_bytes()
     except (RuntimeError, OSError, InputError) as error:
         raise InputError(
@@ -912,6 +922,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 _ADVICE = {
     "disk is full": "free some space and run the same again: what was written before is kept",
+    "disk I/O error": "is the disk full, or failing? What was written before is kept",
     "readonly": "give the right to write to the file and its folder, or work on a copy",
     "unable to open": "if it is there, give the right to write to it and its folder, or work on a copy",
     "locked": "another program has been writing to it for a minute; wait until it is done, or end it",
