@@ -26,9 +26,11 @@ import os
 import secrets
 import shutil
 import socket
+import struct
 import tempfile
 import time
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +63,7 @@ from .extraction import (
 )
 from .matching import Matching, Tally, batch_size, unverified, what_to_match
 from .progress import Progress, Report, silent
-from .store import PairResult, Store
+from .store import PairResult, Store, fault_of
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -291,7 +293,7 @@ def match_on_ray(
     report(Progress("matching", already, total))
     for at in workers.in_order(_match_shard, shards, task_of):
         path = path_of(at)
-        found = list(_read_results(path))
+        found = _read_results(path)
         store.write_matches(result for result, _ in found)
         path.unlink()
         for result, stop_layer in found:
@@ -431,17 +433,21 @@ def _outcome_arrays(outcomes: list[dict[str, Any] | str]) -> Arrays:
 def _read_outcomes(path: Path) -> list[Features | str]:
     """Read what `_outcome_arrays` made."""
     fields: dict[int, dict[str, Any]] = {}
-    for key, value in _read(path).items():
-        n, _, name = key.partition("/")
-        if name:
-            fields.setdefault(int(n), {})[name] = value
     outcomes: list[Features | str] = []
-    for _, one in sorted(fields.items()):
-        if "failed" in one:
-            outcomes.append(str(one["failed"]))
-        else:
-            width, height = one.pop("image_size").tolist()
-            outcomes.append(as_features({**one, "image_size": (width, height), "extractor": str(one["extractor"])}))
+    with _reading(path) as arrays:
+        for key, value in arrays.items():
+            n, _, name = key.partition("/")
+            if name:
+                fields.setdefault(int(n), {})[name] = value
+        for _, one in sorted(fields.items()):
+            if "failed" in one:
+                outcomes.append(str(one["failed"]))
+            else:
+                width, height = one.pop("image_size").tolist()
+                features = as_features({**one, "image_size": (width, height), "extractor": str(one["extractor"])})
+                if fault := fault_of(features):
+                    raise ValueError(fault)
+                outcomes.append(features)
     return outcomes
 
 
@@ -470,32 +476,39 @@ def _result_arrays(found: list[tuple[PairResult, int | None]]) -> Arrays:
     return arrays
 
 
-def _read_results(path: Path) -> Iterator[tuple[PairResult, int | None]]:
+def _read_results(path: Path) -> list[tuple[PairResult, int | None]]:
     """Read what `_result_arrays` made."""
-    a = _read(path)
-    at, models = 0, {name: iter(a[name]) for name in _MODELS}
-    for n, ((id0, id1), count) in enumerate(zip(a["pairs"].tolist(), a["counts"].tolist(), strict=True)):
-        rows = slice(at, at + count)
-        at += count
-        result = PairResult(
-            id0,
-            id1,
-            a["matches"][rows],
-            a["scores"][rows],
-            overlaps=None if a["overlaps"][n] < 0 else bool(a["overlaps"][n]),
-            inliers=a["inliers"][rows] if a["verified"][n] else None,
-            config=str(a["configs"][n]),  # type: ignore[arg-type]
-            **{name: next(models[name]) if a[f"has_{name}"][n] else None for name in _MODELS},
-        )
-        yield result, None if a["stop_layers"][n] < 0 else int(a["stop_layers"][n])
+    results: list[tuple[PairResult, int | None]] = []
+    with _reading(path) as a:
+        at, models = 0, {name: iter(a[name]) for name in _MODELS}
+        for n, ((id0, id1), count) in enumerate(zip(a["pairs"].tolist(), a["counts"].tolist(), strict=True)):
+            rows = slice(at, at + count)
+            at += count
+            result = PairResult(
+                id0,
+                id1,
+                a["matches"][rows],
+                a["scores"][rows],
+                overlaps=None if a["overlaps"][n] < 0 else bool(a["overlaps"][n]),
+                inliers=a["inliers"][rows] if a["verified"][n] else None,
+                config=str(a["configs"][n]),  # type: ignore[arg-type]
+                **{name: next(models[name]) if a[f"has_{name}"][n] else None for name in _MODELS},
+            )
+            results.append((result, None if a["stop_layers"][n] < 0 else int(a["stop_layers"][n])))
+    return results
 
 
-def _read(path: Path) -> Arrays:
-    """Read a shard that a worker has made."""
+@contextmanager
+def _reading(path: Path) -> Iterator[Arrays]:
+    """Give the arrays of a shard that a worker has made; what is wrong with them is said of the file."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            arrays = dict(file)
+        yield arrays
+    except (
+        *(OSError, EOFError, zipfile.BadZipFile, MemoryError, NotImplementedError),
+        *(ValueError, TypeError, LookupError, RuntimeError, StopIteration, zlib.error, struct.error),
+    ) as error:
         raise InputError(
             f"{path}: a worker wrote this file, but it cannot be read here: {error}; the folder must be on a file "
             "system that all machines of the cluster share, at the same path"

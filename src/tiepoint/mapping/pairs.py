@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError, InputError
+from ..io.files import check_regular
 from .retrieval import most_similar
 
 Pairs = NDArray[np.int32]
@@ -157,7 +157,7 @@ def from_list(path: str | os.PathLike[str], ids: Mapping[str, int]) -> tuple[Pai
     (array([[1, 2]], dtype=int32), ['lost.jpg'])
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = check_regular(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -509,7 +509,7 @@ class Store:
         with self._well_formed("keypoints"):
             for image_id, rows, columns, size in found:
                 if rows * columns * 4 != size or rows < 0:
-                    raise ValueError(f"{rows}x{columns} numbers of image {image_id} in {size} bytes")
+                    raise ValueError(f"{rows!r}x{columns!r} numbers of image {image_id} in {size} bytes")
         return {image_id: rows for image_id, rows, _, _ in found}
 
     def has_features(self) -> set[int]:
@@ -918,6 +918,8 @@ def _explained(path: Path) -> Iterator[None]:
                 raise  # a fault of ours
             advice = "check the disk and the permissions"
         raise InputError(f"{path}: {reason}; {advice}") from error
+    except UnicodeDecodeError as error:  # the message of an SQLite error that quotes the file
+        raise InputError(f"{path}: damaged; go back to a copy, or start with a new one") from error
 
 
 _ADVICE = {
