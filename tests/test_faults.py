@@ -360,3 +360,87 @@ def test_no_worker_outlives_a_map_that_was_stopped(photos: Path, texture: np.nda
         assert err.splitlines()[-1] == "tiepoint: interrupted"
         assert "***" not in err  # how a C++ trace begins
     assert {"PRAGMA", "ok"} & {sqlite3.connect(database).execute("PRAGMA integrity_check").fetchone()[0]}
+
+
+# ---- the operating system refuses ----
+
+
+def test_evaluation_on_a_disk_that_cannot_be_written(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    data = next(path.parent for path in sorted((data_dir / "eval").glob("*/pairs.json")))
+    assert main(["eval", "sift+nearest", "--data", str(data), "--limit", "1", "-o", str(in_the_way / "out")]) == 3
+    err = said(capsys)
+    assert "cannot be written" in err
+    assert "bug" not in err
+
+
+def test_summaries_of_an_evaluation_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiepoint import evaluation
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(InputError, match="No space left"):
+            evaluation.save([], tmp_path)
+    assert tree(tmp_path) == {}
+    assert {path.name for path in evaluation.save([], tmp_path)} == {"summary.json", "summary.csv", "summary.md"}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error", "disk"), PermissionError(13, "Permission denied", "disk")]
+)
+def test_refusals_of_the_system_are_no_bug(
+    error: OSError, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tiepoint.two_view.match", refuse)
+    assert main(["match", str(photos / "00.png"), str(photos / "01.png")]) == 3
+    err = said(capsys)
+    assert err.startswith(f"tiepoint: disk: {error.strerror}")
+    assert "bug" not in err
+
+
+@posix_only
+def test_a_reader_that_has_seen_enough_is_no_bug(tmp_path: Path) -> None:
+    script = "import sys, time; from tiepoint.cli import main; time.sleep(0.5); sys.exit(main(['weights', 'list']))"
+    words = f'{sys.executable} -c "{script}"'
+    done = subprocess.run(["sh", "-c", f"{words} | true"], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+
+
+@posix_only
+def test_pipes_do_not_hang_a_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tiepoint.mapping.pairs import from_list
+    from tiepoint.mapping.store import Store
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for read in (
+        lambda: from_list(pipe, {}),
+        lambda: Store.open(pipe),
+        lambda: next(video.read_frames(pipe)),
+        lambda: files.read_json(pipe),
+        lambda: tp.mapping.hloc._opened(pipe).__enter__(),
+    ):
+        with pytest.raises(InputError, match="device or a pipe"):
+            read()
+
+
+def test_progress_of_a_map_is_said_where_nobody_watches(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tiepoint.cli import console
+
+    clock = iter(range(0, 10**9, 61))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    main(["map", str(photos), "-o", str(tmp_path / "out"), "-f", "sift", "--workers", "0", "-k", "100"])
+    err = said(capsys)
+    assert "extracting sift: 20 of 20" in err
+    assert "matching: 190 of 190" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional, TextIO, TypeVar
@@ -69,6 +70,19 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table, highlight=False, markup=False)
+
+
+class Minutely:
+    """Says at most one line a minute, where no person watches a bar."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Say it, unless something was said less than a minute ago."""
+        if not is_terminal() and time.monotonic() - self.last > 60:
+            self.last = time.monotonic()
+            say(text)
 
 
 def progress(items: Sequence[T], description: str) -> Iterable[T]:

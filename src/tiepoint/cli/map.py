@@ -16,6 +16,7 @@ from .console import (
     JsonOption,
     MatcherOption,
     MaxKeypointsOption,
+    Minutely,
     is_terminal,
     none_if_auto,
     none_if_zero,
@@ -147,7 +148,10 @@ def map_photographs(
 
 @contextmanager
 def _watched() -> Iterator[Report]:
-    """Give a callback that shows progress on stderr if a person watches; notes are printed in any case."""
+    """Give a callback that shows progress on stderr, as bars, or as a line a minute where no person watches.
+
+    Notes are printed in any case.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -164,9 +168,11 @@ def _watched() -> Iterator[Report]:
         disable=not is_terminal(),
     )
     tasks = {}
+    minutely = Minutely()
 
     def report(progress: Progress) -> None:
         step = progress.step
+        minutely.say(f"{step}: {progress.done}" + (f" of {progress.total}" if progress.total else ""))
         if step not in tasks:
             tasks[step] = bars.add_task(step, total=progress.total or None, completed=progress.done, rate="")
         bars.update(tasks[step], total=progress.total or None, completed=progress.done)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from .console import DeviceOption, JsonOption, is_terminal, none_if_auto, print_json, print_table, say
+from .console import DeviceOption, JsonOption, Minutely, is_terminal, none_if_auto, print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..training.loop import FitConfig
@@ -369,22 +368,10 @@ def _nothing() -> Iterator[None]:
 def _make_ahead(task: Task) -> None:
     """Make the pairs that a run uses again and again, and show how many there are."""
     with Progress(console=Console(stderr=True), disable=not is_terminal(), transient=True) as bar:
-        shown, minutely = bar.add_task("making pairs", total=None), _Minutely()
+        shown, minutely = bar.add_task("making pairs", total=None), Minutely()
         for done, total in task.make_ahead():
             bar.update(shown, completed=done, total=total)
             minutely.say(f"making pairs: {done} of {total} chunks")
-
-
-class _Minutely:
-    """Says at most one line a minute, where no person watches a bar."""
-
-    def __init__(self) -> None:
-        self.last = time.monotonic()
-
-    def say(self, text: str) -> None:
-        if not is_terminal() and time.monotonic() - self.last > 60:
-            self.last = time.monotonic()
-            say(text)
 
 
 @contextmanager
@@ -395,7 +382,7 @@ def _live(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     )
     with bar:
         shown = bar.add_task(title, total=1.0)
-        minutely = _Minutely()
+        minutely = Minutely()
 
         def report(row: dict[str, Any]) -> None:
             whole = row["seconds"] + row["seconds_left"]

@@ -46,8 +46,9 @@ def read_model(folder: str | os.PathLike[str]) -> Any:
             check_image_name(image.name, folder)
     except InputError:
         raise
-    except (RuntimeError, ValueError, LookupError, TypeError, MemoryError) as error:
-        raise InputError(f"{folder}: cannot be read as a COLMAP model ({error}); make it anew") from error
+    except (RuntimeError, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder}: cannot be read as a COLMAP model ({reason}); make it anew") from error
     return model
 
 
@@ -108,7 +109,7 @@ def check_binary_model(folder: Path) -> None:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
         except InputError:
             raise
-        except (struct.error, ValueError) as error:
+        except (struct.error, ValueError, OverflowError) as error:
             raise InputError(f"{path}: damaged or cut off ({error}); make the model anew") from error
 
 

@@ -777,8 +777,9 @@ class Store:
         except TiepointError:
             raise
         except (ValueError, TypeError, KeyError, IndexError, OverflowError, np.linalg.LinAlgError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"{self.path}: damaged: {what} ({error}); go back to a copy, or start with a new one"
+                f"{self.path}: damaged: {what} ({reason}); go back to a copy, or start with a new one"
             ) from error
 
     @contextmanager
