@@ -501,13 +501,21 @@ def _read_results(path: Path) -> list[tuple[PairResult, int | None]]:
 @contextmanager
 def _reading(path: Path) -> Iterator[Arrays]:
     """Give the arrays of a shard that a worker has made; what is wrong with them is said of the file."""
+    arrays = _read(path)
+    try:
+        yield arrays
+    except (ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{path}: is not what a worker wrote ({error}); delete it, and run the same again") from error
+
+
+def _read(path: Path) -> Arrays:
+    """Read a shard that a worker has made."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        yield arrays
+            return dict(file)
     except (
-        *(OSError, EOFError, zipfile.BadZipFile, MemoryError, NotImplementedError),
-        *(ValueError, TypeError, LookupError, RuntimeError, StopIteration, zlib.error, struct.error),
+        *(OSError, EOFError, MemoryError, ValueError, TypeError, LookupError, RuntimeError),
+        *(zipfile.BadZipFile, zlib.error, struct.error),  # which of them depends on where the file is damaged
     ) as error:
         raise InputError(
             f"{path}: a worker wrote this file, but it cannot be read here: {error}; the folder must be on a file "
