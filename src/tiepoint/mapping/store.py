@@ -635,7 +635,7 @@ class Store:
 
     def matched_pair_ids(self) -> NDArray[np.int64]:
         """Return the ids (see `pair_ids`) of all pairs that were matched, sorted: int64 (P,), 8 bytes a pair."""
-        with self._reading() as db:
+        with self._reading() as db, self._well_formed("matches"):
             ids = (pair_id for (pair_id,) in db.execute("SELECT pair_id FROM matches INDEXED BY tiepoint_matched"))
             return np.sort(np.fromiter(ids, np.int64))
 
@@ -649,7 +649,7 @@ class Store:
 
     def verified_pair_ids(self) -> NDArray[np.int64]:
         """Return the ids of all pairs that were verified, be it that no geometry was found, sorted: int64 (P,)."""
-        with self._reading() as db:
+        with self._reading() as db, self._well_formed("two-view geometries"):
             found = db.execute("SELECT pair_id FROM two_view_geometries INDEXED BY tiepoint_verified")
             return np.sort(np.fromiter((pair_id for (pair_id,) in found), np.int64))
 
@@ -690,7 +690,7 @@ class Store:
 
     def verified_pairs(self) -> dict[tuple[int, int], int]:
         """Return the pairs (smaller id, larger id) with a two-view geometry -> the number of its inliers, above 0."""
-        with self._reading() as db:
+        with self._reading() as db, self._well_formed("two-view geometries"):
             found = db.execute(
                 "SELECT pair_id, rows FROM two_view_geometries INDEXED BY tiepoint_verified WHERE rows > 0"
             )
