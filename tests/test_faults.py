@@ -207,6 +207,22 @@ def test_what_living_runs_write_is_left_alone(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"a.csv": b"under way", "b.csv": b"whole"}
 
 
+@posix_only
+def test_temporary_folders_of_killed_runs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import os\nfrom tiepoint.io.files import scratch_folder\n"
+        "with scratch_folder() as folder:\n    (folder / 'a').write_text('x'), os.kill(os.getpid(), 9)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], check=False, env=environment)
+    (tmp_path / "tiepoint-notes").mkdir()
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with files.scratch_folder() as mine, files.scratch_folder() as other:
+        assert {path.name for path in tmp_path.iterdir()} == {mine.name, other.name, "tiepoint-notes"}
+    assert [path.name for path in tmp_path.iterdir()] == ["tiepoint-notes"]
+
+
 # ---- sources that end ----
 
 

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -216,6 +217,41 @@ def _is_alive(process: int) -> bool:
     except OSError:  # it belongs to somebody else
         return True
     return True
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give a new folder for files that nobody else sees; it goes with the block, or, after a kill, with the next one.
+
+    Raises
+    ------
+    InputError
+        The system has no place for temporary files.
+
+    Examples
+    --------
+    >>> with scratch_folder() as folder:
+    ...     _ = Path(folder, "a.txt").write_text("for a while")
+    >>> folder.exists()
+    False
+    """
+    with explained("temporary files (TMPDIR names their folder)"):
+        parent = Path(tempfile.gettempdir())
+        folder = Path(tempfile.mkdtemp(prefix=f"tiepoint-{_HERE[:4]}-{os.getpid()}-"))
+    try:
+        if os.name == "posix":
+            with suppress(OSError), os.scandir(parent) as entries:
+                for entry in entries:
+                    found = re.fullmatch(rf"tiepoint-{_HERE[:4]}-([0-9]+)-\w{{8}}", entry.name)
+                    if (
+                        found
+                        and not _is_alive(int(found[1]))
+                        and entry.stat(follow_symlinks=False).st_uid == os.getuid()
+                    ):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output(

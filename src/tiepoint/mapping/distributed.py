@@ -27,7 +27,6 @@ import secrets
 import shutil
 import socket
 import struct
-import tempfile
 import time
 import zipfile
 import zlib
@@ -47,7 +46,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError, InputError, MissingDependencyError, TiepointError
 from ..features import Extractor
-from ..io.files import feature_arrays, make_folder, write_npz
+from ..io.files import feature_arrays, make_folder, scratch_folder, write_npz
 from ..matchers import Matcher
 from ..types import Features
 from . import verification
@@ -123,7 +122,7 @@ def cluster(address: str, workers: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         raise ArgumentError("this process belongs to a Ray cluster already; leave out the call of cluster()")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with tempfile.TemporaryDirectory(prefix="tiepoint-ray-", ignore_cleanup_errors=True) as scratch:
+    with scratch_folder() as scratch:
         try:
             if address == "local":
                 count = workers or cores()
@@ -133,7 +132,7 @@ def cluster(address: str, workers: int | None = None) -> Iterator[None]:
                     object_store_memory=count * BYTES_PER_WORKER,
                     include_dashboard=False,
                     _node_ip_address="127.0.0.1",
-                    _temp_dir=str(Path(scratch, "r")),  # Ray opens it to everybody: below one that is open to us alone
+                    _temp_dir=str(scratch / "r"),  # Ray opens it to everybody: below one that is open to us alone
                     **quiet,
                 )
             else:

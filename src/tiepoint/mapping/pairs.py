@@ -150,6 +150,7 @@ def from_list(path: str | os.PathLike[str], ids: Mapping[str, int]) -> tuple[Pai
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder, "pairs.txt")
     ...     _ = file.write_text("b.jpg a.jpg\na.jpg lost.jpg\n")

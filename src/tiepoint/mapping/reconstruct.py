@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from ..geometry.colmap import import_pycolmap
-from ..io.files import atomic_folder, write_json
+from ..io.files import atomic_folder, scratch_folder, write_json
 from ..io.images import read_image
 from . import refinement
 from .exports import registered
@@ -222,8 +221,8 @@ def reconstruct(
         target.mkdir(parents=True, exist_ok=True)  # before the long work, not after
     except OSError as error:
         raise InputError(f"{target}: cannot be made: {error.strerror or error}; give another folder") from error
-    with tempfile.TemporaryDirectory(prefix="tiepoint-") as work, _quiet():
-        found = _map(Path(database), Path(work), mapper, refine_cameras, seed, threads or -1, on_image)
+    with scratch_folder() as work, _quiet():
+        found = _map(Path(database), work, mapper, refine_cameras, seed, threads or -1, on_image)
     if not found:
         raise InputError(f"{database}: no model can be made of it: {_NO_MODEL[mapper]}")
     models = tuple(sorted(found, key=lambda model: (-model.num_reg_images(), -model.num_points3D())))

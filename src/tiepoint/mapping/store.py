@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError, InputError, TiepointError
 from ..geometry.colmap import Matrix, import_pycolmap, quaternion_of, rotation_of
-from ..io.files import atomic, check_image_name, check_regular
+from ..io.files import atomic, check_image_name, check_regular, scratch_folder
 from ..types import Features
 
 if TYPE_CHECKING:
@@ -853,8 +852,8 @@ def _create(path: Path) -> None:
         raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
     pycolmap = import_pycolmap()
     try:
-        with tempfile.TemporaryDirectory(prefix="tiepoint-") as folder:
-            made = Path(folder, "database.db")
+        with scratch_folder() as folder:
+            made = folder / "database.db"
             pycolmap.Database.open(made).close()
             Store.open(made).close()  # adds our own tables
             content = made.read_bytes()
