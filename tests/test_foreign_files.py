@@ -456,3 +456,30 @@ def test_a_full_disk_leaves_nothing_and_kills_nobody(limit: int, tmp_path: Path)
     assert {"a.h5", "b.h5", "c.npz", "binary", "text", "d.db"} & written == set()
     assert ("p.ply" in written) == (limit > 5000)
     assert {path.name for path in tmp_path.iterdir()} == written
+
+
+NO_ROOM = """
+import resource, sys, torch
+from pathlib import Path
+from tiepoint.errors import InputError
+from tiepoint.mapping import Store
+from tiepoint.types import Features
+path = Path(sys.argv[1])
+store = Store.open(path)
+limit = path.stat().st_size + 4096
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+many = Features(torch.ones(300, 2), torch.ones(300), torch.ones(300, 64), (640, 480), "mine")
+store.write_features([(1, many)])  # into the log, for which there is room
+try:
+    store.close()
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_log_that_cannot_be_moved_into_the_database_is_said_and_kept(database: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", NO_ROOM, str(database)], capture_output=True, text=True, timeout=60)
+    assert "is kept" in done.stdout, done.stderr
+    with Store.open(database, create=False) as store:
+        assert len(store.features(1)) == 300
+    assert sorted(path.name for path in database.parent.iterdir()) == ["database.db"]
