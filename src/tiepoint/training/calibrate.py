@@ -27,7 +27,7 @@ from .. import devices
 from .. import features as extractors
 from .. import weights as weights_module
 from ..errors import ArgumentError, InputError
-from ..io.files import check_output
+from ..io.files import check_output, check_regular
 from ..matchers.lightglue import LightGlue, LightGlueConfig
 from ..types import Features, Matches
 from . import calibration
@@ -310,7 +310,7 @@ def read_pairs(file: str | os.PathLike[str], images: str | os.PathLike[str]) -> 
         The list cannot be read, a line does not hold the names of two images, or one of these is missing.
     """
     try:
-        lines = Path(file).read_text().splitlines()
+        lines = check_regular(file).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: the list of image pairs cannot be read ({error})") from error
     pairs: dict[frozenset[str], tuple[Path, Path]] = {}
@@ -423,7 +423,7 @@ def calibrate_file(
     state, told = weights_module.load(source)
     if told.get("training", {}).get("kind") != "lightglue":
         raise ArgumentError(f"{source} does not hold LightGlue weights of ours")
-    trained_on = pairs_from_dict(told["training"]["pairs"])
+    trained_on = pairs_from_dict(told["training"].get("pairs"))
     if features is not None:
         trained_on = replace(trained_on, features=features)
     matcher = LightGlue(trained_on.extractor, chosen_device, weights=str(source), match_threshold=match_threshold)
@@ -443,7 +443,7 @@ def calibrate_file(
             config = replace(trained_on, keypoints=keypoints)
             photos = build_cache(images, cache or Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
             try_extractor(photos, config, torch.device("cpu"))
-            seen = told["training"]["photographs"] == photos.digest
+            seen = told["training"].get("photographs") == photos.digest
             different = len(set(photos.sources[photos.held_out if seen else slice(None)].tolist()))
             if different < needed:
                 warnings.warn(

@@ -475,6 +475,8 @@ def _ways(wanted: Entry) -> list[str]:
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     with safetensors.safe_open(path, framework="pt") as file:
         config = parse_json((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+        if odd := [key for key in ("training", "calibration") if not isinstance(config.get(key, {}), dict)]:
+            raise ValueError(f"what it says of its {odd[0]} makes no sense")
         return {key: file.get_tensor(key) for key in file.keys()}, config  # noqa: SIM118 (not a mapping)
 
 
