@@ -460,3 +460,18 @@ def test_progress_of_a_map_is_said_where_nobody_watches(
     err = said(capsys)
     assert "extracting sift: 20 of 20" in err
     assert "matching: 190 of 190" in err
+
+
+@posix_only
+def test_a_name_with_a_line_break_costs_one_photograph(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tiepoint.mapping.cameras import new_images
+
+    (photos / "03.png").rename(photos / "a\nb.png")
+    found, skipped = new_images(photos)
+    assert len(found) == 19
+    assert [name for name, _ in skipped] == ["a\nb.png"]
+    assert main(["extract", str(photos), "-o", str(tmp_path / "out"), "-f", "sift", "-k", "50"]) == 3
+    assert "1 of 20 images could not be used" in said(capsys)
+    assert len(list((tmp_path / "out").iterdir())) == 19

@@ -51,7 +51,7 @@ def extract(
     from .. import two_view
     from ..devices import pick_device
     from ..errors import InputError
-    from ..io.files import FeatureWriter
+    from ..io.files import FeatureWriter, check_image_name
     from ..io.folders import find_images
 
     paths = find_images(images)
@@ -71,6 +71,7 @@ def extract(
     with writer:
         for key, path in progress(list(paths.items()), f"extracting {name}"):
             try:
+                check_image_name(key, path.parent)
                 found = extractor(path, None if masks is None else masks / f"{key}.png")
             except InputError as error:
                 failed[key] = str(error)

@@ -16,6 +16,7 @@ from ..errors import ArgumentError, InputError
 from ..geometry.camera import FOCAL_FACTOR
 from ..geometry.colmap import import_pycolmap
 from ..io.exif import Exif, read_exif
+from ..io.files import check_image_name
 from ..types import Image
 from .store import NewImage
 
@@ -206,6 +207,7 @@ def _try_exif(root: Path, name: str) -> Exif | str:
     except UnicodeEncodeError:
         return "its name is not valid UTF-8, and a database cannot hold it; rename the file"
     try:
+        check_image_name(name, root)
         return read_exif(root / name)
     except InputError as error:
         return str(error)

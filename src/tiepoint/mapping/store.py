@@ -369,7 +369,7 @@ class Store:
         ArgumentError
             Two images of different size are to share a camera.
         InputError
-            The database cannot be written to.
+            The database cannot be written to, or a name leads out of the folder of the photographs.
         """
         with self._transaction() as db:
             known = dict(db.execute("SELECT name, image_id FROM images"))
@@ -390,6 +390,7 @@ class Store:
             for new in images:
                 if new.name in known:
                     continue
+                check_image_name(new.name, "add_images")
                 camera, camera_id = new.camera, keys.get(new.camera_key)
                 size = (camera.width, camera.height)
                 if camera_id is None:
