@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -17,6 +18,15 @@ def data_dir() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the evaluation photographs are not on this machine (looked in {folder})")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cases_dir() -> Path:
+    """Folder of small inputs that went wrong once; its README says what is right. It lies beside the photographs."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"the cases are not on this machine (looked in {folder})")
     return folder
 
 
@@ -58,3 +68,24 @@ def images(tmp_path_factory: pytest.TempPathFactory, texture: NDArray[np.uint8])
         mixed = np.clip(np.roll(texture, rng.integers(0, 240, 2), (0, 1)) @ rng.dirichlet([1, 1, 1], 3).T, 0, 255)
         PIL.Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{i}.png")
     return folder
+
+
+class Ran:
+    """Exit code, stdout and stderr of one run."""
+
+    def __init__(self, code: int, captured: pytest.CaptureResult[str]) -> None:
+        self.code, self.out, self.err = code, captured.out, captured.err
+
+
+@pytest.fixture
+def tiepoint(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line in this process."""
+
+    from tiepoint.cli import main
+
+    def run(*argv: object) -> Ran:
+        capsys.readouterr()
+        code = main([str(arg) for arg in argv])
+        return Ran(code, capsys.readouterr())
+
+    return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +20,19 @@ from tiepoint.features.cairn import CELL, RADIUS, RINGS_PER_OCTAVE, Cairn, Cairn
 from tiepoint.types import Features
 
 SMALL = CairnConfig(levels=4, width=8, rings=10, angles=16, channels=16, dim=32)
+STEERABLE = replace(SMALL, angles=32, dim=33, harmonics=(9, 6, 4, 2))
 
 
-@pytest.fixture(scope="module")
-def net() -> CairnNet:
+@pytest.fixture(scope="module", params=[SMALL, STEERABLE], ids=["one direction", "steerable"])
+def net(request: pytest.FixtureRequest) -> CairnNet:
     torch.manual_seed(0)
-    return CairnNet(SMALL).eval().requires_grad_(False)
+    return CairnNet(request.param).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def file(net: CairnNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "cairn.safetensors"
-    weights.save(path, net.state_dict(), asdict(SMALL))
+    weights.save(path, net.state_dict(), asdict(net.config))
     return path
 
 
@@ -45,7 +46,7 @@ def test_a_patch_of_a_ramp_is_what_the_formula_says(net: CairnNet) -> None:
     images = net.levels((0.3 + a * x + b * y)[None, None])
     at, levels = torch.tensor([[[201.3, 148.7], [180.0, 160.25]]]), torch.tensor([[0, 3]])
     patches = net.patches(images, at, levels)[0]
-    angle = 2 * math.pi * torch.arange(SMALL.angles) / SMALL.angles
+    angle = 2 * math.pi * torch.arange(net.config.angles) / net.config.angles
     for k, scale in enumerate((1.0, 2**1.5)):
         radius = scale * RADIUS * 2 ** (torch.arange(SMALL.rings) / RINGS_PER_OCTAVE)
         px = at[0, k, 0] + angle.cos()[:, None] * radius
@@ -141,7 +142,7 @@ def test_places_in_the_row_of_all_levels_lead_back(net: CairnNet) -> None:
 def test_extractor_keeps_the_contract(file: Path, texture: NDArray[np.uint8]) -> None:
     extractor = tp.features.load("cairn", weights=file, max_keypoints=200, detection_threshold=0.0)
     f = extractor(texture)
-    assert len(f) == 200 and f.descriptors.shape == (200, 32) and f.extractor == "cairn"
+    assert len(f) == 200 and f.descriptors.shape == (200, extractor.net.config.dim) and f.extractor == "cairn"
     assert (f.scores.diff() <= 0).all() and f.scores.min() >= 0 and f.scores.max() <= 1
     gaps = torch.cdist(f.keypoints, f.keypoints, p=torch.inf).fill_diagonal_(9)
     assert gaps.min() > 2, "near-duplicate keypoints"

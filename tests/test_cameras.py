@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from PIL.TiffImagePlugin import IFDRational
 
 from tiepoint.errors import ArgumentError, InputError
-from tiepoint.io.exif import read_exif
+from tiepoint.io.exif import order_in_time, read_exif
 from tiepoint.io.images import read_image
 from tiepoint.mapping.cameras import camera_of, new_images
 from tiepoint.types import Image
@@ -222,16 +223,17 @@ def test_folder_with_everything_in_it(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(good.read_bytes())  # the first by name stays
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
     (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    (tmp_path / "phone.avif").write_bytes(b"\0\0\0\x18ftypavif" + bytes(20))
+    (tmp_path / "raw.NEF").write_bytes(b"II*\0\x08\0\0\0" + bytes(20))
     (tmp_path / "notes.txt").write_text("no photograph")
     photograph(tmp_path / ".hidden" / "c.jpg")
     (tmp_path / "._b.png").write_bytes(b"what macOS leaves behind")
     found, skipped = new_images(tmp_path)
     assert [image.name for image in found] == ["a.jpg", "b.png"]
     reasons = dict(skipped)
-    assert list(reasons) == ["broken.jpg", "empty.png", "phone.heic", "z/sub folder/ä.JPG"]
+    assert list(reasons) == ["broken.jpg", "empty.png", "phone.avif", "raw.NEF", "z/sub folder/ä.JPG"]
     assert reasons["z/sub folder/ä.JPG"] == "the same as a.jpg, byte for byte"
-    assert "convert HEIC" in reasons["phone.heic"]
+    assert "convert it" in reasons["phone.avif"] and "develop it" in reasons["raw.NEF"]
     assert "broken.jpg: damaged" in reasons["broken.jpg"]
 
     found, skipped = new_images(tmp_path, ["b.png", "gone.jpg", "b.png"])
@@ -259,3 +261,31 @@ def test_warnings_name_the_file(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"odd\.jpg"):
         found, skipped = new_images(tmp_path)
     assert len(found) == 1 and skipped == []
+
+
+def test_files_of_one_size_are_compared_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = photograph(tmp_path / "a.jpg").read_bytes()
+    for name, end in (("a.jpg", b"1"), ("b.jpg", b"2"), ("c.jpg", b"1")):
+        (tmp_path / name).write_bytes(first + bytes(5 << 20) + end)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    tracemalloc.start()
+    found, skipped = new_images(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [image.name for image in found] == ["a.jpg", "b.jpg"] and [name for name, _ in skipped] == ["c.jpg"]
+    assert peak < 5e6
+
+
+def test_order_in_time(tmp_path: Path) -> None:
+    names = ["m.jpg", "a.jpg", "x.jpg"]
+    times = {0x9003: "2024:05:01 10:00:00"}
+    for n, name in enumerate(names):
+        photograph(tmp_path / name, exif={**times, 0x9291: str(3 * n)})
+    assert order_in_time(tmp_path, names) == (
+        names,
+        "the names tell no order; the images are taken by their EXIF times",
+    )
+    photograph(tmp_path / "b.jpg", exif={0x9003: "yesterday"})
+    ordered, note = order_in_time(tmp_path, [*names, "b.jpg"])
+    assert ordered == ["a.jpg", "b.jpg", "m.jpg", "x.jpg"] and "neither names nor EXIF times" in note
+    assert order_in_time(tmp_path, ["f10.jpg", "f9.jpg"]) == (["f9.jpg", "f10.jpg"], "")  # which are not even there

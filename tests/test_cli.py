@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import tiepoint as tp
 from tiepoint import weights
-from tiepoint.cli import main
+from tiepoint.cli import console, main
 from tiepoint.io.folders import find_images
 
 CLASSIC = ["--features", "sift", "--matcher", "nearest"]
@@ -199,7 +199,7 @@ def test_extract_with_a_folder_of_masks(tiepoint, photos: Path, tmp_path: Path) 
     cv2.imwrite(str(masks / "a.png.png"), half)
     argv = ["extract", photos / "a.png", photos / "b.png", "-f", "orb", "-o", output, "--masks", masks]
     ran = tiepoint(*argv)
-    assert ran.code == 3 and "b.png.png: no such file" in ran.err
+    assert ran.code == 3 and f"has no mask {masks / 'b.png.png'}" in ran.err
     with np.load(output) as file:
         assert 0 < file["a.png/keypoints"][:, 0].max() <= 159.5 and "b.png/keypoints" not in file
 
@@ -306,3 +306,55 @@ def test_ctrl_c_is_clean(photos: Path, tmp_path: Path, output: str) -> None:
                 assert len(file["keypoints"]) == len(file["descriptors"])
     else:
         assert left == []
+
+
+def test_names_that_an_output_cannot_hold(tiepoint, photos: Path, tmp_path: Path) -> None:
+    """They are named and left out; the other images are written."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good = (photos / "a.png").read_bytes()
+    long = "x" * 250 + ".png"
+    names = ["fine.png", "[red]x[bold].png", os.fsdecode(b"caf\xe9.png"), long]
+    try:
+        for name in names:
+            (folder / name).write_bytes(good)
+    except OSError:
+        pytest.skip("this file system has other limits")
+    h5py = pytest.importorskip("h5py")
+    ran = tiepoint("extract", folder, "-f", "orb", "-o", tmp_path / "f.h5")
+    assert ran.code == 3 and "caf" in ran.err and "not valid UTF-8" in ran.err
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert set(file) == {"fine.png", "[red]x[bold].png", long}
+    ran = tiepoint("extract", folder, "-f", "orb", "-o", tmp_path / "out", "--json")
+    assert ran.code == 3 and "too long" in ran.err and "bug" not in ran.err
+    assert set(json.loads(ran.out)["keypoints"]) == {"fine.png", "[red]x[bold].png", "caf\\udce9.png"}
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_brackets_are_no_markup(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(console, "is_terminal", lambda: True)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # for rich
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert list(console.progress([1, 2], "extracting cairn@[/x]/[red]w")) == [1, 2]
+    assert "cairn@[/x]/[red]w" in re.sub(r"\x1b\[[0-9;]*m", "", capfd.readouterr().err)
+
+
+def test_bands_on_the_command_line(tiepoint, texture, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    five = np.dstack([texture, texture[..., :2]])
+    tifffile.imwrite(tmp_path / "a.tif", five, photometric="minisblack", planarconfig="contig")
+    argv = ["match", tmp_path / "a.tif", tmp_path / "a.tif", *CLASSIC, "--json"]
+    ran = tiepoint(*argv)
+    assert ran.code == 3 and "has 5 bands" in ran.err
+    assert json.loads(tiepoint(*argv, "--bands", "1,2,3").out)["matches"] > 50
+    assert tiepoint(*argv, "--bands", "1,2").code == tiepoint(*argv, "--bands", "0").code == 2
+    output = tmp_path / "f.npz"
+    assert tiepoint("extract", tmp_path / "a.tif", "-f", "orb", "-o", output).code == 3
+    assert tiepoint("extract", tmp_path / "a.tif", "-f", "orb", "-o", output, "--bands", "3,2,1").code == 0
+
+
+def test_an_output_whose_name_is_no_text(photos: Path, tmp_path: Path) -> None:
+    output = os.fsencode(tmp_path) + b"/caf\xe9.npz"
+    argv = [sys.executable, "-m", "tiepoint", "match", photos / "a.png", photos / "b.png", *CLASSIC, "-o", output]
+    ran = subprocess.run(argv, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert ran.returncode == 0 and b"caf\\udce9.npz" in ran.stdout, ran.stderr

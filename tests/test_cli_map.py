@@ -9,9 +9,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
+from tiepoint import matchers
 from tiepoint.cli import main
+from tiepoint.errors import ArgumentError, InputError
+from tiepoint.mapping import pairs
+from tiepoint.mapping.pairs import earth_centred
 from tiepoint.mapping.store import Store
 
 pytest.importorskip("pycolmap")
@@ -57,25 +62,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cv2.imwrite(str(folder / "blank.png"), np.full((240, 320), 90, np.uint8))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 this is not a photograph")
     return folder
-
-
-class Ran:
-    """Exit code, stdout and stderr of one run."""
-
-    def __init__(self, code: int, captured: pytest.CaptureResult[str]) -> None:
-        self.code, self.out, self.err = code, captured.out, captured.err
-
-
-@pytest.fixture
-def tiepoint(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run the command line in this process."""
-
-    def run(*argv: object) -> Ran:
-        capsys.readouterr()
-        code = main([str(arg) for arg in argv])
-        return Ran(code, capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +154,7 @@ def test_other_pairs_map_too_and_are_chosen_again(
     [
         (["nowhere", "-o", "out"], 3, "no such file"),
         (["empty", "-o", "out"], 3, "a map needs two"),
-        (["unrelated", "-o", "out", *CLASSIC], 3, "no two"),
+        (["unrelated", "-o", "out", *CLASSIC], 3, "in none of its 1 matched pairs"),
         (["unrelated", "-o", "unrelated/out"], 2, "choose another"),
         (["unrelated", "-o", "out", "--pairs", "some"], 2, "exhaustive"),
         (["unrelated", "-o", "out", *CLASSIC, "--pairs", "position"], 3, "GPS"),
@@ -234,3 +220,170 @@ def test_db_info_export_and_import_make_a_round(tiepoint: Any, photographs: Path
         assert set(ours.verified_pairs()) == set(theirs.verified_pairs())
     assert tiepoint("db", "import", copy).code == 2
     assert tiepoint("db", "export", tmp_path / "none.db", "--pairs", tmp_path / "p.txt").code == 3
+
+
+# ------------------------------------------------- every input is used, or named as unused
+
+
+def gps(latitude: float, longitude: float) -> PIL.Image.Exif:
+    """Return EXIF that holds a place, to a hundredth of a second of arc."""
+    exif = PIL.Image.Exif()
+
+    def degrees(value: float) -> tuple[float, float, float]:
+        minutes = value % 1 * 60
+        return float(int(value)), float(int(minutes)), round(minutes % 1 * 60, 2)
+
+    exif.get_ifd(0x8825).update({1: "N", 2: degrees(latitude), 3: "E", 4: degrees(longitude)})
+    return exif
+
+
+def save_views(folder: Path, names: list[str], exifs: list[PIL.Image.Exif] | None = None) -> Path:
+    """Photograph the walls from places 0.3 apart, in the order of the names."""
+    folder.mkdir()
+    for n, name in enumerate(names):
+        picture = PIL.Image.fromarray(view(0.3 * n)[..., ::-1])
+        picture.save(folder / name, **({} if exifs is None else {"exif": exifs[n].tobytes()}))
+    return folder
+
+
+def test_masks_are_counted(tiepoint: Any, photographs: Path, tmp_path: Path) -> None:
+    options = ["map", photographs, "-o", tmp_path / "out", *CLASSIC, "--json", "--masks"]
+    ran = tiepoint(*options, tmp_path / "nowhere")
+    assert ran.code == 3 and "nowhere: no such folder; give the folder of the masks" in ran.err
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    cv2.imwrite(str(masks / "1.png"), np.full((240, 320), 255, np.uint8))
+    ran = tiepoint(*options, masks)
+    assert ran.code == 3 and f"the mask of 0.png must be called {masks / '0.png.png'}" in ran.err
+    assert not (tmp_path / "out" / "database.db").exists()
+    (masks / "1.png").rename(masks / "1.png.png")
+    assert "masks: 1 of 6 photographs have one" in json.loads(tiepoint(*options, masks).out)["notes"]
+    ran = tiepoint("extract", photographs / "0.png", "-f", "orb", "-o", tmp_path / "f.npz", "--masks", masks)
+    assert ran.code == 3 and "no mask of any of the 1 photographs" in ran.err and not (tmp_path / "f.npz").exists()
+
+
+def test_a_pair_list_with_scores_folders_and_both_directions(tiepoint: Any, photographs: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.txt"
+    options = ["map", photographs, "-o", tmp_path / "out", *CLASSIC, "--pairs", pairs, "--json"]
+    pairs.write_text("images/0.png images/1.png 0.9\nimages/2.png images/1.png 0.8\nimages/1.png images/0.png 0.7\n")
+    result = json.loads(tiepoint(*options).out)
+    assert f"{pairs}: used 3 of 3 lines" in result["notes"]
+    assert result["pairs"][0]["pairs"] == 2 and result["models"][0]["registered"] == 3
+    pairs.write_text("0.png other.png\nlost.png 1.png\n")
+    ran = tiepoint(*options)
+    assert ran.code == 3 and "names two of the 6 images; the first is line 1, which names other.png" in ran.err
+    whole = [f"{photographs}/{a}.png {photographs}/{b}.png\n" for a, b in ((0, 1), (0, "lost"), (1, 2))]
+    pairs.write_text("".join(whole))
+    notes = json.loads(tiepoint(*options).out)["notes"]
+    assert any("used 2 of 3 lines; the first that was not, line 2" in note for note in notes)
+
+
+@pytest.mark.parametrize("without", [(), (1, 4)], ids=["all have GPS", "some have"])
+def test_photographs_far_apart_are_paired(tiepoint: Any, tmp_path: Path, without: tuple[int, ...]) -> None:
+    """0.002 degrees of latitude are 222 m, beyond what counts as near."""
+    pytest.importorskip("faiss")
+    exifs = [PIL.Image.Exif() if n in without else gps(48 + 0.002 * n, 11) for n in range(5)]
+    folder = save_views(tmp_path / "photographs", [f"{n}.png" for n in range(5)], exifs)
+    ran = tiepoint("map", folder, "-o", tmp_path / "out", *CLASSIC, "--pairs", "position", "--json")
+    assert ran.code == 0, ran.err
+    result = json.loads(ran.out)
+    assert result["models"][0]["registered"] == 5
+    said = next(note for note in result["notes"] if note.startswith("GPS"))
+    assert f"{5 - len(without)} of 5 photographs" in said and ("look like them" in said) == bool(without)
+
+
+def test_case_gps_far_apart(tiepoint: Any, cases_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiepoint.mapping.run.reconstruct", _stop)  # the pairs alone matter here
+    options = ["-f", "sift", "-m", "nearest", "-k", "300", "--workers", "0", "--pairs", "position"]
+    assert "reached the mapper" in tiepoint("map", cases_dir / "gps_far_apart", "-o", tmp_path / "out", *options).err
+    with Store.open(tmp_path / "out" / "database.db") as store:
+        places = earth_centred([image.position for image in store.images()])
+        pairs = {frozenset(pair) for pair in store.matched_pairs()}
+        ids = [image.image_id for image in store.images()]
+    apart = np.linalg.norm(places[:, None] - places[None], axis=2) + np.diag(np.full(9, np.inf))
+    assert apart.min() > 100
+    for i, image_id in enumerate(ids):
+        assert frozenset((image_id, ids[int(apart[i].argmin())])) in pairs
+
+
+def _stop(*_: Any, **__: Any) -> None:
+    raise InputError("reached the mapper")
+
+
+@pytest.mark.parametrize("by", ["numbers", "EXIF times", "time stamps"])
+def test_a_sequence_is_in_order_of_time(
+    tiepoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """What ``sequential`` gets, and the times of the trajectory."""
+    exifs = [PIL.Image.Exif() for _ in range(5)]
+    if by == "EXIF times":
+        names = ["m.png", "c.png", "x.png", "a.png", "k.png"]
+        for n, exif in enumerate(exifs):
+            exif.get_ifd(0x8769)[0x9003] = f"2024:05:01 10:00:{9 + n:02d}"
+    elif by == "numbers":
+        names = [f"frame{n}.png" for n in range(8, 13)]
+    else:
+        names = [f"130503110{n}.{n}75304.png" for n in range(5)]
+    folder = save_views(tmp_path / "photographs", names, exifs)
+    given: list[list[int]] = []
+    sequential = pairs.sequential
+    monkeypatch.setattr(pairs, "sequential", lambda ids: given.append(list(ids)) or sequential(ids))
+    ran = tiepoint("map", folder, "-o", tmp_path / "out", *CLASSIC, "--pairs", "sequential", "--json")
+    assert ran.code == 0, ran.err
+    with Store.open(tmp_path / "out" / "database.db") as store:
+        named = {image.image_id: image.name for image in store.images()}
+    assert [named[i] for i in given[0]] == names
+    said = any("taken by their EXIF times" in note for note in json.loads(ran.out)["notes"])
+    assert said == (by == "EXIF times")
+    table = np.loadtxt(tmp_path / "out" / "trajectory.txt")
+    if by == "time stamps":
+        assert table[:, 0].tolist() == [float(name.removesuffix(".png")) for name in names]
+    elif by == "numbers":
+        assert table[:, 0].tolist() == [0, 1, 2, 3, 4]
+        along = table[:, 1:4] - table[0, 1:4]
+        assert (np.diff(np.linalg.norm(along, axis=1)) > 0).all()
+
+
+def test_a_map_of_named_bands(tiepoint: Any, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for n in range(4):
+        bgr = view(0.3 * n)
+        five = np.dstack([bgr[..., 0] * 0, bgr, bgr[..., :1] * 0]).astype(np.uint16) * 257
+        tifffile.imwrite(folder / f"{n}.tif", five, photometric="minisblack", planarconfig="contig")
+    options = ["map", folder, "-o", tmp_path / "out", *CLASSIC, "--undistort", "--json"]
+    ran = tiepoint(*options)
+    assert ran.code == 3 and "has 5 bands" in ran.err and "only 0 photographs have features" in ran.err
+    ran = tiepoint(*options[:3], tmp_path / "out2", *options[4:], "--bands", "4,3,2")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["models"][0]["registered"] == 4
+    written = cv2.imread(str(tmp_path / "out2" / "undistorted" / "images" / "0.tif.png"))
+    assert written.reshape(-1, 3).max(axis=0).min() > 200  # in colour, none of them an empty band
+    assert tiepoint(*options[:3], tmp_path / "out2", *options[4:], "--bands", "2,2,2").code == 2
+    assert tiepoint(*options, "--bands", "4,x").code == 2
+
+
+def test_dense_matches_can_be_imported(tiepoint: Any, photographs: Path, mapped: Path, tmp_path: Path) -> None:
+    """Keypoints without descriptors, and a pair in both directions, as hloc has them after LoFTR."""
+    h5py = pytest.importorskip("h5py")
+    files = [tmp_path / "f.h5", tmp_path / "m.h5"]
+    assert tiepoint("db", "export", mapped / "database.db", "--features", files[0], "--matches", files[1]).code == 0
+    with h5py.File(files[0], "a") as file:
+        for group in file.values():
+            del group["descriptors"], group["scores"], group["image_size"]
+    with h5py.File(files[1], "a") as file:
+        one = file["0.png"]["1.png"]["matches0"][()]
+        back = np.full(one.max() + 1000, -1)
+        back[one[one >= 0]] = np.flatnonzero(one >= 0)
+        with h5py.File(files[0]) as features:
+            file.create_group("1.png/0.png")["matches0"] = back[: len(features["1.png"]["keypoints"])]
+    dense = ["--features", files[0], "--extractor", "loftr", "--matches", files[1]]
+    ran = tiepoint("db", "import", tmp_path / "dense.db", "--images", photographs, *dense)
+    assert ran.code == 0, ran.err
+    with Store.open(tmp_path / "dense.db") as store, Store.open(mapped / "database.db") as theirs:
+        assert store.matched_pairs() == theirs.matched_pairs()
+        assert set(store.verified_pairs()) == set(theirs.verified_pairs())
+        one, two = (store.features(image.image_id) for image in store.images()[:2])
+    with pytest.raises(ArgumentError, match="loftr keypoints have no descriptors"):
+        matchers.load("nearest", features="sift")(one, two)

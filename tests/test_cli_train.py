@@ -173,7 +173,7 @@ def test_calibrate_then_export(tiepoint, images: Path, finished: Path, tmp_path:
 
 
 def test_calibrate_on_listed_pairs(tiepoint, images: Path, finished: Path, tmp_path: Path) -> None:
-    (tmp_path / "pairs.txt").write_text("0.png 1.png\n\n2.png 3.png\n")
+    (tmp_path / "pairs.txt").write_text("0.png 1.png 0.9\n\nimages/2.png images/3.png\n")
     output = tmp_path / "out.safetensors"
     weights_file = finished / "confidence" / "weights.safetensors"
     options = ("--images", images, "--pairs", tmp_path / "pairs.txt", "-o", output)
@@ -182,7 +182,11 @@ def test_calibrate_on_listed_pairs(tiepoint, images: Path, finished: Path, tmp_p
     assert weights.load(output)[1]["calibration"]["pairs"] == 2
     ran = tiepoint("calibrate", weights_file, *options)
     assert ran.code == 2 and "at least 299 pairs, not 2" in ran.err
-    for line, words in (("0.png 1.png 2.png", "line 1"), ("0.png 0.png", "different"), ("0.png no.png", "no.png")):
+    for line, words in (
+        ("0.png", "one name"),
+        ("0.png 0.png", "nothing else"),
+        ("0.png 1.png\n0.png no.png", "no.png"),
+    ):
         (tmp_path / "pairs.txt").write_text(line)
         ran = tiepoint("calibrate", weights_file, *options)
         assert ran.code == 3 and words in ran.err

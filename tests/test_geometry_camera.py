@@ -23,7 +23,20 @@ CAMERAS = [
     Camera("SIMPLE_RADIAL_FISHEYE", 640, 480, (300, 310.5, 250.5, -0.02)),
     Camera("RADIAL_FISHEYE", 640, 480, (300, 310.5, 250.5, 0.03, -0.01)),
     Camera("OPENCV_FISHEYE", 640, 480, (300, 310, 310.5, 250.5, 0.03, -0.01, 0.004, -0.001)),
-]
+    Camera("SIMPLE_FISHEYE", 640, 480, (300, 310.5, 250.5)),
+    Camera("FISHEYE", 640, 480, (300, 310, 310.5, 250.5)),
+    Camera("FOV", 640, 480, (500, 520, 310.5, 250.5, 0.3)),
+    Camera(
+        "THIN_PRISM_FISHEYE", 640, 480, (300, 310, 310.5, 250.5, 0.03, -0.01, 1e-4, -2e-4, 0.004, 0, 1e-4, 1e-4)
+    ),
+    Camera(
+        "RAD_TAN_THIN_PRISM_FISHEYE", 640, 480,
+        (300, 310, 310.5, 250.5, 0.03, -0.01, 0.004, -0.001, 0, 0, 1e-4, -2e-4, 1e-4, 0, 1e-4, 0),
+    ),
+    Camera("SIMPLE_DIVISION", 640, 480, (500, 310.5, 250.5, -0.1)),
+    Camera("DIVISION", 640, 480, (500, 520, 310.5, 250.5, -0.1)),
+    Camera("EUCM", 640, 480, (500, 520, 310.5, 250.5, 0.3, 1.1)),
+]  # fmt: skip
 all_models = pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: camera.model)
 
 
@@ -70,7 +83,7 @@ def test_agrees_with_opencv(rng) -> None:
     full = next(c for c in CAMERAS if c.model == "FULL_OPENCV")
     theirs = cv2.projectPoints(points, np.zeros(3), np.zeros(3), full.K, np.array(full.params[4:]))[0][:, 0]
     np.testing.assert_allclose(full.project(points), theirs, atol=1e-9)
-    fisheye = CAMERAS[-1]
+    fisheye = next(c for c in CAMERAS if c.model == "OPENCV_FISHEYE")
     zero = np.zeros((1, 1, 3))
     theirs = cv2.fisheye.projectPoints(points[:, None], zero, zero, fisheye.K, np.array(fisheye.params[4:]))[0][:, 0]
     np.testing.assert_allclose(fisheye.project(points), theirs, atol=1e-9)

@@ -176,5 +176,5 @@ def test_pairs_are_read_back(store: Store, tmp_path: Path) -> None:
     text = (tmp_path / "pairs.txt").read_text()
     assert text == "a.jpg b.jpg\nsub/c.jpg a.jpg\nwith space.jpg\tb.jpg\n"
     ids = {image.name: image.image_id for image in store.images()}
-    found, unknown = pairs.from_list(tmp_path / "pairs.txt", ids)
-    assert {tuple(pair) for pair in found.tolist()} == {(1, 2), (1, 3), (2, 4)} and unknown == []
+    found = pairs.from_list(tmp_path / "pairs.txt", ids)
+    assert {tuple(pair) for pair in found.pairs.tolist()} == {(1, 2), (1, 3), (2, 4)} and found.unused == []

@@ -115,7 +115,7 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "document.tif": (lambda: b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n<<>>\nendobj\n", "not an image"),
     "archive.jpg": (lambda: b"PK\x03\x04" + bytes(100), "not an image"),
     "array.png": (lambda: b"\x93NUMPY\x01\x00v\x00{'descr': '|u1'}" + bytes(200), "not an image"),
-    "phone.heic": (lambda: bytes(3) + b"\x18ftypheic" + bytes(300), "HEIC"),
+    "phone.heic": (lambda: bytes(3) + b"\x18ftypheic" + bytes(300), "HEI[CF]"),
     "script.jpg": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     "zeros.jpg": (lambda: bytes(10_000), "not an image"),
     "p2p.jpg": (lambda: b"P2P networks are explained here, in words.\n" * 9, "damaged"),
@@ -148,7 +148,7 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "negative.ppm": (lambda: b"P6 -3 -3 255\n" + bytes(99), "damaged|no pixels"),
     "loop.tif": (lambda: b"II*\0\x08\0\0\0\0\0\x08\0\0\0", "damaged"),
     "heavy_text.png": (heavy_text_png, "damaged"),
-    "nan.tif": (nan_tiff, "NaN"),
+    "only_nan.tif": (lambda: encode("TIFF", np.full((20, 20), np.nan, np.float32)), "holds (no data|NaN)"),
 }  # fmt: skip
 
 
@@ -423,6 +423,7 @@ def odd_but_fine() -> dict[str, tuple[str, bytes, tuple[int, int]]]:
         "stereo pair": ("a.jpg", pair.getvalue(), size),
         "damaged EXIF": ("a.jpg", encode("JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"), size),
         "damaged colour profile": ("a.jpg", encode("JPEG", icc_profile=b"nonsense" * 20), size),
+        "one pixel without data": ("a.tif", nan_tiff(), (20, 20)),
         "giant comment": ("a.jpg", encode("JPEG", comment=b"x" * 65000), size),
     }
 
@@ -547,7 +548,7 @@ def test_one_bad_file_does_not_spoil_a_folder(tmp_path, sift):
     "name",
     [
         *("empty.jpg", "text.jpg", "half.jpg", "half.png", "bad_crc_in_header.png"),
-        *("bomb.png", "bomb.jpg", "nan.tif", "phone.heic", "loop.tif"),
+        *("bomb.png", "bomb.jpg", "only_nan.tif", "phone.heic", "loop.tif"),
     ],
 )
 @pytest.mark.parametrize("side", [0, 1])

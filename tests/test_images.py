@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -10,12 +11,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import PIL.ImageOps
 import pytest
 import torch
 
 from tiepoint.errors import ArgumentError, InputError
-from tiepoint.features.base import to_original
+from tiepoint.features import load
+from tiepoint.features.base import resized
+from tiepoint.io.exif import read_exif
 from tiepoint.io.images import read_image, resize, resize_mask
 from tiepoint.types import Features, Image
 
@@ -205,6 +209,258 @@ def test_floats_and_bools(texture, tmp_path):
     assert np.corrcoef(stretched.ravel(), grey.ravel())[0, 1] < -0.99 and np.ptp(stretched) == 255
     PIL.Image.fromarray(grey.astype(np.int32) * 257).save(tmp_path / "int.tif")
     assert np.array_equal(read_image(tmp_path / "int.tif").pixels[..., 0], grey)
+
+
+# --------------------------------------------------------------- pixels that are no data, bands
+
+
+def thermal(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+    """A smooth field with structure, (120, 160), between two values."""
+    field = cv2.resize(rng.uniform(0, 1, (30, 40)), (160, 120), interpolation=cv2.INTER_CUBIC)
+    return low + (high - low) * (field - field.min()) / np.ptp(field)
+
+
+def with_border(values: np.ndarray, value: float, width: int = 5) -> np.ndarray:
+    return np.pad(values[width:-width, width:-width], width, constant_values=value)
+
+
+BORDER = with_border(np.ones((120, 160)), 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "value", "kind"),
+    [
+        (18.0, 35.0, -9999, np.float32),
+        (18.0, 35.0, np.nan, np.float32),
+        (18.0, 35.0, np.inf, np.float32),
+        (18.0, 35.0, -3.4028234663852886e38, np.float32),
+        (0.2, 0.9, 0.0, np.float32),
+        (28_000, 28_400, 0, np.uint16),
+        (28_000, 28_400, 65535, np.uint16),
+        (10, 60_000, 0, np.uint16),
+    ],
+)
+def test_border_without_data_is_masked(rng, tmp_path, low, high, value, kind):
+    """Pixels with data come out as if there were no border."""
+    import tifffile
+
+    values = thermal(rng, low, high).astype(kind)
+    tifffile.imwrite(tmp_path / "a.tif", with_border(values, value))
+    image = read_image(tmp_path / "a.tif")
+    assert image.mask is not None and np.array_equal(image.mask == 0, BORDER)
+    expected = read_image(tmp_path / "a.tif").pixels
+    tifffile.imwrite(tmp_path / "b.tif", np.ascontiguousarray(values[5:-5, 5:-5]))
+    inside = read_image(tmp_path / "b.tif")
+    assert inside.mask is None
+    assert np.abs(image.pixels[5:-5, 5:-5].astype(int) - inside.pixels).max() <= 1
+    assert np.array_equal(expected[:5, 5:-5], np.repeat(expected[5:6, 5:-5], 5, axis=0))  # no edge where data ends
+
+
+def test_dark_corners_and_hot_pixels_are_data(rng, tmp_path):
+    import tifffile
+
+    values = thermal(rng, 100, 60_000).astype(np.uint16)
+    values[:50, :50] = 0  # black, and as far from the rest as that spreads: a shadow
+    values[60, 60] = 65535
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    assert read_image(tmp_path / "a.tif").mask is None
+    levels = np.full((40, 50), 1000, np.uint16)
+    levels[:, 25:] = 1001
+    tifffile.imwrite(tmp_path / "b.tif", levels)
+    assert read_image(tmp_path / "b.tif").mask is None
+
+
+def test_gdal_nodata_tag(texture, tmp_path):
+    """Eight bits too, where only the tag tells black from missing; in colour all bands must have the value."""
+    import tifffile
+
+    hole = texture.copy()
+    hole[40:60, 40:60] = 0
+    hole[100, 100] = (0, 9, 9)
+    for name, array, tag in (("colour.tif", hole, "0"), ("grey.tif", hole[..., 0] | (hole[..., 1] > 0), "0 ")):
+        tifffile.imwrite(tmp_path / name, array, extratags=[(42113, "s", 0, tag, True)])
+        image = read_image(tmp_path / name)
+        nothing = (array == 0).reshape(240, 320, -1).all(axis=2)
+        assert image.mask is not None and np.array_equal(image.mask == 0, nothing)
+    tifffile.imwrite(tmp_path / "odd.tif", texture, extratags=[(42113, "s", 0, "none", True)])
+    assert read_image(tmp_path / "odd.tif").mask is None
+    tifffile.imwrite(tmp_path / "nothing.tif", np.full((9, 9), 7, np.int16), extratags=[(42113, "s", 0, "7", True)])
+    with pytest.raises(InputError, match="holds no data"):
+        read_image(tmp_path / "nothing.tif")
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32, np.float64])
+def test_bands_are_named(texture, tmp_path, planar, kind):
+    import tifffile
+
+    unit = 1 if np.dtype(kind).kind == "f" else np.iinfo(kind).max
+    red, green, blue = (texture[..., i] / 255 * unit for i in range(3))
+    bands = np.stack([blue * 0, blue, green, red, blue * 0 + unit / 2], axis=-1).astype(kind)
+    stored = bands if planar == "contig" else np.ascontiguousarray(np.moveaxis(bands, -1, 0))
+    path = tmp_path / "five.tif"
+    tifffile.imwrite(path, stored, planarconfig=planar, photometric="minisblack")
+    with pytest.raises(InputError, match=r"five\.tif: has 5 bands.*--bands 3,2,1"):
+        read_image(path)
+    assert np.array_equal(read_image(path, bands=(4, 3, 2)).pixels, texture)
+    assert np.array_equal(read_image(path, bands=[2]).pixels, np.dstack([texture[..., 2]] * 3))
+    with pytest.raises(InputError, match="has 5 bands, and so no band 6"):
+        read_image(path, bands=(6, 1, 2))
+    with pytest.raises(ArgumentError, match="one or three numbers"):
+        read_image(path, bands=(1, 2))
+
+
+def test_bands_of_ordinary_files_and_arrays(texture, tmp_path):
+    PIL.Image.fromarray(texture).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png", bands=(3, 2, 1)).pixels, texture[..., ::-1])
+    with pytest.raises(InputError, match="has 3 bands, and so no band 4"):
+        read_image(tmp_path / "a.png", bands=(4, 3, 2))
+    assert np.array_equal(read_image(np.dstack([texture, texture]), bands=(4, 5, 6)).pixels, texture)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_float_tiffs(texture, tmp_path, kind, channels):
+    import tifffile
+
+    picture, kinds = texture if channels == 3 else texture[..., 0], {1: "minisblack", 3: "rgb"}
+    tifffile.imwrite(tmp_path / "unit.tif", (picture / 255).astype(kind), photometric=kinds[channels])
+    expected = picture.reshape(240, 320, -1) + np.zeros((1, 1, 3), np.uint8)
+    assert np.abs(read_image(tmp_path / "unit.tif").pixels.astype(int) - expected).max() <= (kind == np.float16)
+    tifffile.imwrite(tmp_path / "wide.tif", picture.astype(kind) * 7 - 300, photometric=kinds[channels])
+    wide = read_image(tmp_path / "wide.tif").pixels.astype(float)
+    assert np.corrcoef(wide.ravel(), expected.ravel())[0, 1] > 0.999 and np.ptp(wide) == 255
+
+
+def test_a_tiff_of_bands_is_turned_upright(texture, tmp_path):
+    import tifffile
+
+    turned = np.ascontiguousarray(np.rot90(np.dstack([texture, texture[..., :2]])))
+    tifffile.imwrite(
+        tmp_path / "a.tif", turned, photometric="minisblack", planarconfig="contig", extratags=[(274, "H", 1, 6, True)]
+    )
+    assert np.array_equal(read_image(tmp_path / "a.tif", bands=(1, 2, 3)).pixels, texture)
+    assert np.array_equal(read_exif(tmp_path / "a.tif").size, (320, 240))
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw"])
+def test_compressed_bands(texture, tmp_path, compression):
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs")
+    layout = {"photometric": "minisblack", "planarconfig": "contig", "compression": compression, "predictor": True}
+    tifffile.imwrite(tmp_path / "a.tif", np.dstack([texture, texture]), **layout)
+    assert np.array_equal(read_image(tmp_path / "a.tif", bands=(4, 2, 6)).pixels, texture)
+
+
+def test_bands_without_their_package(texture, tmp_path, monkeypatch):
+    import tifffile
+
+    layout = {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "a.tif", np.dstack([texture, texture]), **layout)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(InputError, match=r"a TIFF of 6 bands of 8 bits needs.*pip install 'tiepoint\[tiff\]'"):
+        read_image(tmp_path / "a.tif", bands=(1, 2, 3))
+
+
+def test_too_many_bands_are_refused_by_the_header(tmp_path):
+    import tifffile
+
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((50, 50, 9), np.uint8), photometric="minisblack", planarconfig="contig"
+    )
+    with pytest.raises(InputError, match="of 9 bands are too many"):
+        read_image(tmp_path / "a.tif", bands=(1, 2, 3), max_pixels=2600)
+
+
+def test_thermal_cases(cases_dir):
+    """What is right is in the cases' README: no data is masked, keypoints are as without the border."""
+    sift = load("sift")
+    for name in ("nodata9999_01", "nodata9999_02", "u16zero_01", "u16zero_02"):
+        image = read_image(cases_dir / "thermal" / f"{name}.tif")
+        assert image.mask is not None
+        rows, columns = np.nonzero(image.mask)
+        inside = image.pixels[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert (image.mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] == 255).all()
+        with_it, without = sift(image), sift(inside)
+        assert len(without) > 500 and abs(len(with_it) - len(without)) < 0.02 * len(without)
+        offset = np.array([columns.min(), rows.min()])
+        known = {tuple(np.round(xy, 0)) for xy in without.keypoints.numpy() + offset}
+        shared = sum(tuple(np.round(xy, 0)) in known for xy in with_it.keypoints.numpy())
+        assert shared > 0.9 * len(with_it), name
+    five = cases_dir / "thermal" / "five_01.tif"
+    with pytest.raises(InputError, match="has 5 bands"):
+        read_image(five)
+    assert len(sift(read_image(five, bands=(3, 2, 1)))) > 500
+
+
+# ----------------------------------------------------------------------------- HEIC and raw files
+
+
+def test_heic(texture, tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    exif = PIL.Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x0110] = 6, "Acme", "One"
+    stored = np.ascontiguousarray(np.rot90(texture))
+    heif = pillow_heif.from_pillow(PIL.Image.fromarray(stored))
+    heif.save(tmp_path / "a.heic", quality=95, exif=exif.tobytes())
+    before = dict(PIL.Image.OPEN)
+    image = read_image(tmp_path / "a.heic")
+    assert image.size == (320, 240) and np.abs(image.pixels.astype(int) - texture).mean() < 8
+    told = read_exif(tmp_path / "a.heic")
+    assert told.size == (320, 240) and told.camera == "Acme One"
+    assert before == PIL.Image.OPEN  # nothing registered for the whole process
+
+
+def test_heic_without_its_package(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    with pytest.raises(InputError, match=r"pip install 'tiepoint\[heic\]'; or convert it to JPEG"):
+        read_image(tmp_path / "a.heic")
+
+
+def test_raw_files_say_what_to_do(texture, tmp_path):
+    """Pillow takes many for TIFFs, and reads the thumbnail in them."""
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "a.tif", texture[:20, :30], extratags=[(50706, "B", 4, (1, 4, 0, 0), True)])
+    (tmp_path / "b.NEF").write_bytes((tmp_path / "a.tif").read_bytes())
+    (tmp_path / "c.raf").write_bytes(b"FUJIFILMCCD-RAW " + bytes(100))
+    for name in ("a.tif", "b.NEF", "c.raf"):
+        with pytest.raises(InputError, match=f"{name}: is a camera's raw file; develop it to a JPEG"):
+            read_image(tmp_path / name)
+    PIL.Image.fromarray(texture).save(tmp_path / "d.dng", "JPEG")
+    assert read_image(tmp_path / "d.dng").size == (320, 240)
+
+
+# ------------------------------------------------------------------------------------ headers
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_headers_are_read_without_decoding(tmp_path, monkeypatch, kind):
+    """A file of a few kilobytes may hold gigabytes of pixels; EXIF may stand behind them."""
+    exif = PIL.Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Acme"
+    path = tmp_path / "a"
+    PIL.Image.new("L", (9000, 5000)).save(
+        path, kind, exif=exif.tobytes(), **({"compression": "tiff_adobe_deflate"} if kind == "TIFF" else {})
+    )
+    data = path.read_bytes()
+    if kind == "PNG":  # the EXIF chunk moves behind the pixels
+        at = data.index(b"eXIf") - 4
+        length = int.from_bytes(data[at : at + 4], "big") + 12
+        end = data.index(b"IEND") - 4
+        path.write_bytes(data[:at] + data[at + length : end] + data[at : at + length] + data[end:])
+    loaded = []
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda picture: loaded.append(picture))
+    told = read_exif(path)
+    assert not loaded
+    assert told.size == (5000, 9000) and told.orientation == 6 and told.camera == "Acme"
+
+
+def test_headers_of_too_large_files_are_refused(tmp_path):
+    PIL.Image.new("1", (30_000, 20_000)).save(tmp_path / "big.png")
+    with pytest.raises(InputError, match=r"big\.png: 30000x20000 pixels, more than the limit of 500 megapixels"):
+        read_exif(tmp_path / "big.png")
 
 
 # ------------------------------------------------------------------------------------ arrays
@@ -424,7 +680,7 @@ def test_blobs_come_back_to_where_they_were(size, long_side):
         v, u = np.mgrid[: small.shape[0], : small.shape[1]]
         found = [(weight * u).sum() / weight.sum(), (weight * v).sum() / weight.sum()]
         features = Features(torch.tensor([found]).float(), torch.ones(1), torch.ones(1, 2), (1, 1), "test")
-        back = to_original(features, (small.shape[1], small.shape[0]), size)
+        back = resized(features, (small.shape[1], small.shape[0]), size)
         assert np.abs(back.keypoints[0].numpy() - (cx, cy)).max() < 0.1
         assert back.image_size == size
 

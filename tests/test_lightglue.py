@@ -18,6 +18,7 @@ from torch import Tensor
 import tiepoint as tp
 from tiepoint import weights
 from tiepoint.errors import ArgumentError, WeightsError
+from tiepoint.features.steerable import steer
 from tiepoint.matchers import lightglue
 from tiepoint.matchers.lightglue import Layout, LightGlue, LightGlueConfig, LightGlueNet, from_upstream, to_upstream
 from tiepoint.training.objectives import start_as_nearest_neighbour
@@ -442,12 +443,14 @@ def test_alignment_needs_frames_and_room_for_them() -> None:
         LightGlueConfig(dim=32, heads=2, layers=2, scale_orientation=True, log_scale=True, align=True)
 
 
-def test_aligned_matching_does_not_see_roll_and_scale(tmp_path: Path) -> None:
+@pytest.mark.parametrize("harmonics", [(), (8, 6, 4, 2)])
+def test_aligned_matching_does_not_see_roll_and_scale(tmp_path: Path, harmonics: tuple[int, ...]) -> None:
     """The same network finds the same matches however image 1 is rolled and scaled."""
     torch.manual_seed(0)
     config = LightGlueConfig(
         input_dim=32, dim=64, heads=2, layers=2, scale_orientation=True, log_scale=True, match_threshold=0.0, align=True
     )
+    config = replace(config, harmonics=harmonics)
     net = LightGlueNet(config)
     start_as_nearest_neighbour(net)  # attends to what is near
     state = net.state_dict()
@@ -469,12 +472,32 @@ def test_aligned_matching_does_not_see_roll_and_scale(tmp_path: Path) -> None:
         image_size=(1440, 1440),
     )
     for aligned in (True, False):
-        told = asdict(replace(config, align=aligned))
+        told = asdict(replace(config, align=aligned, harmonics=harmonics if aligned else ()))
         weights.save(tmp_path / f"{aligned}.safetensors", state if aligned else without, told)
         matcher = LightGlue("random", weights=str(tmp_path / f"{aligned}.safetensors"))
         before, after = (matcher(first, other) for other in (second, moved))
         same = np.array_equal(before.matches, after.matches) and np.allclose(before.scores, after.scores, atol=1e-4)
         assert len(before) > 20 and same == aligned
+
+
+def test_steerable_descriptors_are_read_as_the_image_stands() -> None:
+    """A keypoint whose direction is found wrongly, and its descriptor turned with it, enters the network as before."""
+    harmonics = (8, 6, 4, 2)
+    config = LightGlueConfig(
+        input_dim=32, dim=64, heads=2, layers=1, scale_orientation=True, log_scale=True, align=True, harmonics=harmonics
+    )
+    torch.manual_seed(0)
+    net = LightGlueNet(config)
+    net.input.weight.data[:, 32:] = 0  # the code of the keypoint's frame, which does tell its direction
+    descriptors, positions = torch.randn(20, 32), torch.rand(20, 4)
+    error = 3 * torch.randn(20)
+    wrong = positions + torch.stack([torch.zeros(20)] * 3 + [error], 1)
+    right, other = (
+        net.encode(d, p)[0] for d, p in ((descriptors, positions), (steer(descriptors, -error, harmonics), wrong))
+    )
+    torch.testing.assert_close(right, other, atol=1e-4, rtol=0)
+    with pytest.raises(ArgumentError, match="harmonics"):
+        replace(config, align=False)
 
 
 @pytest.mark.parametrize(

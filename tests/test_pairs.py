@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
 from itertools import combinations
 from pathlib import Path
 
@@ -77,14 +79,16 @@ def test_sequential_needs_an_overlap() -> None:
 IDS = {"a.jpg": 1, "b.jpg": 2, "left eye/c.jpg": 3, "left eye/d.jpg": 4}
 
 
-def read(folder: Path, text: str) -> tuple[set[tuple[int, int]], list[str]]:
+def read(folder: Path, text: str) -> tuple[set[tuple[int, int]], list[tuple[int, str]]]:
     path = folder / "pairs.txt"
     path.write_bytes(text.encode())
-    found, unknown = from_list(path, IDS)
-    return as_set(found), unknown
+    found = from_list(path, IDS)
+    assert found.lines >= len(found.unused)
+    return as_set(found.pairs), found.unused
 
 
 def test_list_of_pairs(tmp_path: Path) -> None:
+    """A byte order mark, Windows's line ends, and a pair in both directions, which is one."""
     assert read(tmp_path, "\ufeffb.jpg a.jpg\r\n\r\n# by hand\r\na.jpg b.jpg") == ({(1, 2)}, [])
 
 
@@ -93,22 +97,82 @@ def test_list_with_spaces_in_names(tmp_path: Path) -> None:
     assert read(tmp_path, text) == ({(3, 4), (1, 3), (1, 4)}, [])
 
 
-def test_list_reports_unknown_names_once_and_goes_on(tmp_path: Path) -> None:
-    text = "a.jpg x.jpg\nx.jpg y.jpg\na.jpg b.jpg\nright eye/c.jpg left eye/d.jpg\nleft eye/c.jpg\tz z.jpg\n"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.jpg b.jpg 0.83\nleft eye/c.jpg left eye/d.jpg 17 0.5\n",
+        "a.jpg\tb.jpg\t0.83\tgood\nleft eye/c.jpg\tleft eye/d.jpg\t17\n",
+        "a.jpg b.jpg\t0.83\nleft eye/c.jpg left eye/d.jpg\t1e-3\n",
+        "a.jpg b.jpg some words\nleft eye/c.jpg left eye/d.jpg\n",
+        "images/a.jpg images/b.jpg\nimages/left eye/c.jpg images/left eye/d.jpg 3\n",
+        "/data/my set/a.jpg /data/my set/b.jpg\n/data/my set/left eye/c.jpg /data/my set/left eye/d.jpg 3\n",
+        "C:\\set\\a.jpg C:\\set\\b.jpg\nC:\\set\\left eye\\c.jpg\tC:\\set\\left eye\\d.jpg\n",
+    ],
+)
+def test_list_with_scores_and_folders(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, text) == ({(1, 2), (3, 4)}, [])
+
+
+def test_only_one_folder_is_taken_off(tmp_path: Path) -> None:
+    """Two files called a.jpg in two folders are two photographs."""
+    assert read(tmp_path, "x/a.jpg x/b.jpg\ny/a.jpg y/b.jpg\n") == ({(1, 2)}, [(2, "y/a.jpg and y/b.jpg")])
+
+
+def test_two_folders_in_one_line_and_an_image_with_itself(tmp_path: Path) -> None:
+    text = "x/a.jpg y/b.jpg\na.jpg a.jpg\nz/a.jpg z/b.jpg 0.1\n"
+    assert read(tmp_path, text) == ({(1, 2)}, [(1, "y/b.jpg"), (2, "a.jpg and nothing else")])
+
+
+_WORDS = ["a.jpg", "b.jpg", "left eye/c.jpg", " ", "\t", "\n", "/", "\\", "0.5", "#", "\r", "images/", "é", "\0"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.sampled_from(_WORDS), max_size=40))
+def test_any_text_is_a_list_or_an_error(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.txt"
+    path.write_text("".join(words), encoding="utf-8")
+    try:
+        found = from_list(path, IDS)
+    except InputError:
+        return
+    assert len(as_set(found.pairs)) <= found.lines - len(found.unused)
+
+
+def test_list_reports_unknown_names_and_goes_on(tmp_path: Path) -> None:
+    text = "a.jpg x.jpg 0.5\nx.jpg y.jpg\na.jpg b.jpg\nright eye/c.jpg left eye/d.jpg\nleft eye/c.jpg\tz z.jpg\n"
     assert read(tmp_path, text) == (
         {(1, 2)},
-        ["x.jpg", "y.jpg", "right eye/c.jpg left eye/d.jpg", "z z.jpg"],
+        [(1, "x.jpg"), (2, "x.jpg and y.jpg"), (4, "right eye/c.jpg left eye/d.jpg"), (5, "z z.jpg")],
     )
 
 
 def test_list_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"line 2 holds one name, 'b\.jpg'"):
         read(tmp_path, "a.jpg b.jpg\nb.jpg\n")
-    with pytest.raises(InputError, match=r"nowhere\.txt: cannot be read"):
+    with pytest.raises(InputError, match=r"none of its 2 lines names two of.*line 1, which names p\.jpg and q\.jpg"):
+        read(tmp_path, "p.jpg q.jpg\nq.jpg a.jpg\n")
+    with pytest.raises(InputError, match="none of its 0 lines"):
+        read(tmp_path, "# nothing\n")
+    with pytest.raises(InputError, match=r"nowhere\.txt: no such file"):
         from_list(tmp_path / "nowhere.txt", IDS)
     (tmp_path / "image.txt").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(InputError, match="is not UTF-8 text"):
         from_list(tmp_path / "image.txt", IDS)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.txt")
+    else:
+        (tmp_path / "pipe.txt").mkdir()
+    with pytest.raises(InputError, match=r"a pipe|a folder"):
+        from_list(tmp_path / "pipe.txt", IDS)
+
+
+@pytest.mark.parametrize("length", [120_000, 3_000_000])
+def test_a_long_line_takes_little_memory(tmp_path: Path, length: int) -> None:
+    tracemalloc.start()
+    with pytest.raises(InputError, match="line 2 has more than" if length > 1 << 20 else "none of its 1 lines"):
+        read(tmp_path, "#\n" + "a b " * (length // 4) + "\n")
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 def test_earth_is_colmaps(rng: np.random.Generator) -> None:
@@ -142,27 +206,35 @@ def test_positions_that_are_none(wrong: list[list[float]]) -> None:
     st.lists(st.tuples(*[st.integers(-9, 9)] * 3), max_size=40),
     st.integers(1, 5),
     st.sampled_from([0.0, 1.0, 4.5, np.inf]),
-    st.integers(1, 7),
+    st.integers(0, 6),
 )
 def test_neighbours_equal_brute_force(
-    places: list[tuple[int, int, int]], nearest: int, max_distance: float, rows: int
+    places: list[tuple[int, int, int]], nearest: int, max_distance: float, at_least: int
 ) -> None:
-    """On a grid of whole numbers, so that ties abound; also with slices of few rows."""
+    """On a grid of whole numbers, so that ties abound."""
     ids = np.arange(len(places)) * 3 + 1
     table = np.array(places, float).reshape(-1, 3)
     expected = set()
     for i in range(len(table)):
         distance = np.linalg.norm(table - table[i], axis=1)
-        order = [j for j in np.argsort(distance, kind="stable") if j != i and distance[j] <= max_distance]
-        expected |= {(min(ids[i], ids[j]), max(ids[i], ids[j])) for j in order[:nearest]}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "_ROWS", rows)
-        assert as_set(by_position(ids, table, nearest, max_distance)) == expected
+        order = [j for j in np.argsort(distance, kind="stable") if j != i][:nearest]
+        near = [j for k, j in enumerate(order) if k < at_least or distance[j] <= max_distance]
+        expected |= {(min(ids[i], ids[j]), max(ids[i], ids[j])) for j in near}
+    assert as_set(by_position(ids, table, nearest, max_distance, at_least)) == expected
+
+
+def test_photographs_far_apart_have_neighbours() -> None:
+    """In a row, 150 m from each other, beyond any limit for a street; the last one is nearest to its neighbour."""
+    row = np.array([[150.0 * i, 0, 0] for i in range(9)])
+    assert as_set(by_position(range(1, 10), row, at_least=1)) >= {(8, 9), (1, 2)}
+    assert {i for pair in as_set(by_position(range(1, 10), row, at_least=1)) for i in pair} == set(range(1, 10))
+    assert as_set(by_position(range(1, 10), row, at_least=0)) == set()
 
 
 def test_images_without_a_position_are_in_no_pair() -> None:
     gps = earth_centred([[48, 11, 500], [np.nan, np.nan, np.nan], [48, 11.0001, np.nan], [48, 11.1, 0]])
-    assert as_set(by_position([1, 2, 3, 4], gps)) == {(1, 3)}
+    assert as_set(by_position([1, 2, 3, 4], gps, at_least=0)) == {(1, 3)}
+    assert as_set(by_position([1, 2, 3, 4], gps)) == {(1, 3), (1, 4), (3, 4)}
     assert as_set(by_position([1, 2], gps[:2])) == as_set(by_position([], np.zeros((0, 3)))) == set()
 
 
@@ -171,7 +243,7 @@ def test_by_position_arguments() -> None:
         by_position([1, 2], [[48, 11], [48, 11]])
     with pytest.raises(ArgumentError, match="nearest must be 1 or more"):
         by_position([1], [[0, 0, 0]], nearest=0)
-    with pytest.raises(ArgumentError, match="max_distance must be 0 or more, not nan"):
+    with pytest.raises(ArgumentError, match="max_distance and at_least must be 0 or more, not nan"):
         by_position([1], [[0, 0, 0]], max_distance=np.nan)
 
 

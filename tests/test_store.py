@@ -741,3 +741,40 @@ def test_import_needs_no_optional_package() -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert "pip install 'tiepoint[map]'" in done.stdout, done.stderr
+
+
+def test_images_are_renamed_removed_and_get_other_cameras_as_colmap_sees_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with Store.open(path) as store:
+        ids = store.add_images([NewImage(f"{n}.jpg", camera(), "one", (48.0, 11.0, float(n))) for n in range(4)])
+        store.write_features([(image_id, features(20, seed=image_id)) for image_id in ids.values()])
+        k = np.repeat(np.arange(20)[:, None], 2, axis=1)
+        store.write_matches(
+            PairResult(a, b, k, np.ones(20), None, np.ones(20, bool), "UNCALIBRATED", F=np.eye(3))
+            for a in ids.values()
+            for b in ids.values()
+            if a < b
+        )
+        store.rename_images({ids["0.jpg"]: "1.jpg", ids["1.jpg"]: "0.jpg"})
+        store.remove_images([ids["3.jpg"]])
+        other = camera()
+        other.params = [other.params[0] + 1, *other.params[1:]]
+        moved = [NewImage("0.jpg", other), NewImage("1.jpg", camera(), "one"), NewImage("2.jpg", camera(), "one")]
+        assert store.update_cameras(moved) == ["0.jpg"]
+        assert store.update_cameras(moved) == []
+        assert {image.name: image.image_id for image in store.images()} == {
+            "0.jpg": ids["1.jpg"], "1.jpg": ids["0.jpg"], "2.jpg": ids["2.jpg"]
+        }  # fmt: skip
+        assert all(image.position is None for image in store.images())
+        assert len(store.matched_pairs()) == 3
+        assert set(store.verified_pairs()) == {tuple(sorted((ids["0.jpg"], ids["2.jpg"])))}  # of unchanged cameras
+        assert store.has_features() == {ids["0.jpg"], ids["1.jpg"], ids["2.jpg"]}
+    database = pycolmap.Database.open(path)
+    assert (database.num_images(), database.num_cameras(), database.num_rigs(), database.num_frames()) == (3, 2, 2, 3)
+    assert database.num_matched_image_pairs() == 3
+    for frame in database.read_all_frames():
+        for data in frame.data_ids:
+            image = database.read_image(data.id)
+            assert data.sensor_id.id == image.camera_id
+    assert database.read_all_pose_priors() == []
+    database.close()

@@ -84,7 +84,7 @@ def test_unrelated_pairs_show_no_common_photograph(tmp_path: Path, texture: np.n
     for chunk in range(2):
         maker = ChunkMaker(cache, config, seed=1, held_out=True)
         batch, pictures = maker(chunk), maker.pictures(chunk)
-        shown = pictures.mean((2, 3))
+        shown = torch.stack(pictures).mean((2, 3))
         shown = shown / shown.norm(dim=1, keepdim=True)
         alike = (shown[0::2] * shown[1::2]).sum(1)
         # A scene has six textures, so all that can be made of four photographs have some in common.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from tiepoint.errors import ArgumentError, InputError
+from tiepoint.io.images import read_image
 from tiepoint.training.cache import build_cache, open_cache, source_of
 
 
@@ -132,7 +134,7 @@ def test_bad_folders(folder: Path, tmp_path: Path) -> None:
         build_cache(crops, path)
     for number in range(20):
         (crops / f"{number}.png").write_bytes(b"junk")
-    with pytest.raises(InputError, match=r"the first of 20 skipped: 0\.png: no picture of a known format"):
+    with pytest.raises(InputError, match=r"the first of 20 skipped: 0\.png: not an image in a format that can be read"):
         build_cache(crops, path)
     with pytest.raises(ArgumentError, match="long_side"):
         build_cache(folder, path, long_side=3)
@@ -200,3 +202,36 @@ def test_a_cache_that_cannot_be_written_is_an_error_of_ours(folder: Path, tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         build_cache(folder, tmp_path / "file" / "photos.cache")
+
+
+def test_photographs_are_decoded_as_everywhere(folder: Path, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Sixteen bits keep their contrast, a PostScript file called .jpg starts no Ghostscript, links are followed."""
+    deep = np.linspace(28_000, 29_000, 90 * 140).reshape(90, 140).astype(np.uint16)
+    PIL.Image.fromarray(deep).save(folder / "deep.png")
+    (folder / "page.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\nshowpage\n")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "pipe.jpg")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    PIL.Image.fromarray(rng.integers(0, 256, (90, 140, 3), dtype=np.uint8)).save(elsewhere / "far.jfif")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "linked" / "loop").symlink_to(folder)
+    cache = build_cache(folder, tmp_path / "cache")
+    rows = {name: row for row, name in enumerate(cache.names)}
+    np.testing.assert_array_equal(cache[rows["deep.png"]], read_image(folder / "deep.png").pixels)
+    assert np.ptp(cache[rows["deep.png"]]) > 240
+    assert "linked/far.jfif" in rows and len(cache) == 50
+    assert [name for name, _ in cache.skipped] == ["page.jpg"]
+    assert "not an image in a format that can be read" in cache.skipped[0][1]
+
+
+def test_a_large_jpeg_is_decoded_at_the_size_it_needs(folder: Path, tmp_path: Path) -> None:
+    """As before, when Pillow alone did it: the same pixels."""
+    y, x = np.mgrid[:1200, :1600]
+    picture = np.stack([x * 255 / 1600, y * 255 / 1200, (x // 64 + y // 64) % 2 * 255], axis=-1).astype(np.uint8)
+    PIL.Image.fromarray(picture).save(folder / "large.jpg")
+    cache = build_cache(folder, tmp_path / "cache", long_side=200)
+    with PIL.Image.open(folder / "large.jpg") as opened:
+        opened.draft("RGB", (200, 200))
+        expected = opened.convert("RGB").resize((200, 150), PIL.Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(cache[cache.names.index("large.jpg")], np.asarray(expected))

@@ -27,6 +27,12 @@ CHANGES = [
     photometric._noise,
     photometric._tone,
     photometric._jpeg,
+    photometric._season,
+    photometric._night,
+    photometric._weather,
+    photometric._spectrum,
+    photometric._curve,
+    photometric._film,
 ]
 
 
@@ -95,11 +101,10 @@ def test_nothing_moves(change) -> None:
 def test_presets(texture: NDArray[np.uint8]) -> None:
     images = _batch(texture, 32)
     before = images.clone()
-    none, mild, strong = (
-        augment(images, PhotometricConfig.preset(name), _generator(3)) for name in ("none", "mild", "strong")
-    )
+    names = ("none", "mild", "strong", "extreme")
+    none, mild, strong, extreme = (augment(images, PhotometricConfig.preset(name), _generator(3)) for name in names)
     assert torch.equal(images, before) and torch.equal(none, images)
-    for changed in (mild, strong):
+    for changed in (mild, strong, extreme):
         assert changed.shape == images.shape and changed.dtype == torch.float32
         assert changed.min() >= 0 and changed.max() <= 1
     assert 0.01 < (mild - images).abs().mean() < 0.7 * (strong - images).abs().mean()
@@ -124,5 +129,5 @@ def test_the_same_seed_gives_the_same_images(texture: NDArray[np.uint8]) -> None
 def test_options_out_of_range() -> None:
     with pytest.raises(ArgumentError, match=r"fog is 1\.5"):
         PhotometricConfig(fog=1.5)
-    with pytest.raises(ArgumentError, match="none, mild, strong"):
-        PhotometricConfig.preset("extreme")
+    with pytest.raises(ArgumentError, match="none, mild, strong, extreme"):
+        PhotometricConfig.preset("moonlight")

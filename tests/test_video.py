@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,3 +161,60 @@ def test_a_cut_off_file_is_used_as_far_as_it_goes(tmp_path: Path, texture: NDArr
 def test_options_out_of_range(clip: Path, tmp_path: Path, options: dict) -> None:
     with pytest.raises(ArgumentError), warnings.catch_warnings():
         write_key_frames(clip, tmp_path / "out", **options)
+
+
+def test_frames_of_a_folder_are_in_order_of_time(tmp_path: Path, texture: NDArray[np.uint8]) -> None:
+    for number in (9, 10, 2):
+        cv2.imwrite(str(tmp_path / f"frame{number}.png"), texture[:100, : 100 + number])
+    frames = list(read_frames(tmp_path))
+    assert [frame.name for frame in frames] == ["frame2.png", "frame9.png", "frame10.png"]
+    assert [frame.pixels.shape[1] for frame in frames] == [102, 109, 110]
+    assert [frame.time for frame in frames] == [0, 1, 2]
+
+
+def test_times_of_a_folder_are_kept(clip: Path, tmp_path: Path, texture: NDArray[np.uint8]) -> None:
+    """Those that names are made of (TUM), and those of a video whose key frames a folder holds."""
+    stamps = ["1305031102.175304", "1305031102.211214"]
+    folder = tmp_path / "rgb"
+    folder.mkdir()
+    for stamp in stamps:
+        cv2.imwrite(str(folder / f"{stamp}.png"), texture)
+    assert [frame.time for frame in read_frames(folder)] == [float(stamp) for stamp in stamps]
+    kept = write_key_frames(clip, tmp_path / "frames")
+    assert [frame.time for frame in read_frames(tmp_path / "frames")] == [frame.time for frame in kept]
+
+
+def test_frames_without_data_are_masked(tmp_path: Path, texture: NDArray[np.uint8]) -> None:
+    deep = 28_000 + texture[..., 0].astype(np.uint16)
+    deep[:, :9] = deep[:, -9:] = deep[:9] = deep[-9:] = 0
+    cv2.imwrite(str(tmp_path / "1.png"), deep)
+    cv2.imwrite(str(tmp_path / "2.png"), texture)
+    first, second = read_frames(tmp_path)
+    assert first.mask is not None and np.array_equal(first.mask == 0, deep == 0) and second.mask is None
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".m2ts", ".wmv", ".flv", ".mkv"])
+def test_more_kinds_of_video(tmp_path: Path, texture: NDArray[np.uint8], suffix: str) -> None:
+    """What OpenCV can write it can read; what `tiepoint map` takes for a video it can read too."""
+    code = {".ts": "mp2v", ".m2ts": "mp2v", ".wmv": "WMV2", ".flv": "FLV1", ".mkv": "mp4v"}[suffix]
+    path = tmp_path / f"clip{suffix}"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), 25.0, SIZE)
+    if not writer.isOpened():
+        pytest.skip(f"this OpenCV cannot write {suffix}")
+    for frame in _pan(texture, [5.0 * i for i in range(12)]):
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+    assert suffix in video.VIDEO_SUFFIXES
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a number of frames that a stream does not say
+        assert len(list(read_frames(path))) >= 11
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
+def test_a_pipe_is_no_video(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "clip.mp4")
+    with pytest.raises(InputError, match="a pipe"):
+        read_frames(tmp_path / "clip.mp4")
+    os.mkfifo(tmp_path / "frame1.png")
+    with pytest.raises(InputError, match="holds no pictures"):
+        list(read_frames(tmp_path))

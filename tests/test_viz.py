@@ -202,3 +202,18 @@ def test_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
 def test_page_needs_its_suffix(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"\.html"):
         viz.write_page(grey(9, 9), grey(9, 9), some_matches([], [], []), tmp_path / "a.htm")
+
+
+@pytest.mark.parametrize(
+    "sizes", [((10, 10_000), (10, 10_000)), ((10, 10_000), (10_000, 10)), ((10_000, 10), (400, 300))]
+)
+def test_photographs_of_extreme_shapes_take_little_memory(tmp_path: Path, sizes: tuple) -> None:
+    """Drawn as wide as others they would be 4 m high, 18 GiB of pixels."""
+    one, two = grey(*sizes[0]), grey(*sizes[1])
+    viz.plot_matches(one, two, some_matches([[5, 5]], [[5, 5]], [1.0]), tmp_path / "a.png")
+    width, height = PIL.Image.open(tmp_path / "a.png").size
+    assert width == pictures.WIDTH * pictures.DPI and height <= (2 * pictures.MAX_HEIGHT + 2) * pictures.DPI
+    layout = pictures.Layout.of(one, two)
+    for image, corner, scale in zip((one, two), layout.corners, layout.scales, strict=True):
+        assert corner[0] + image.size[0] * scale <= layout.width + 1e-9
+        assert corner[1] + image.size[1] * scale <= layout.height + 1e-9

@@ -21,10 +21,16 @@ class Room:
 
     def photograph(self, pose: Pose, camera: Camera = CAMERA) -> NDArray[np.uint8]:
         """Return the RGB picture (H, W, 3) of a camera inside at ``pose`` (R, t), world to camera."""
-        R, t = pose
         x, y = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
         rays = camera.normalise(np.column_stack([x.ravel(), y.ravel()]))
-        direction = np.column_stack([rays, np.ones(len(rays))]) @ R
+        colour = self.look_along(pose, np.column_stack([rays, np.ones(len(rays))]))
+        return colour.reshape(camera.height, camera.width, 3)
+
+    def look_along(self, pose: Pose, directions: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Return the colours (N, 3) that rays in the camera's frame (N, 3) meet; nan sees black."""
+        R, t = pose
+        seen = np.isfinite(directions).all(axis=1)
+        direction = np.where(seen[:, None], directions, (0.0, 0.0, 1.0)) @ R
         origin = -R.T @ t
         with np.errstate(divide="ignore"):
             to_low, to_high = (np.array([-3, -2, -3]) - origin) / direction, (np.array([3, 2, 9]) - origin) / direction
@@ -34,16 +40,16 @@ class Room:
         wall = 2 * axis + (direction[np.arange(len(axis)), axis] > 0)
         across = np.array([[1, 2], [0, 2], [0, 1]])[axis]
         uv = (np.take_along_axis(hit, across, axis=1) + 4) * 80  # pixels of the pattern: 80 a metre
-        colour = np.zeros((len(rays), 3), np.uint8)
+        colour = np.zeros((len(direction), 3), np.uint8)
         for i, pattern in enumerate(self.walls):
-            rows = wall == i
+            rows = (wall == i) & seen
             if rows.any():
                 u, v = uv[rows].astype(np.float32).T[:, None, :]
                 for part in range(0, u.shape[1], 30_000):  # cv2.remap takes at most 32767 columns
                     window = slice(part, part + 30_000)
                     at = np.flatnonzero(rows)[window]
                     colour[at] = cv2.remap(pattern, u[:, window], v[:, window], cv2.INTER_LINEAR)[0]
-        return colour.reshape(camera.height, camera.width, 3)
+        return colour
 
 
 def look(centre: tuple[float, float, float], yaw: float = 0.0, pitch: float = 0.0) -> Pose:

@@ -24,6 +24,7 @@ from .io import files
 from .io.images import ImageSource, read_image
 from .matchers import Matcher
 from .matchers.lightglue import WEIGHTS_FOR
+from .matchers.overlay import without_overlay
 from .types import Features, Image, Matches
 
 
@@ -341,7 +342,8 @@ def match(
     if geometry is not None and geometry not in GEOMETRIES:
         raise ArgumentError(f"no geometry is called {geometry!r}; there are: {', '.join(GEOMETRIES)}")
     clock = _Clock()
-    view0, view1 = read_image(image0, mask0), read_image(image1, mask1)
+    bands = features.options.bands if isinstance(features, Extractor) else None
+    view0, view1 = read_image(image0, mask0, bands=bands), read_image(image1, mask1, bands=bands)
     clock.lap("read")
 
     options = ExtractorOptions(max_keypoints, detection_threshold, nms_radius, long_side)
@@ -349,7 +351,7 @@ def match(
     clock.lap("load")
     features0, features1 = extractor(view0), extractor(view1)
     clock.lap("extract")
-    matches = pairer(features0, features1)
+    matches = without_overlay(pairer(features0, features1), features0, features1)
     clock.lap("match")
     estimate = None
     if geometry is not None:

@@ -9,6 +9,7 @@ and completion are quick.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -81,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     received: list[int] = []
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what the terminal, or UTF-8, does not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings(), _stopped_by_signals(received):
             warnings.showwarning = show_warning

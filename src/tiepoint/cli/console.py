@@ -11,10 +11,13 @@ from typing import Annotated, Any, Optional, TextIO, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 T = TypeVar("T")
+
+MINUTE = 60.0  # seconds between two lines
 
 FeaturesOption = Annotated[
     str,
@@ -40,6 +43,14 @@ ThresholdOption = Annotated[
 NmsRadiusOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--nms-radius", min=0, help="Pixels around a keypoint that hold no other; by default its own."),
+]
+BandsOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--bands",
+        metavar="R,G,B",
+        help="Bands to use as red, green and blue, or as grey, counted from 1: 4,3,2. For multispectral TIFFs.",
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …", show_default=True)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else, on stdout.")]
@@ -72,22 +83,23 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(table, highlight=False, markup=False)
 
 
+def progress(items: Sequence[T], description: str) -> Iterable[T]:
+    """Iterate with a progress bar on stderr, if a person watches."""
+    return track(items, escape(description), console=Console(stderr=True), transient=True, disable=not is_terminal())
+
+
 class Minutely:
     """Says at most one line a minute, where no person watches a bar."""
 
     def __init__(self) -> None:
-        self.last = time.monotonic()
+        self.begun = self.last = time.monotonic()
 
-    def say(self, text: str) -> None:
-        """Say it, unless something was said less than a minute ago."""
-        if not is_terminal() and time.monotonic() - self.last > 60:
-            self.last = time.monotonic()
+    def say(self, text: str, begins: bool = False) -> None:
+        """Say something if a minute is over; what ``begins``, and may be silent for long, in every longer run."""
+        now = time.monotonic()
+        if not is_terminal() and now - (self.begun if begins else self.last) > MINUTE:
+            self.last = now
             say(text)
-
-
-def progress(items: Sequence[T], description: str) -> Iterable[T]:
-    """Iterate with a progress bar on stderr, if a person watches."""
-    return track(items, description, console=Console(stderr=True), transient=True, disable=not is_terminal())
 
 
 def weights_files(*names: str) -> list[str]:
@@ -103,6 +115,30 @@ def none_if_auto(name: str) -> str | None:
 def none_if_zero(value: int) -> int | None:
     """Return None, the library's word for "no limit", for 0, the command line's."""
     return value or None
+
+
+def parse_bands(text: str | None) -> tuple[int, ...] | None:
+    """Return the bands that ``--bands`` names.
+
+    Raises
+    ------
+    ArgumentError
+        It is not one or three numbers from 1 on.
+
+    Examples
+    --------
+    >>> parse_bands("4,3,2")
+    (4, 3, 2)
+    """
+    from ..errors import ArgumentError
+    from ..io.images import check_bands
+
+    if text is None:
+        return None
+    try:
+        return check_bands([int(number) for number in text.split(",")])
+    except ValueError as error:  # ArgumentError too
+        raise ArgumentError(f"--bands {text!r}: give one or three numbers from 1 on, such as 4,3,2") from error
 
 
 def show_warning(

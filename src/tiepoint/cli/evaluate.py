@@ -82,7 +82,7 @@ def evaluate(
     # A pipe or file has no width, and a table must not lose columns there.
     console = Console() if Console().is_terminal else Console(width=200)
     for table in evaluation.rich_tables(runs):
-        console.print(table)
+        console.print(table, markup=False)  # labels may hold paths with brackets
     for path in saved:
         print(f"wrote {path}")
 
@@ -121,7 +121,7 @@ def bench(
         print_json(asdict(speed))
         return
     console = Console() if Console().is_terminal else Console(width=200)
-    console.print(evaluation.speed_table(speed))
+    console.print(evaluation.speed_table(speed), markup=False)
 
 
 def _device(name: str) -> str:
@@ -132,7 +132,7 @@ def _device(name: str) -> str:
 
 def _bar() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from .console import (
+    BandsOption,
     DeviceOption,
     FeaturesOption,
     JsonOption,
@@ -17,6 +18,7 @@ from .console import (
     ThresholdOption,
     none_if_auto,
     none_if_zero,
+    parse_bands,
     print_json,
     progress,
     say,
@@ -39,6 +41,7 @@ def extract(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of masks, as COLMAP has them: black in MASKS/a.jpg.png keeps a.jpg free."),
     ] = None,
+    bands: BandsOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -52,10 +55,13 @@ def extract(
     from ..devices import pick_device
     from ..errors import InputError
     from ..io.files import FeatureWriter, check_image_name
-    from ..io.folders import find_images
+    from ..io.folders import find_images, find_masks
+    from ..io.images import printable
 
     paths = find_images(images)
-    writer = FeatureWriter(output, inputs=[*paths.values(), *weights_files(features)])
+    masked = None if masks is None else find_masks(masks, list(paths))
+    inputs: list[str | Path] = [*paths.values(), *(masked or {}).values(), *weights_files(features)]
+    writer = FeatureWriter(output, inputs=inputs)
     name, _, _ = two_view.choose(features) if features == "auto" else (features, "", "")
     extractor = extractors.load(
         name,
@@ -64,6 +70,7 @@ def extract(
         long_side=none_if_zero(long_side),
         detection_threshold=detection_threshold,
         nms_radius=nms_radius,
+        bands=parse_bands(bands),
     )
 
     counts: dict[str, int] = {}
@@ -71,14 +78,17 @@ def extract(
     with writer:
         for key, path in progress(list(paths.items()), f"extracting {name}"):
             try:
-                check_image_name(key, path.parent)
-                found = extractor(path, None if masks is None else masks / f"{key}.png")
+                writer.check_name(check_image_name(key, path.parent))
+                if masked is not None and key not in masked:
+                    lacking = printable(f"{masks}/{key}.png")
+                    raise InputError(f"{printable(str(path))}: has no mask {lacking}; make one, all white if need be")
+                found = extractor(path, None if masked is None else masked[key])
             except InputError as error:
-                failed[key] = str(error)
+                failed[printable(key)] = str(error)
                 say(f"tiepoint: {error}")
                 continue
             writer.write(key, found)
-            counts[key] = len(found)
+            counts[printable(key)] = len(found)
         if not counts:  # raised in here, so that no file appears
             raise InputError(f"none of the {len(paths)} images could be used; {output} was not written")
 

@@ -43,8 +43,8 @@ def localize(
     """
     from ..errors import InputError
     from ..io import files
+    from ..io.exif import read_exif
     from ..io.folders import find_images
-    from ..io.images import read_image
     from ..mapping.localize import FILES, Localization, Localizer, write_localizations
 
     photographs = [
@@ -59,7 +59,7 @@ def localize(
     unreadable = 0
     for query in progress(photographs, "localizing"):
         try:
-            known = None if camera is None else parse_camera(camera, focal, read_image(query).size)
+            known = None if camera is None else parse_camera(camera, focal, read_exif(query).size)
             results.append(localizer(query, camera=known, focal=focal if camera is None else None))
         except InputError as error:  # the others are found all the same
             unreadable += 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from .console import (
+    BandsOption,
     DeviceOption,
     FeaturesOption,
     JsonOption,
@@ -20,6 +21,7 @@ from .console import (
     is_terminal,
     none_if_auto,
     none_if_zero,
+    parse_bands,
     print_json,
     print_table,
     say,
@@ -72,6 +74,7 @@ def map_photographs(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of masks, as COLMAP has them: black in MASKS/a.jpg.png keeps a.jpg free."),
     ] = None,
+    bands: BandsOption = None,
     cameras: Annotated[
         Share, typer.Option(help="Which photographs share a camera: those of each folder, none (image), or all.")
     ] = Share.auto,
@@ -80,10 +83,37 @@ def map_photographs(
         Optional[float],  # noqa: UP045
         typer.Option(min=1.0, help="Focal length in pixels, if it is known better than by EXIF."),
     ] = None,
+    camera: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="MODEL:PARAMS|FILE",
+            help="The camera as COLMAP writes it: OPENCV:700,700,640,360,-0.1,0.01,0,0, or a cameras.txt.",
+        ),
+    ] = None,
+    fix_cameras: Annotated[
+        bool, typer.Option("--fix-cameras", help="Take focal lengths and distortion as given; do not adjust them.")
+    ] = False,
     undistort: Annotated[
         bool, typer.Option("--undistort", help="Also write undistorted photographs, for gsplat and nerfstudio.")
     ] = False,
     text: Annotated[bool, typer.Option("--text", help="Also write COLMAP's text files.")] = False,
+    align: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="gps|FILE",
+            help="Bring the map to metres: east-north-up by the photographs' GPS, or to the positions in a file "
+            "(NAME X Y Z a line). gps:LAT,LON,ALT chooses the origin.",
+        ),
+    ] = None,
+    scale: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="A,B,METRES|FILE", help="Bring the map to metres by distances between cameras: a.jpg,b.jpg,1.25."
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete an earlier map in the output folder, and start over.")
+    ] = False,
     workers: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="Processes for extraction, threads for verification; by default one for each core."),
@@ -117,11 +147,17 @@ def map_photographs(
             max_keypoints=none_if_zero(max_keypoints),
             long_side=none_if_zero(long_side),
             masks=masks,
+            bands=parse_bands(bands),
             share=cameras.value,
             camera_model=camera_model,
             focal=focal,
+            camera=camera,
+            fix_cameras=fix_cameras,
             undistort=undistort,
             text=text,
+            align=align,
+            scale=scale,
+            fresh=fresh,
             device=none_if_auto(device),
             workers=workers,
             ray=ray,
@@ -133,8 +169,10 @@ def map_photographs(
         print_json(result.summary())
         return
     print(result.choice)
-    for number, quality in enumerate(result.scene.qualities):
+    scene = result.scene
+    for number, (quality, judgement) in enumerate(zip(scene.qualities, scene.judgements, strict=True)):
         print(f"model {number}: {quality}")
+        print(f"verdict: {judgement}")
     if result.scene.left_out:
         print_table(("not in any model", "why"), list(result.scene.left_out.items()))
     if result.lookalikes:
@@ -157,23 +195,23 @@ def _watched() -> Iterator[Report]:
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
+    lines = Minutely()
     bars = Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
         disable=not is_terminal(),
     )
     tasks = {}
-    minutely = Minutely()
 
     def report(progress: Progress) -> None:
         step = progress.step
-        minutely.say(f"{step}: {progress.done}" + (f" of {progress.total}" if progress.total else ""))
-        if step not in tasks:
+        begins = step not in tasks
+        if begins:
             tasks[step] = bars.add_task(step, total=progress.total or None, completed=progress.done, rate="")
         bars.update(tasks[step], total=progress.total or None, completed=progress.done)
         task = next(task for task in bars.tasks if task.id == tasks[step])
@@ -181,8 +219,9 @@ def _watched() -> Iterator[Report]:
         if progress.early_exits is not None:
             rate += f", {progress.early_exits:.0%} stopped early"
         bars.update(tasks[step], rate=rate)
+        lines.say(" ".join(f"tiepoint: {step}: {progress.done} of {progress.total or '?'} {rate}".split()), begins)
         if progress.note:
-            console.print(f"tiepoint: {progress.note}", highlight=False, markup=False)
+            console.print(f"tiepoint: {progress.note}", highlight=False, markup=False, soft_wrap=True)
 
     with bars:
         yield report

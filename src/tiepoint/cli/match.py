@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from .console import (
+    BandsOption,
     DeviceOption,
     FeaturesOption,
     JsonOption,
@@ -20,6 +21,7 @@ from .console import (
     ThresholdOption,
     none_if_auto,
     none_if_zero,
+    parse_bands,
     print_json,
     weights_files,
 )
@@ -60,6 +62,7 @@ def match(
     nms_radius: NmsRadiusOption = None,
     mask0: Annotated[Optional[Path], typer.Option(help="Black where A must have no keypoints.")] = None,  # noqa: UP045
     mask1: Annotated[Optional[Path], typer.Option(help="Black where B must have no keypoints.")] = None,  # noqa: UP045
+    bands: BandsOption = None,
     geometry: Annotated[
         Optional[Geometry],  # noqa: UP045
         typer.Option(help="Estimate this model as well, and tell inliers from outliers."),
@@ -99,13 +102,15 @@ def match(
         )
     if focal is not None and geometry is not Geometry.essential:
         raise ArgumentError("--focal is for --geometry essential only")
+    chosen = parse_bands(bands)
     where = pick_device(none_if_auto(device))
     begin = time.perf_counter()
-    views = read_image(image0, mask0), read_image(image1, mask1)
+    views = [read_image(image, mask, bands=chosen) for image, mask in ((image0, mask0), (image1, mask1))]
     read = time.perf_counter() - begin
     cameras = [None if focal is None else Camera.from_focal(focal, view.size) for view in views]
     result = two_view.match(
-        *views,
+        views[0],
+        views[1],
         features=features,
         matcher=matcher,
         max_keypoints=none_if_zero(max_keypoints),

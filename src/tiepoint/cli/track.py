@@ -33,7 +33,10 @@ FocalOption = Annotated[
 ]
 CameraOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="Model and parameters as COLMAP writes them: OPENCV,700,700,640,360,-0.1,0.01,0,0"),
+    typer.Option(
+        metavar="MODEL:PARAMS|FILE",
+        help="The camera as COLMAP writes it: OPENCV:700,700,640,360,-0.1,0.01,0,0, or a cameras.txt.",
+    ),
 ]
 
 REFRESH_SECONDS = 0.25  # of the picture of the path
@@ -144,22 +147,19 @@ def parse_camera(text: str | None, focal: float | None, size: tuple[int, int]) -
 
     Examples
     --------
-    >>> parse_camera("SIMPLE_PINHOLE,500,320,240", None, (640, 480)).principal_point
+    >>> parse_camera("SIMPLE_PINHOLE:500,320,240", None, (640, 480)).principal_point
     (319.5, 239.5)
     """
     from ..errors import ArgumentError
     from ..geometry import Camera
+    from ..mapping.cameras import given_cameras, known_camera
 
     if text is None:
         return None if focal is None else Camera.from_focal(focal, size)
     if focal is not None:
         raise ArgumentError("--camera and --focal exclude each other: the camera's parameters begin with its focal")
-    try:
-        model, *numbers = text.replace(",", " ").split()
-        params = [float(number) for number in numbers]
-    except ValueError as error:
-        raise ArgumentError(f"--camera {text!r}: give a model and numbers, e.g. PINHOLE,700,700,640,360") from error
-    return Camera.from_colmap(model.upper(), *size, params)
+    camera = known_camera(given_cameras(text), size)
+    return Camera.from_colmap(camera.model_name, *size, list(camera.params))
 
 
 class _Screen:

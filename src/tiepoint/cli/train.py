@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from .console import DeviceOption, JsonOption, Minutely, is_terminal, none_if_auto, print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..training.loop import FitConfig
+    from ..training.run_features import FeatureTask
     from ..training.run_matcher import Task
 
 app = typer.Typer(help="Train on your own photographs: features; or matcher, then confidence.", no_args_is_help=True)
@@ -45,6 +47,7 @@ class Light(str, Enum):
     none = "none"
     mild = "mild"
     strong = "strong"
+    extreme = "extreme"
 
 
 class Layout(str, Enum):
@@ -102,6 +105,16 @@ def matcher(
     posed_share: Annotated[
         float, typer.Option("--posed-share", min=0, max=1, help="Share of the pairs that come from them.")
     ] = 0.5,
+    teacher: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Learn from photographs that overlap, too, as this extractor's LightGlue matches them."),
+    ] = None,
+    pairs: Annotated[
+        str, typer.Option(help="Which overlap, with --teacher: a file, two names a line; auto finds them.")
+    ] = "auto",
+    pairs_share: Annotated[
+        float, typer.Option("--pairs-share", min=0, max=1, help="Share of the pairs that come from them.")
+    ] = 0.5,
     light: LightOption = None,
     steps: StepsOption = None,
     minutes: MinutesOption = None,
@@ -136,25 +149,43 @@ def matcher(
     One process uses one GPU; several run under 'torchrun --nproc-per-node N -m tiepoint train matcher …'. Ctrl-C
     saves; the same command goes on.
     """
+    from ..errors import ArgumentError
     from ..training import presets, run_matcher
 
     chosen = presets.preset(preset.value)
     fit = _limits(chosen.fit, steps, minutes)
-    pairs = replace(chosen.pairs, features=features, detection_threshold=detection_threshold)
+    made = replace(chosen.pairs, features=features, detection_threshold=detection_threshold)
     if light is not None:
-        pairs = replace(pairs, photometric=light.value)
+        made = replace(made, photometric=light.value)
     if posed is not None:
-        pairs = replace(pairs, posed=posed_share, scenes=pairs.scenes * (1 - posed_share))
+        made = replace(made, posed=posed_share, scenes=made.scenes * (1 - posed_share))
+    if teacher is not None:
+        left = 1 - pairs_share
+        made = replace(made, real=pairs_share, posed=made.posed * left, scenes=made.scenes * left)
+    elif pairs != "auto":
+        raise ArgumentError("--pairs lists photographs for a teacher to match: give --teacher, too")
     chosen = replace(
         chosen,
-        pairs=pairs,
+        pairs=made,
         fit=replace(fit, average=average, compile=compile),
         batch=batch or chosen.batch,
         distinct=chosen.distinct if distinct is None else distinct or None,
     )
     with _console("checking photographs and extractor"):
         task = run_matcher.prepare(
-            images, output, chosen, kind.value, seed, cache, chunks, workers, none_if_auto(device), posed, start
+            images,
+            output,
+            chosen,
+            kind.value,
+            seed,
+            cache,
+            chunks,
+            workers,
+            none_if_auto(device),
+            posed,
+            start,
+            teacher,
+            None if pairs == "auto" else pairs,
         )
     if dry_run:
         with _console("making pairs, timing steps"):
@@ -162,7 +193,7 @@ def matcher(
         if task.rank == 0:
             _print_rehearsal(told, json)
         return
-    _make_ahead(task)
+    _make_ahead(task, "pairs", "chunks")
     with _live(f"training {kind.value} on {features}") as report, _graceful() as stop:
         row = run_matcher.train_matcher(task, output, save_memory, report, stop)
     if task.rank == 0:
@@ -181,6 +212,14 @@ def features(
     matcher: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--matcher", help="End to end: with this LightGlue on top, trained on the features of --start."),
+    ] = None,
+    teacher: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Learn descriptors from this extractor (aliked-n16 …) at the keypoints of --start."),
+    ] = None,
+    answers: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the teacher's answers, shared by runs; by default in RUN."),
     ] = None,
     light: LightOption = None,
     steps: StepsOption = None,
@@ -207,7 +246,13 @@ def features(
     views = chosen.views if light is None else replace(chosen.views, photometric=light.value)
     chosen = replace(chosen, views=views, fit=fit, batch=batch or chosen.batch)
     with _console("checking photographs"):
-        task = run_features.prepare(images, output, chosen, seed, cache, workers, none_if_auto(device), start, matcher)
+        task = run_features.prepare(
+            images, output, chosen, seed, cache, workers, none_if_auto(device), start, matcher, teacher, answers
+        )
+    if task.answers is not None and task.answers.missing:
+        asked = len(task.answers.missing)
+        say(f"tiepoint: {teacher} is asked about {asked} photographs, {task.answers.bytes / 1e6:.0f} MB in all")
+        _make_ahead(task, "answers", "photographs")
     if dry_run:
         with _console("making pairs, timing steps"):
             told = run_features.rehearse(task, output)
@@ -221,9 +266,14 @@ def features(
     if json:
         print_json({**_finite(row), "run": str(output)})
         return
-    print(f"on held-out pairs: {row['held_out_repeated']:.1%} of the keypoints repeated, ", end="")
+    if teacher:
+        print(f"on held-out pairs: {row['held_out_explained']:.1%} of the teacher's descriptors explained, ", end="")
+    else:
+        print(f"on held-out pairs: {row['held_out_repeated']:.1%} of the keypoints repeated, ", end="")
     print(f"{row['held_out_matched']:.1%} matched rightly by {'the matcher' if matcher else 'nearest neighbours'}")
-    files = ("cairn.safetensors", "lightglue.safetensors") if matcher else ("weights.safetensors",)
+    files = ["cairn.safetensors"] if teacher else ["weights.safetensors"]
+    if matcher:
+        files = ["cairn.safetensors", "lightglue.safetensors"]
     written = " and ".join(str(output / file) for file in files)
     print(f"{row['step']} steps in {row['seconds'] / 60:.1f} minutes, wrote {written}")
 
@@ -288,7 +338,7 @@ def confidence(
 
     with _console("opening the run"):
         task = training.reopen(run, workers, none_if_auto(device))
-    _make_ahead(task)
+    _make_ahead(task, "pairs", "chunks")
     with _live("training confidence") as report, _graceful() as stop:
         row = training.train_confidence(task, run, steps, report, stop)
     if task.rank > 0:
@@ -356,7 +406,7 @@ def _graceful() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def _console(text: str) -> Iterator[None]:
     """Say what is going on, if a person watches."""
-    with Console(stderr=True).status(text) if is_terminal() else _nothing():
+    with Console(stderr=True).status(escape(text)) if is_terminal() else _nothing():
         yield
 
 
@@ -365,20 +415,23 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def _make_ahead(task: Task) -> None:
-    """Make the pairs that a run uses again and again, and show how many there are."""
+def _make_ahead(task: Task | FeatureTask, what: str, unit: str) -> None:
+    """Make what a run uses again and again, and show how much of it there is."""
     with Progress(console=Console(stderr=True), disable=not is_terminal(), transient=True) as bar:
-        shown, minutely = bar.add_task("making pairs", total=None), Minutely()
+        shown, minutely = bar.add_task(f"making {what}", total=None), Minutely()
         for done, total in task.make_ahead():
             bar.update(shown, completed=done, total=total)
-            minutely.say(f"making pairs: {done} of {total} chunks")
+            minutely.say(f"making {what}: {done} of {total} {unit}")
 
 
 @contextmanager
 def _live(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show the newest row of metrics on a bar, or, if nobody watches, one a minute as a line; evaluations as lines."""
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), console=Console(stderr=True), disable=not is_terminal()
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        console=Console(stderr=True),
+        disable=not is_terminal(),
     )
     with bar:
         shown = bar.add_task(title, total=1.0)

@@ -26,10 +26,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
+from ..io.exif import read_exif
 from ..io.files import parse_json
 from ..io.images import read_image
 from ..types import Image
@@ -257,11 +257,7 @@ def read_hpatches(folder: str | Path) -> list[EvalPair]:
 
 def _short_side(path: Path, short_side: int) -> tuple[Picture, Matrix]:
     """Return the picture resized to that shorter side, and the matrix from the file's pixels to its own."""
-    try:
-        with PIL.Image.open(path) as header:
-            width, height = header.size
-    except OSError as error:
-        raise InputError(f"{path}: {error}") from error
+    width, height = read_exif(path).size
     factor = short_side / min(width, height)
     size = round(width * factor), round(height * factor)
     return Picture(path, size), _resizing((width, height), size)

@@ -56,8 +56,8 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
     device : torch.device or str
         Where networks run; hand-made extractors stay on the CPU.
     **options
-        The fields of `ExtractorOptions` (max_keypoints, detection_threshold, nms_radius, long_side, enlarge) and
-        the extractor's own.
+        The fields of `ExtractorOptions` (max_keypoints, detection_threshold, nms_radius, long_side, enlarge,
+        bands) and the extractor's own.
 
     Raises
     ------

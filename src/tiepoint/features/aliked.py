@@ -17,6 +17,7 @@ Deformable convolution is `grid_sample` and a matrix product, which needs no com
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -227,8 +228,8 @@ class ALIKEDNet(nn.Module):
             raise WeightsError(f"{source}: these are not weights of ALIKED: no {error}") from error
         return weights_module.load_into(cls((c1, c2, c3, c4), dim, samples), state, source)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, _Pyramid]:
-        """Return the scores (H, W) of an image (1, 3, H, W) in [0, 1], and its features."""
+    def pyramid(self, image: Tensor) -> _Pyramid:
+        """Return the features of an image (1, 3, H, W) in [0, 1]."""
         height, width = image.shape[2:]
         extra_x, extra_y = -width % STRIDE, -height % STRIDE
         left, top = extra_x // 2, extra_y // 2
@@ -239,14 +240,22 @@ class ALIKEDNet(nn.Module):
         x4 = self.block4(F.avg_pool2d(x3, 4))
         convs = (self.conv1, self.conv2, self.conv3, self.conv4)
         levels = [F.selu(conv(x)) for conv, x in zip(convs, (x1, x2, x3, x4), strict=True)]
+        return _Pyramid(levels, (width, height), (left, top))
+
+    def scores(self, features: _Pyramid) -> Tensor:
+        """Return the score (H, W) of each pixel."""
         first = next(self.score_head.parameters()).chunk(4, dim=1)  # one kernel for each level
         mixed = sum(
-            F.interpolate(F.conv2d(level, w), padded.shape[2:], mode="bilinear", align_corners=True)
-            for level, w in zip(levels, first, strict=True)
+            F.interpolate(F.conv2d(level, w), features.levels[0].shape[2:], mode="bilinear", align_corners=True)
+            for level, w in zip(features.levels, first, strict=True)
         )
-        scores = self.score_head[1:](mixed).sigmoid()[0, 0]
-        scores = scores[top : top + height, left : left + width]
-        return scores, _Pyramid(levels, (width, height), (left, top))
+        (width, height), (left, top) = features.size, features.padding
+        return self.score_head[1:](mixed).sigmoid()[0, 0, top : top + height, left : left + width]
+
+    def describe(self, features: _Pyramid, keypoints: Tensor) -> Tensor:
+        """Return the unit descriptors (N, dim) of keypoints (N, 2), in pixels."""
+        parts = [self.desc_head(features, some) for some in keypoints.split(DESCRIBED_AT_ONCE)]
+        return torch.cat(parts)
 
 
 def refine(scores: Tensor, positions: Tensor) -> Tensor:
@@ -303,7 +312,8 @@ class ALIKED(Extractor):
 
     @torch.inference_mode()
     def _extract(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
-        scores, features = self.net(to_tensor(pixels, self.device))
+        features = self.net.pyramid(to_tensor(pixels, self.device))
+        scores = self.net.scores(features)
         threshold = self.options.detection_threshold
         assert threshold is not None  # the base class has filled in the default
         keypoints = refine(scores, peaks(scores, threshold, RADIUS, border=RADIUS, rescue_rounds=2))
@@ -311,8 +321,13 @@ class ALIKED(Extractor):
         values = sample(scores[None, None], (2 * keypoints + 1) / size - 1)[:, 0]
         kept = best(keypoints, values, mask, self.options)
         keypoints, values = keypoints[kept], values[kept]
-        descriptors = [self.net.desc_head(features, some) for some in keypoints.split(DESCRIBED_AT_ONCE)]
-        return Features(keypoints, values, torch.cat(descriptors), features.size, self.name)
+        return Features(keypoints, values, self.net.describe(features, keypoints), features.size, self.name)
+
+    @torch.inference_mode()
+    def _describe(self, pixels: NDArray[np.uint8], given: Features) -> Features:
+        features = self.net.pyramid(to_tensor(pixels, self.device))
+        descriptors = self.net.describe(features, given.keypoints.to(self.device))
+        return replace(given, descriptors=descriptors.to(given.device), extractor=self.name)
 
 
 class ALIKEDT16(ALIKED):

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..devices import plain_torch
 from ..errors import ArgumentError, InputError, TiepointError
-from ..io.images import ImageSource, read_image, resize, resize_mask
+from ..io.images import ImageSource, check_bands, read_image, resize, resize_mask
 from ..types import Features, Image
 from .tiling import concatenate, tiles
 
@@ -40,6 +40,8 @@ class ExtractorOptions:
         Resize so that the longer side has this many pixels. None works at full size.
     enlarge : bool
         Whether ``long_side`` may also enlarge smaller images.
+    bands : one or three ints, or None
+        Which bands of a file or array to use, see `tiepoint.read_image`.
     """
 
     max_keypoints: int | None = 2048
@@ -47,8 +49,10 @@ class ExtractorOptions:
     nms_radius: int | None = None
     long_side: int | None = None
     enlarge: bool = False
+    bands: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "bands", check_bands(self.bands))
         for name in ("max_keypoints", "long_side"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -75,6 +79,8 @@ class Extractor(ABC):
         Working images with more pixels are extracted in tiles, so that memory stays bounded.
     tile_side, tile_overlap : int
         Side of a tile, overlap included, and how far beyond its seam a tile sees, in pixels.
+    harmonics : tuple of int
+        How its descriptors turn with the image, see `tiepoint.features.steerable`; empty if they do not.
     """
 
     name: ClassVar[str]
@@ -84,6 +90,7 @@ class Extractor(ABC):
     max_untiled_pixels: ClassVar[int] = 20_000_000
     tile_side: ClassVar[int] = 2560
     tile_overlap: ClassVar[int] = 128
+    harmonics: tuple[int, ...] = ()
 
     options: ExtractorOptions
     """As given, with the extractor's own defaults in place of None for threshold and NMS radius."""
@@ -138,7 +145,7 @@ class Extractor(ABC):
         InputError
             The image or the mask cannot be used.
         """
-        picture = read_image(image, mask)
+        picture = read_image(image, mask, bands=self.options.bands)
         pixels, working_mask = picture.pixels, picture.mask
         if self.options.long_side is not None:
             pixels = resize(pixels, self.options.long_side, self.options.enlarge)
@@ -161,7 +168,7 @@ class Extractor(ABC):
                     f"{picture.name}: extractor {self.name} made {part} that are not finite numbers; this is "
                     "a fault of the extractor or of its weights: please report it"
                 )
-        features = to_original(features, (width, height), picture.size)
+        features = resized(features, (width, height), picture.size)
         return features if picture.mask is None else features.select(allowed(features.keypoints, picture.mask))
 
     def _extract_tiled(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
@@ -181,6 +188,57 @@ class Extractor(ABC):
             part = replace(part, keypoints=part.keypoints + origin)
             found.append(part.select(tile.owns(part.keypoints)))
         return finish(concatenate(found), mask, self.options)
+
+    def describe(self, image: ImageSource, keypoints: Features | ArrayLike) -> Features:
+        """Describe given keypoints instead of detecting some.
+
+        Parameters
+        ----------
+        image : Image, path, array or file object
+            See `tiepoint.read_image`.
+        keypoints : Features, or array (N, 2)
+            Features of any extractor, or (x, y) in pixels of the original image. `Features.scales` and
+            `Features.orientations` are used by extractors that describe a patch of that size and direction; without
+            them the patch is the smallest that the extractor detects, and upright.
+
+        Returns
+        -------
+        Features
+            The same keypoints in the same order, with the descriptors of this extractor.
+
+        Raises
+        ------
+        ArgumentError
+            This extractor cannot describe given keypoints, or they are not N finite points inside the image.
+        InputError
+            The image cannot be used.
+
+        Examples
+        --------
+        >>> import numpy as np, tiepoint as tp
+        >>> image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+        >>> tp.features.load("sift").describe(image, [[20, 30.5], [40, 10]])
+        <Features: 2 sift keypoints in 80x60 pixels>
+        """
+        picture = read_image(image)
+        pixels = picture.pixels
+        if self.options.long_side is not None:
+            pixels = resize(pixels, self.options.long_side, self.options.enlarge)
+        if isinstance(keypoints, Features):
+            given = keypoints
+        else:
+            points = torch.as_tensor(np.asarray(keypoints, np.float32)).reshape(-1, 2)
+            given = Features(points, torch.ones(len(points)), torch.zeros(len(points), 0), picture.size, self.name)
+        limit = given.keypoints.new_tensor(picture.size) - 0.5
+        if not ((given.keypoints >= -0.5) & (given.keypoints <= limit)).all():  # NaN is no such number either
+            raise ArgumentError(f"{picture.name}: keypoints to describe must lie inside its {picture.size} pixels")
+        described = self._describe(pixels, resized(given, picture.size, pixels.shape[1::-1]))
+        described = resized(described, pixels.shape[1::-1], picture.size)
+        return replace(described, keypoints=given.keypoints, scales=given.scales)
+
+    def _describe(self, pixels: NDArray[np.uint8], given: Features) -> Features:
+        """Return ``given``, in pixels of ``pixels`` (H, W, 3), with descriptors of this extractor."""
+        raise ArgumentError(f"{self.name} cannot describe given keypoints; sift, cairn, superpoint and aliked can")
 
     def extract_many(
         self, images: Sequence[ImageSource], masks: Sequence[ImageSource | None] | None = None
@@ -321,16 +379,16 @@ def finish(features: Features, mask: NDArray[np.uint8] | None, options: Extracto
     return features.select(best(features.keypoints, features.scores, mask, options))
 
 
-def to_original(features: Features, working: tuple[int, int], original: tuple[int, int]) -> Features:
-    """Map features from working-size to original pixels (sizes are (width, height))."""
-    factor = torch.tensor([original[0] / working[0], original[1] / working[1]], device=features.device)
+def resized(features: Features, before: tuple[int, ...], after: tuple[int, ...]) -> Features:
+    """Map features of an image to those of the image resized (sizes are (width, height) in pixels)."""
+    factor = torch.tensor([after[0] / before[0], after[1] / before[1]], device=features.device)
     return replace(
         features,
         keypoints=(features.keypoints + 0.5) * factor - 0.5,
         scales=None if features.scales is None else features.scales * factor.mean(),
         covariances=None if features.covariances is None else factor[:, None] * features.covariances * factor,
-        image_size=original,
+        image_size=(after[0], after[1]),
     )
 
 
-__all__ = ["Extractor", "ExtractorOptions", "Image", "allowed", "best", "finish", "nms", "to_original"]
+__all__ = ["Extractor", "ExtractorOptions", "Image", "allowed", "best", "finish", "nms", "resized"]

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ from .. import weights as weights_module
 from ..errors import ArgumentError
 from ..types import Features
 from .base import Extractor, ExtractorOptions, best
+from .steerable import length, steer
 
 CELL = 2  # pixels along the side of a cell of the detector
 WINDOW = 2  # pixels to each side of a peak over which its position is averaged
@@ -62,10 +63,13 @@ class CairnConfig:
         Channels of the detector at half resolution, 8 or more; twice as many at a quarter.
     rings, angles : int
         Samples of a patch: so many circles, so many points on each, an even number.
-    channels : int
-        Of the describer.
+    channels, depth : int
+        Of the describer: numbers for each angle, and layers after the first.
     dim : int
         Of the descriptor.
+    harmonics : tuple of int
+        How many of the orders 0, 1, 2 … the descriptor has, see `tiepoint.features.steerable`; they make ``dim``
+        numbers. None: a descriptor that is read at the keypoint's own direction only.
 
     Examples
     --------
@@ -78,13 +82,20 @@ class CairnConfig:
     rings: int = 16
     angles: int = 32
     channels: int = 64
+    depth: int = 2
     dim: int = 128
+    harmonics: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.width < 2 * CELL**2:
             raise ArgumentError(f"width must be at least {2 * CELL**2}, not {self.width}")
         if self.angles < 2 or self.angles % 2:
             raise ArgumentError(f"angles must be an even number, not {self.angles}")
+        if self.harmonics and (length(self.harmonics) != self.dim or 4 * len(self.harmonics) > self.angles + 4):
+            raise ArgumentError(
+                f"harmonics {self.harmonics} make {length(self.harmonics)} numbers, not {self.dim}, or are of orders "
+                f"above {self.angles // 4}"
+            )
 
     @property
     def outermost_radius(self) -> float:
@@ -320,6 +331,86 @@ class Describer(nn.Module):
         return torch.stack([first, torch.zeros_like(first), second, third], 1).unflatten(1, (2, 2))
 
 
+class SteerableDescriber(nn.Module):
+    """Patches in polar coordinates (N, angles, rings) -> `Description`, all of it read from circular harmonics.
+
+    After the layers each patch is a function on the circle with values in R^channels. Its Fourier coefficients of order
+    m turn by m times the angle by which the photograph is turned. A coefficient of order 1 gives the direction, one of
+    order 0 and one of order 2 the covariance, and linear maps that keep the orders apart give the descriptor.
+    """
+
+    def __init__(self, config: CairnConfig) -> None:
+        super().__init__()
+        c = config.channels
+        self.harmonics = config.harmonics
+        self.first = nn.Linear(5 * config.rings, c)
+        self.layers = nn.ModuleList(nn.Linear(3 * c, c) for _ in range(config.depth))
+        self.compass = nn.Linear(c, 2, bias=False)
+        # real and imaginary parts of complex weights
+        self.descriptor = nn.ModuleList(
+            nn.Linear(c, (2 if order else 1) * count, bias=order == 0) for order, count in enumerate(config.harmonics)
+        )
+        self.size = nn.Linear(c, 1)
+        self.stretch = nn.Linear(c, 2, bias=False)
+
+    def forward(self, patches: Tensor) -> Description:
+        """Describe patches, each of any brightness and contrast."""
+        x = F.layer_norm(patches, patches.shape[1:], eps=NOISE**2)
+        x = _norm(F.relu(self.first(_around(x, 2)[:, ::2])))
+        for layer in self.layers:
+            x = _norm(x + F.relu(layer(_around(x, 1))))
+        real, imaginary = self.orders(x)
+        direction = _unit(torch.cat(_complex(self.compass, real[:, 1], imaginary[:, 1]), 1))
+        read = self.read(real, imaginary)
+        turned = steer(read, -torch.atan2(direction[:, 1], direction[:, 0]), self.harmonics)
+        return Description(turned, direction, self._spread(real.detach(), imaginary.detach()))
+
+    def orders(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return real and imaginary parts (N, orders, C) of the Fourier coefficients of (N, A, C) around the circle."""
+        orders = max(3, len(self.harmonics))  # direction and covariance need three
+        angle = torch.arange(x.shape[1], device=x.device) * (2 * math.pi / x.shape[1])
+        phase = torch.arange(orders, device=x.device)[:, None] * angle
+        x = x.float()
+        return phase.cos() @ x / x.shape[1], phase.sin() @ x / x.shape[1]
+
+    def read(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        """Return unit descriptors (N, D) as the image stands."""
+        parts = [self.descriptor[0](real[:, 0])]
+        for order in range(1, len(self.harmonics)):
+            parts.extend(_complex(self.descriptor[order], real[:, order], imaginary[:, order]))
+        return F.normalize(torch.cat(parts, 1), dim=1)
+
+    def _spread(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        """Return the Cholesky factor of a covariance with axes exp(size ± stretch), stretched in a direction."""
+        size = self.size(real[:, 0])[:, 0].clamp(-4, 4)
+        x, y = (part[:, 0].clamp(-4, 4) for part in _complex(self.stretch, real[:, 2], imaginary[:, 2]))
+        stretch = (x * x + y * y + 1e-6).sqrt()
+        along = torch.sinh(stretch.clamp(max=4)) / stretch
+        a, b, c = torch.cosh(stretch.clamp(max=4)) + along * x, along * y, torch.cosh(stretch.clamp(max=4)) - along * x
+        first = a.sqrt()
+        second = b / first
+        third = (c - second * second).clamp(min=1e-6).sqrt()
+        rows = torch.stack([first, torch.zeros_like(first), second, third], 1).unflatten(1, (2, 2))
+        return rows * size.exp()[:, None, None]
+
+
+def _complex(weights: nn.Module, real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiply complex numbers (N, C) by the complex matrix whose real and imaginary parts a linear layer holds."""
+    (a, b), (c, d) = weights(real).chunk(2, 1), weights(imaginary).chunk(2, 1)
+    return a - d, b + c
+
+
+def _unit(harmonic: Tensor) -> Tensor:
+    """Return vectors (N, 2) at unit length.
+
+    Where one all but vanishes its direction is chance, whose gradient would be without bounds: the gradient is that of
+    a vector which shrinks there.
+    """
+    harmonic = harmonic + harmonic.new_tensor([1e-6, 0.0])  # the same on all sides means angle 0
+    shrinking = harmonic * (harmonic.square().sum(1, keepdim=True) + FAINT**2).rsqrt()
+    return F.normalize(harmonic, dim=1).detach() + (shrinking - shrinking.detach())
+
+
 def _around(x: Tensor, reach: int) -> Tensor:
     """Join each angle of (N, A, C) with its neighbours on both sides: (N, A, (2 reach + 1) C)."""
     return torch.cat([x.roll(shift, 1) for shift in range(reach, -reach - 1, -1)], 2)
@@ -422,7 +513,7 @@ class CairnNet(nn.Module):
         super().__init__()
         self.config = config
         self.detector = Detector(config.width)
-        self.describer = Describer(config)
+        self.describer = SteerableDescriber(config) if config.harmonics else Describer(config)
 
     def forward(self, pictures: Tensor, count: int) -> tuple[Keypoints, Description]:
         """Find and describe ``count`` keypoints in each of B pictures, uint8 (B, 3, H, W).
@@ -585,14 +676,14 @@ class Cairn(Extractor):
         with torch.device("meta"):
             net = CairnNet(CairnConfig.from_dict(config, source))
         self.net = weights_module.load_into(net, state, source)
+        self.harmonics = self.net.config.harmonics
         # channels-last convolutions are 1.3 times as fast on CPUs
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def _extract(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
-        grey = to_grey(torch.tensor(pixels, device=self.device).permute(2, 0, 1))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            images = self.net.levels(grey[None])
+            images = self._levels(pixels)
             scores = self.net.score(images)
             # Several levels find the same point, and a mask forbids some: choose among more than are wanted.
             count = int(scores.ranks.isfinite().sum())
@@ -604,14 +695,32 @@ class Cairn(Extractor):
             kept = good[best(found.positions[0, good], values[good], mask, self.options)]
             positions, levels = found.positions[:, kept], found.levels[:, kept]
             described = self.net.describe(images, positions, levels)
-        scale = torch.exp2(levels[0] / 2)
+        size = pixels.shape[1], pixels.shape[0]
+        features = Features(positions[0], values[kept], described.descriptors.float(), size, self.name)
+        return self._described(features, levels[0], described)
+
+    @torch.inference_mode()
+    def _describe(self, pixels: NDArray[np.uint8], given: Features) -> Features:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            levels = torch.zeros(len(given), dtype=torch.long, device=self.device)
+            if given.scales is not None:
+                nearest = (2 * torch.log2(given.scales.to(self.device) / DIAMETER)).round().long()
+                levels = nearest.clamp(0, self.net.config.levels - 1)
+            described = self.net.describe(self._levels(pixels), given.keypoints.to(self.device)[None], levels[None])
+        return self._described(given, levels, described)
+
+    def _levels(self, pixels: NDArray[np.uint8]) -> list[Tensor]:
+        """Return the pyramid of RGB pixels (H, W, 3)."""
+        return self.net.levels(to_grey(torch.tensor(pixels, device=self.device).permute(2, 0, 1))[None])
+
+    def _described(self, found: Features, levels: Tensor, described: Description) -> Features:
+        """Add what the network says about keypoints of levels (N,)."""
+        scale = torch.exp2(levels / 2)
         spreads = described.spreads.float() * scale[:, None, None]
-        return Features(
-            keypoints=positions[0],
-            scores=values[kept],
-            descriptors=F.normalize(described.descriptors.float(), dim=1),
-            image_size=(pixels.shape[1], pixels.shape[0]),
+        return replace(
+            found,
             extractor=self.name,
+            descriptors=F.normalize(described.descriptors.float(), dim=1),
             scales=DIAMETER * scale,
             orientations=torch.atan2(described.directions[:, 1].float(), described.directions[:, 0].float()),
             covariances=spreads @ spreads.mT,

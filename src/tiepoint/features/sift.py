@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import cv2
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 
 from ..types import Features
 from .base import Extractor
+
+SIGMA, LAYERS = 1.6, 3  # OpenCV's defaults: blur of the first image of an octave, and layers of an octave
+SMALLEST = SIGMA * 2 ** (1 / LAYERS)  # pixels: diameter of the smallest keypoint that OpenCV detects
 
 
 class SIFT(Extractor):
@@ -61,13 +65,33 @@ class SIFT(Extractor):
         # Of equal scores the first row wins, so the order must not depend on OpenCV's own cut.
         order = np.lexsort(table.T)
         table, descriptors = table[order], descriptors[order]
-        total = np.maximum(descriptors.sum(axis=1, keepdims=True), 1)
         return Features(
             keypoints=torch.from_numpy(table[:, :2].copy()),
             scores=torch.from_numpy(table[:, 2].clip(0, 1)),
-            descriptors=torch.from_numpy(np.sqrt(descriptors / total)),
+            descriptors=_root(np.asarray(descriptors, np.float32)),
             image_size=pixels.shape[1::-1],
             extractor=self.name,
             scales=torch.from_numpy(table[:, 3].copy()),
             orientations=torch.from_numpy(np.deg2rad(table[:, 4])),
         )
+
+    def _describe(self, pixels: NDArray[np.uint8], given: Features) -> Features:
+        n = len(given)
+        sizes = np.full(n, SMALLEST) if given.scales is None else given.scales.cpu().numpy()
+        angles = np.zeros(n) if given.orientations is None else np.rad2deg(given.orientations.cpu().numpy()) % 360
+        # OpenCV takes the image of its pyramid from `KeyPoint.octave`; a detected keypoint's follows from its size.
+        layer = np.rint(LAYERS * np.log2(np.maximum(sizes, SMALLEST) / SIGMA)).astype(int)
+        octave = (layer - 1) // LAYERS
+        codes = (octave - 1) & 255 | (layer - LAYERS * octave) << 8
+        table = zip(given.keypoints.tolist(), sizes.tolist(), angles.tolist(), codes.tolist(), strict=True)
+        points = [cv2.KeyPoint(x, y, size, angle, 0, code) for (x, y), size, angle, code in table]
+        sift = cv2.SIFT.create(enable_precise_upscale=True)
+        kept, histograms = sift.compute(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), points)
+        assert len(kept) == n  # SIFT drops none, other than OpenCV's binary descriptors
+        descriptors = _root(np.asarray(histograms, np.float32) if n else np.zeros((0, 128), np.float32))
+        return replace(given, descriptors=descriptors.to(given.device), extractor=self.name)
+
+
+def _root(histograms: NDArray[np.float32]) -> torch.Tensor:
+    """Return RootSIFT descriptors (N, 128) of SIFT's histograms."""
+    return torch.from_numpy(np.sqrt(histograms / np.maximum(histograms.sum(axis=1, keepdims=True), 1)))

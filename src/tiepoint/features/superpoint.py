@@ -8,7 +8,7 @@ descriptor head gives each cell 256 numbers, interpolated between cells.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -135,7 +135,7 @@ class SuperPoint(Extractor):
         )
 
     @staticmethod
-    def _describe(dense: Tensor, keypoints: Tensor) -> Tensor:
+    def _sample(dense: Tensor, keypoints: Tensor) -> Tensor:
         """Sample the descriptor map at keypoints (N, 2), in pixels.
 
         The first and the last column of the map have their centres at the pixels 3.5 and 8 w - 4.5. The authors'
@@ -148,9 +148,7 @@ class SuperPoint(Extractor):
 
     @torch.inference_mode()
     def _extract(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
-        rgb = to_tensor(pixels, self.device)
-        grey = (rgb * rgb.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
-        scores, dense = self.net(grey)
+        scores, dense = self._run(pixels)
         threshold = self.options.detection_threshold
         radius = self.options.nms_radius
         assert threshold is not None and radius is not None  # the base class has filled in the defaults
@@ -161,10 +159,21 @@ class SuperPoint(Extractor):
         return Features(
             keypoints[kept],
             values[kept],
-            self._describe(dense, keypoints[kept]),
+            self._sample(dense, keypoints[kept]),
             (pixels.shape[1], pixels.shape[0]),
             self.name,
         )
+
+    @torch.inference_mode()
+    def _describe(self, pixels: NDArray[np.uint8], given: Features) -> Features:
+        descriptors = self._sample(self._run(pixels)[1], given.keypoints.to(self.device))
+        return replace(given, descriptors=descriptors.to(given.device), extractor=self.name)
+
+    def _run(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """Return scores (H, W) and the descriptor map of RGB pixels (H, W, 3)."""
+        rgb = to_tensor(pixels, self.device)
+        grey = (rgb * rgb.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
+        return self.net(grey)
 
 
 class SuperPointOpen(SuperPoint):
@@ -195,7 +204,7 @@ class SuperPointOpen(SuperPoint):
         return weights_module.load_into(SuperPointNet(batch_norm=True), state, source)
 
     @staticmethod
-    def _describe(dense: Tensor, keypoints: Tensor) -> Tensor:
+    def _sample(dense: Tensor, keypoints: Tensor) -> Tensor:
         size = CELL * keypoints.new_tensor(dense.shape[:1:-1])
         return F.normalize(sample(dense, (2 * keypoints + 1) / size - 1), dim=1)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import ArgumentError
 from ._arrays import Array, as_array
+from .colmap import import_pycolmap
 
 FOCAL_FACTOR = 1.2
 """Focal length over long side where nobody knows better: a field of view of 45 degrees."""
@@ -25,7 +27,20 @@ MODELS: dict[str, tuple[str, ...]] = {
     "SIMPLE_RADIAL_FISHEYE": ("f", "cx", "cy", "k1"),
     "RADIAL_FISHEYE": ("f", "cx", "cy", "k1", "k2"),
     "OPENCV_FISHEYE": ("fx", "fy", "cx", "cy", "k1", "k2", "k3", "k4"),
-}
+    "SIMPLE_FISHEYE": ("f", "cx", "cy"),
+    "FISHEYE": ("fx", "fy", "cx", "cy"),
+    "FOV": ("fx", "fy", "cx", "cy", "omega"),
+    "THIN_PRISM_FISHEYE": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "sx1", "sy1"),
+    "RAD_TAN_THIN_PRISM_FISHEYE": (
+        "fx", "fy", "cx", "cy", "k0", "k1", "k2", "k3", "k4", "k5", "p0", "p1", "s0", "s1", "s2", "s3"
+    ),
+    "SIMPLE_DIVISION": ("f", "cx", "cy", "k"),
+    "DIVISION": ("fx", "fy", "cx", "cy", "k"),
+    "EUCM": ("fx", "fy", "cx", "cy", "alpha", "beta"),
+}  # fmt: skip
+
+BY_COLMAP = ("FOV", "THIN_PRISM_FISHEYE", "RAD_TAN_THIN_PRISM_FISHEYE", "SIMPLE_DIVISION", "DIVISION", "EUCM")
+"""Rare models, whose formulas are left to pycolmap; it has to be installed to use them."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +50,7 @@ class Camera:
     Attributes
     ----------
     model : str
-        One of COLMAP's ``SIMPLE_PINHOLE``, ``PINHOLE``, ``SIMPLE_RADIAL``, ``RADIAL``, ``OPENCV``,
-        ``FULL_OPENCV``, ``SIMPLE_RADIAL_FISHEYE``, ``RADIAL_FISHEYE``, ``OPENCV_FISHEYE``.
+        One of COLMAP's models for lenses, see `MODELS`: all but the one for panoramas, ``EQUIRECTANGULAR``.
     width, height : int
         Size of the image in pixels.
     params : tuple of float
@@ -162,6 +176,8 @@ class Camera:
             Wrong shape.
         """
         points = as_array(points, (None, 3), "points")
+        if self.model in BY_COLMAP:
+            return self._project_by_colmap(points)
         z = np.where(points[:, 2:] > 0, points[:, 2:], np.nan)
         return self._distort(points[:, :2] / z) * self.focal_lengths + self.principal_point
 
@@ -183,11 +199,26 @@ class Camera:
         ArgumentError
             Wrong shape.
         """
-        distorted = (as_array(pixels, (None, 2), "pixels") - self.principal_point) / self.focal_lengths
+        pixels = as_array(pixels, (None, 2), "pixels")
+        if self.model in BY_COLMAP:
+            rays = np.asarray(self._in_colmap().cam_from_img(pixels + 0.5), np.float64).reshape(-1, 2)
+            back = self._project_by_colmap(np.column_stack([rays, np.ones(len(rays))]))
+            with np.errstate(invalid="ignore"):  # its iterations may end where no ray comes from
+                return np.where((np.abs(back - pixels) < 1e-3).all(axis=1, keepdims=True), rays, np.nan)
+        distorted = (pixels - self.principal_point) / self.focal_lengths
         if self.model in ("SIMPLE_PINHOLE", "PINHOLE"):
             return distorted
         with np.errstate(all="ignore"):  # iterations that run away are caught below, as nan
             return self._undistort_fisheye(distorted) if self._is_fisheye else self._undistort(distorted)
+
+    def _in_colmap(self) -> Any:
+        model, width, height, params = self.to_colmap()
+        return import_pycolmap().Camera(model=model, width=width, height=height, params=params)
+
+    def _project_by_colmap(self, points: Array) -> Array:
+        front = np.where(points[:, 2:] > 0, points, (0.0, 0.0, 1.0))
+        pixels = np.asarray(self._in_colmap().img_from_cam(front), np.float64).reshape(-1, 2) - 0.5
+        return np.where(points[:, 2:] > 0, pixels, np.nan)
 
     @property
     def _is_fisheye(self) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
-
-import PIL.Image
 
 from ..errors import InputError
 from ..geometry.colmap import import_pycolmap
 from . import images
+from .folders import in_order, numbered, times_in_names
 
 FOCAL_RANGE = (0.1, 10.0)
 """Focal lengths / long side outside of this are mistakes; COLMAP's mappers reject such cameras altogether."""
@@ -34,6 +36,10 @@ class Exif:
         WGS84 latitude and longitude in degrees, altitude in metres or nan.
     warning : str
         Which absurd value was ignored; usually empty.
+    time : float or None
+        When it was taken, in seconds of the camera's clock; only differences mean anything.
+    orientation : int
+        1 to 8; 1 is upright.
     """
 
     size: tuple[int, int]
@@ -41,6 +47,8 @@ class Exif:
     camera: str | None = None
     position: tuple[float, float, float] | None = None
     warning: str = ""
+    time: float | None = None
+    orientation: int = 1
 
 
 def read_exif(path: str | os.PathLike[str]) -> Exif:
@@ -55,28 +63,48 @@ def read_exif(path: str | os.PathLike[str]) -> Exif:
     InputError
         The file cannot be read or is not an image. Damaged EXIF is no error, but like none.
     """
-    name = os.fspath(path)
-    with images._open_file(name, name) as file:
+    name = images.printable(os.fsdecode(path))
+    with images.open_file(path) as file:
+        header = images.read_header(file, name)
+        with images._quiet():
+            tags, gps = _tags(header)
+            orientation = header.orientation
+    size = header.size[::-1] if orientation >= 5 else header.size  # turned by a quarter
+    focal, warning = _focal_length(tags, size, os.fspath(path))
+    return Exif(size, focal, _camera_name(tags), _position(gps), warning, _time(tags), orientation)
+
+
+def order_in_time(folder: str | os.PathLike[str], names: Iterable[str]) -> tuple[list[str], str]:
+    """Sort the photographs of a folder by when they were taken: by their names, or by EXIF where these tell nothing.
+
+    Parameters
+    ----------
+    folder : path
+    names : iterable of str
+        Paths relative to the folder.
+
+    Returns
+    -------
+    ordered : list of str
+    note : str
+        A sentence for the user where the order does not follow from the names; else empty.
+    """
+    ordered = in_order(names)
+    if len(ordered) < 2 or numbered(ordered) or times_in_names(ordered) is not None:
+        return ordered, ""
+
+    def taken(name: str) -> float | None:
         try:
-            kind = images._format_of(file.read(16), name)
-            file.seek(0)
-            with images._quiet():
-                picture = PIL.Image.OPEN[kind][0](file, "")
-            if kind in ("PNG", "TIFF"):  # PNG may hold EXIF behind the pixels; Pillow turns those of TIFF itself
-                picture.load()
-            with images._quiet():
-                tags, gps = _tags(picture)
-                turned = images._orientation(picture) >= 5  # by a quarter
+            return read_exif(Path(folder) / name).time
         except InputError:
-            raise
-        except Exception as error:  # as in `images._decode`: Pillow raises whatever it likes
-            raise InputError(
-                f"{name}: damaged or incomplete ({images._reason(error)}); copy or export it again"
-            ) from error
-    width, height = picture.size
-    size = (height, width) if turned else (width, height)
-    focal, warning = _focal_length(tags, size, name)
-    return Exif(size, focal, _camera_name(tags), _position(gps), warning)
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        times = dict(zip(ordered, pool.map(taken, ordered), strict=True))
+    known = {name: time for name, time in times.items() if time is not None}
+    if len(known) < len(ordered) or len(set(known.values())) == 1:
+        return ordered, "neither names nor EXIF times tell which image follows which; they are taken by their names"
+    return sorted(ordered, key=known.__getitem__), "the names tell no order; the images are taken by their EXIF times"
 
 
 # ---- EXIF (version 2.32; JEITA CP-3451) ----
@@ -87,13 +115,14 @@ _PIXELS_X, _PIXELS_Y = 0xA002, 0xA003
 _RESOLUTION, _RESOLUTION_UNIT = 0xA20E, 0xA210
 _MILLIMETRES = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # unit of the resolution of the sensor; 4 and 5 are unofficial
 _EXIF_IFD, _GPS_IFD = 0x8769, 0x8825
+_TAKEN, _TAKEN_FRACTION = 0x9003, 0x9291
 _DIAGONAL_35MM = math.hypot(36, 24)
 
 
-def _tags(picture: PIL.Image.Image) -> tuple[dict[int, Any], dict[int, Any]]:
+def _tags(header: images.Header) -> tuple[dict[int, Any], dict[int, Any]]:
     """Return the tags of a photograph and of its GPS receiver; none where they are damaged."""
     try:
-        exif = picture.getexif()
+        exif = header.exif()
         return {**exif, **exif.get_ifd(_EXIF_IFD)}, dict(exif.get_ifd(_GPS_IFD))
     except Exception:  # the photograph is fine, only its EXIF is not
         return {}, {}
@@ -149,6 +178,16 @@ def _camera_name(tags: Mapping[int, Any]) -> str | None:
         return None
     settings = (_MAKE, _MODEL, _LENS, _FOCAL_LENGTH, _FOCAL_LENGTH_35MM, _ZOOM)
     return " ".join(str(tags[tag]).strip(" \0") for tag in settings if tag in tags)
+
+
+def _time(tags: Mapping[int, Any]) -> float | None:
+    """Return the seconds since 1970 of DateTimeOriginal, as if the camera's clock showed UTC."""
+    try:
+        taken = datetime.strptime(str(tags[_TAKEN]).strip(" \0"), "%Y:%m:%d %H:%M:%S").replace(tzinfo=timezone.utc)
+    except (KeyError, ValueError):
+        return None
+    digits = str(tags.get(_TAKEN_FRACTION, "")).strip(" \0")
+    return taken.timestamp() + (float(f"0.{digits}") if digits.isascii() and digits.isdigit() else 0.0)
 
 
 def _position(gps: Mapping[int, Any]) -> tuple[float, float, float] | None:

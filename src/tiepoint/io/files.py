@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError, MissingDependencyError
 from ..types import Features
-from .images import is_picture
+from .images import is_picture, open_file
 
 _NEEDED_PACKAGES = {".h5": ("h5py", "hdf5")} | dict.fromkeys((".png", ".jpg", ".pdf", ".svg"), ("matplotlib", "viz"))
 
@@ -338,13 +338,13 @@ def check_output_folder(path: str | os.PathLike[str], inputs: Iterable[str | os.
     Traceback (most recent call last):
     ...
     tiepoint.errors.ArgumentError: scene/undistorted: is replaced as a whole, and the input \
-scene/undistorted/images lies in it; choose another output
+scene/undistorted/images lies in it; move it, or choose another output
     """
     target = Path(path)
     for given in inputs:
         if given is not None and Path(os.path.realpath(given)).is_relative_to(os.path.realpath(target)):
             raise ArgumentError(
-                f"{target}: is replaced as a whole, and the input {given} lies in it; choose another output"
+                f"{target}: is replaced as a whole, and the input {given} lies in it; move it, or choose another output"
             )
     return target
 
@@ -355,34 +355,6 @@ def _is_same(final: Path, given: str | os.PathLike[str]) -> bool:
         return os.path.realpath(given) == str(final) or final.samefile(given)
     except (OSError, ValueError):
         return False
-
-
-def check_regular(path: str | os.PathLike[str]) -> Path:
-    """Return ``path`` if it is a regular file; opening a pipe would wait for ever, and a device may never end.
-
-    Raises
-    ------
-    InputError
-        There is no such file, it cannot be reached, or it is a folder, a device or a pipe.
-
-    Examples
-    --------
-    >>> check_regular("/dev/null")
-    Traceback (most recent call last):
-    ...
-    tiepoint.errors.InputError: /dev/null: cannot be read: it is a device or a pipe; give a regular file
-    """
-    try:
-        mode = Path(path).stat().st_mode
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if stat.S_ISDIR(mode):
-        raise InputError(f"{path}: cannot be read: it is a folder; give a file")
-    if not stat.S_ISREG(mode):
-        raise InputError(f"{path}: cannot be read: it is a device or a pipe; give a regular file")
-    return Path(path)
 
 
 def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict) -> Any:
@@ -401,7 +373,8 @@ def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict
         It cannot be read, is no JSON, is nested too deep, or holds another kind of value.
     """
     try:
-        return parse_json(check_regular(path).read_text(encoding="utf-8"), kind)
+        with open_file(path) as stream:
+            return parse_json(stream.read().decode("utf-8"), kind)
     except InputError:
         raise
     except OSError as error:
@@ -513,6 +486,8 @@ def feature_arrays(features: Features) -> dict[str, NDArray[Any]]:
     return {name: arrays[name] for name in FEATURE_ARRAYS if name in arrays}
 
 
+_LONGEST_NAME = 255  # bytes, on all usual file systems
+
 FEATURE_ARRAYS = ("keypoints", "scores", "descriptors", "scales", "orientations", "covariances", "image_size")
 
 
@@ -562,6 +537,19 @@ class FeatureWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, traceback)
+
+    def check_name(self, name: str) -> None:
+        """Raise `InputError` if no features can be written under this name; call it before they are made."""
+        if self.kind in (".h5", ".npz"):
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"{name!r}: the name is not valid UTF-8, and a {self.kind} file cannot hold it; rename the file, "
+                    "or write to a folder"
+                ) from error
+        elif len(os.fsencode(Path(name).name)) + len(".npz") > _LONGEST_NAME:
+            raise InputError(f"{name}: the name is too long for a file {Path(name).name[:20]}….npz; rename the image")
 
     def write(self, name: str, features: Features) -> None:
         """Write the features of the image called ``name`` (a relative path with forward slashes)."""

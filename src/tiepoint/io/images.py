@@ -5,12 +5,15 @@ Everything that can be wrong with an input is found here and raised as one `Inpu
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+import struct
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -24,19 +27,46 @@ from ..types import Image
 
 ImageSource = str | os.PathLike[str] | IO[bytes] | NDArray[Any] | Image
 
-# What photographs and public data sets come in. Pillow reads far more, some of it by starting other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "PPM", "BMP", "GIF")
+# What photographs and public data sets come in, and how their names end. Pillow reads far more, some of it by starting
+# other programs.
+_FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "HEIF": (".heic", ".heif", ".hif"),
+}
+SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
+"""Endings, in lower case, of the files that a folder of photographs is searched for."""
+
+RAW_SUFFIXES = (
+    *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f"),
+    *(".3fr", ".fff", ".iiq", ".gpr", ".erf", ".mrw", ".mos", ".kdc"),
+)
+FOREIGN_SUFFIXES = (*RAW_SUFFIXES, ".avif", ".jxl")
+"""Photographs that cannot be read. A folder is searched for them too, so that people learn why they are missing."""
+
+MAX_PIXELS = 500_000_000
+_BORDER_SHARE = 1 / 8  # of the picture's outline that a border without data takes up at least
 
 
-def read_image(source: ImageSource, mask: ImageSource | None = None, max_pixels: int = 500_000_000) -> Image:
+def read_image(
+    source: ImageSource,
+    mask: ImageSource | None = None,
+    max_pixels: int = MAX_PIXELS,
+    bands: Sequence[int] | None = None,
+) -> Image:
     """Read one image as 8-bit RGB with its EXIF orientation applied.
 
     Parameters
     ----------
     source : path, binary file object, array or Image
-        A file: JPEG (also a phone's MPO), PNG, WebP, TIFF, PPM, BMP or GIF; of several frames the first. Only
-        regular files are opened, so that no pipe or device can block. A file object is read from where it
-        stands to its end and left open.
+        A file: JPEG (also a phone's MPO), PNG, WebP, TIFF, PPM, BMP, GIF, or, with the package pillow-heif, HEIC;
+        of several frames the first. Only regular files are opened, so that no pipe or device can block. A file
+        object is read from where it stands to its end and left open.
 
         An array: (H, W), (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4) of bool, uint8, uint16, or floats in
         [0, 1]. It is never written to; uint8 RGB is not copied either, so do not change it while the `Image`
@@ -49,6 +79,10 @@ def read_image(source: ImageSource, mask: ImageSource | None = None, max_pixels:
     max_pixels : int
         Files with more pixels are refused by their header, before anything is decoded. (Pillow's own limit,
         179 megapixels, stays in force for WebP and uncompressed TIFF.)
+    bands : one or three ints, optional
+        Which bands of the source to use, counted from 1: (4, 3, 2) makes band 4 red, 3 green and 2 blue; one band
+        becomes grey. Files with more than four bands need it, unless they say that the first three are red, green
+        and blue. An `Image` has had its bands chosen already.
 
     Returns
     -------
@@ -58,7 +92,9 @@ def read_image(source: ImageSource, mask: ImageSource | None = None, max_pixels:
     Raises
     ------
     InputError
-        The source or the mask cannot be used. The message names it and says what to do.
+        The source or the mask cannot be used, or lacks one of the bands. The message names it and says what to do.
+    ArgumentError
+        ``bands`` are not one or three numbers from 1 on.
 
     Notes
     -----
@@ -85,11 +121,12 @@ def read_image(source: ImageSource, mask: ImageSource | None = None, max_pixels:
             return source
         pixels, opaque, name = source.pixels, None, source.name
     else:
-        raw, name = _load(source, max_pixels)
-        _check(raw, name)
+        raw = _load(source, max_pixels, check_bands(bands))
+        _check(raw.array, raw.name, finite=isinstance(source, np.ndarray))
         if isinstance(source, np.ndarray):
-            _check_type(raw, name)
+            _check_type(raw.array, raw.name)
         pixels, opaque = _to_rgb(raw)
+        name = raw.name
     if mask is not None:
         allowed, mask_name = _read_mask(mask, max_pixels)
         if allowed.shape != pixels.shape[:2]:
@@ -144,36 +181,86 @@ def resize_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.ui
     return mask[rows[:, None], columns]
 
 
-def _load(source: ImageSource, max_pixels: int) -> tuple[NDArray[Any], str]:
-    """Return (array as stored, name): (H, W) or (H, W, C) of any bool, integer or float type."""
-    if isinstance(source, Image):
-        return source.pixels, source.name
-    if isinstance(source, np.ndarray):
-        return source, "<array>"
-    if isinstance(source, (str, os.PathLike)):
-        path = os.fsdecode(source)
-        name = path if path.isprintable() else repr(path)[1:-1]
-        with _open_file(path, name) as file:
-            return _decode(file, name, max_pixels), name
-    if hasattr(source, "read"):
-        own = getattr(source, "name", None)
-        name = own if isinstance(own, str) and own.isprintable() else "<stream>"
-        return _decode(_buffer(source, name), name, max_pixels), name
-    raise InputError(
-        f"an image cannot be read from {type(source).__name__}; give a path, a binary file object, or a NumPy array"
-    )
+def read_stored(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Read a file as 8-bit RGB (H, W, 3) as it is stored: not turned by EXIF, which poses of data sets ignore.
+
+    Raises
+    ------
+    InputError
+        As `read_image`.
+    """
+    raw = _load(path, MAX_PIXELS, upright=False)
+    _check(raw.array, raw.name, finite=False)
+    return _to_rgb(raw)[0]
 
 
-def _open_file(path: str, name: str) -> IO[bytes]:
-    """Open a regular file for reading."""
+def read_numbers(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """Read a file as the array it holds, in its own number type and not turned: a depth map, for example.
+
+    Raises
+    ------
+    InputError
+        As `read_image`.
+    """
+    return _load(path, MAX_PIXELS, upright=False).array
+
+
+def read_reduced(data: bytes, name: str, long_side: int) -> NDArray[np.uint8]:
+    """Decode a file's bytes to upright 8-bit RGB (H, W, 3); a JPEG with a longer side only to half, a quarter ....
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+    name : str
+        For messages.
+    long_side : int
+        In pixels; the result's is not less, if the file's is not.
+
+    Raises
+    ------
+    InputError
+        As `read_image`.
+    """
+    raw = _decode(BytesIO(data), name, MAX_PIXELS, draft=long_side)
+    _check(raw.array, name, finite=False)
+    return _to_rgb(raw)[0]
+
+
+def check_bands(bands: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Return bands as a tuple, or raise `ArgumentError` if they are not one or three numbers from 1 on.
+
+    Examples
+    --------
+    >>> check_bands([4, 3, 2])
+    (4, 3, 2)
+    """
+    if bands is None:
+        return None
+    chosen = tuple(bands)
+    if len(chosen) not in (1, 3) or any(not isinstance(band, (int, np.integer)) or band < 1 for band in chosen):
+        raise ArgumentError(f"bands are one or three numbers from 1 on, for red, green and blue, not {bands!r}")
+    return tuple(int(band) for band in chosen)
+
+
+def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a regular file for reading in binary; a pipe or a device might block for ever, and is refused.
+
+    Raises
+    ------
+    InputError
+        There is no such file, it may not be read, or it is a folder, a pipe or a device.
+    """
+    text = os.fsdecode(path)
+    name = printable(text)
     try:
         # Asked before opening, because opening a pipe waits until someone writes to it.
-        mode = os.stat(path).st_mode  # noqa: PTH116 (Path would turn "" into the current folder)
+        mode = os.stat(text).st_mode  # noqa: PTH116 (Path would turn "" into the current folder)
         if stat.S_ISDIR(mode):
-            raise InputError(f"{name}: is a folder; give one image file")
+            raise InputError(f"{name}: is a folder; give one file")
         if not stat.S_ISREG(mode):
-            raise InputError(f"{name}: is a device or a pipe; save the image to a regular file first")
-        return Path(path).open("rb")
+            raise InputError(f"{name}: is a device or a pipe; save it to a regular file first")
+        return Path(text).open("rb")
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -183,6 +270,37 @@ def _open_file(path: str, name: str) -> IO[bytes]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or _reason(error)
         raise InputError(f"{name}: cannot be opened ({reason}); check the path") from error
+
+
+def printable(path: str) -> str:
+    """Return a path for messages: escaped where it holds line breaks, or bytes that are not UTF-8."""
+    return path if path.isprintable() else repr(path)[1:-1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Raw:
+    """An image as stored: (H, W) or (H, W, C) of any bool, integer or float type."""
+
+    array: NDArray[Any]
+    name: str
+    nodata: float | None = None
+
+
+def _load(source: ImageSource, max_pixels: int, bands: tuple[int, ...] | None = None, upright: bool = True) -> _Raw:
+    if isinstance(source, Image):
+        return _Raw(source.pixels, source.name)
+    if isinstance(source, np.ndarray):
+        return _Raw(source if bands is None else _choose(source, bands, "<array>"), "<array>")
+    if isinstance(source, (str, os.PathLike)):
+        with open_file(source) as file:
+            return _decode(file, printable(os.fsdecode(source)), max_pixels, bands, upright)
+    if hasattr(source, "read"):
+        own = getattr(source, "name", None)
+        name = own if isinstance(own, str) and own.isprintable() else "<stream>"
+        return _decode(_buffer(source, name), name, max_pixels, bands, upright)
+    raise InputError(
+        f"an image cannot be read from {type(source).__name__}; give a path, a binary file object, or a NumPy array"
+    )
 
 
 def _buffer(stream: IO[bytes], name: str) -> IO[bytes]:
@@ -209,47 +327,200 @@ def _format_of(start: bytes, name: str) -> str:
 
     PIL.Image.preinit()
     start = start.ljust(16, b"\0")
+    if start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+        return "HEIF"
     for format_name in _FORMATS:
-        accept = PIL.Image.OPEN[format_name][1]
+        accept = PIL.Image.OPEN[format_name][1] if format_name in PIL.Image.OPEN else None
         if accept is not None and accept(start) is True:
+            if format_name == "TIFF" and _has_raw_suffix(name):
+                break
             return format_name
+    if _has_raw_suffix(name):
+        raise _is_raw(name)
     raise InputError(
-        f"{name}: not an image in a format that can be read ({', '.join(_FORMATS)}); "
-        "convert HEIC, raw and other formats to one of these"
+        f"{name}: not an image in a format that can be read ({', '.join(_FORMATS)}); convert it to one of these"
     )
 
 
 def is_picture(path: str | os.PathLike[str]) -> bool:
     """Return whether a file exists that begins as an image that can be read, whatever its name."""
-    name = os.fspath(path)
     try:
-        with _open_file(name, name) as file:
-            _format_of(file.read(16), name)
+        with open_file(path) as file:
+            _format_of(file.read(16), os.fsdecode(path))
     except (InputError, OSError):
         return False
     return True
 
 
-def _decode(file: IO[bytes], name: str, max_pixels: int) -> NDArray[Any]:
-    """Decode an image file, upright by its EXIF orientation, to an array in its own number type."""
-    kind = "image"
+def _has_raw_suffix(name: str) -> bool:
+    return name.lower().endswith(RAW_SUFFIXES)
+
+
+def _is_raw(name: str) -> InputError:
+    return InputError(
+        f"{name}: is a camera's raw file; develop it to a JPEG, or a TIFF of 16 bits (darktable, RawTherapee, the "
+        "camera maker's program), and give that"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What can be known of an image file before it is decoded.
+
+    Attributes
+    ----------
+    kind : str
+        The format.
+    size : (int, int)
+        Width and height as stored, in pixels.
+    picture : PIL.Image.Image or None
+        Not decoded yet; None for a TIFF of a layout that Pillow does not know.
+    tags : mapping
+        Those of a TIFF, by number.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    picture: PIL.Image.Image | None
+    tags: Mapping[int, Any]
+
+    @property
+    def orientation(self) -> int:
+        """The EXIF orientation, 1 to 8; 1 (upright) where the tag is missing or damaged."""
+        try:
+            value = self.tags.get(_ORIENTATION, 1) if self.kind == "TIFF" else self.exif().get(_ORIENTATION, 1)
+        except Exception:  # the photograph is fine, only its EXIF is not
+            return 1
+        return value if value in range(1, 9) else 1
+
+    def exif(self) -> PIL.Image.Exif:
+        """Return the EXIF; raises whatever Pillow does where it is damaged."""
+        if self.picture is None:
+            return PIL.Image.Exif()
+        if self.kind == "PNG":  # the class's own method would decode the pixels, as EXIF may stand behind them
+            return PIL.Image.Image.getexif(self.picture)
+        return self.picture.getexif()
+
+
+_ORIENTATION, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA = 274, 256, 257, 258, 262, 277, 338
+_DNG_VERSION, _GDAL_NODATA = 50706, 42113
+_RGB = 2  # photometric interpretation
+
+
+def read_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Header:
+    """Look at an image file without decoding it.
+
+    Raises
+    ------
+    InputError
+        It is empty, damaged, of no known format, or too large.
+    """
+    start = file.read(16)
+    if not start:
+        raise InputError(f"{name}: the file is empty; copy or export it again")
+    kind = _format_of(start, name)
     try:
-        start = file.read(16)
-        if not start:
-            raise InputError(f"{name}: the file is empty; copy or export it again")
-        kind = _format_of(start, name)
-        file.seek(0)
-        with _quiet():
+        header = _open_header(file, kind, name)
+    except InputError:
+        raise
+    except Exception as error:
+        raise _damaged(name, kind, error) from error
+    width, height = header.size
+    if width < 1 or height < 1:
+        raise InputError(f"{name}: has no pixels ({width}x{height}); export it again")
+    if width * height > max_pixels:
+        raise InputError(
+            f"{name}: {width}x{height} pixels, more than the limit of {max_pixels / 1e6:g} megapixels; "
+            "if it is to be trusted, shrink it, or raise max_pixels of tiepoint.read_image"
+        )
+    return header
+
+
+def _damaged(name: str, kind: str, error: Exception) -> InputError:
+    """Return what to say of any error of Pillow: OSError, SyntaxError, ValueError, struct.error, zlib.error ...."""
+    return InputError(f"{name}: damaged, incomplete or unusual {kind} file ({_reason(error)}); copy or export it again")
+
+
+def _open_header(file: IO[bytes], kind: str, name: str) -> Header:
+    tags: Mapping[int, Any] = {}
+    picture: PIL.Image.Image | None = None
+    file.seek(0)
+    with _quiet():
+        if kind == "HEIF":
+            picture = _heif_class(name)(file)
+        elif kind == "TIFF":
+            tags = _tiff_tags(file)
+            if _DNG_VERSION in tags:
+                raise _is_raw(name)
+            file.seek(0)
+            with suppress(SyntaxError):  # "unknown pixel mode"
+                picture = PIL.Image.OPEN[kind][0](file, "")
+            return Header(kind, (int(tags[_WIDTH]), int(tags[_HEIGHT])), picture, tags)  # Pillow's may be turned
+        else:
             # The format's own class, not PIL.Image.open, which would refuse what is above Pillow's limit.
             picture = PIL.Image.OPEN[kind][0](file, "")
-        width, height = picture.size
-        if width < 1 or height < 1:
-            raise InputError(f"{name}: has no pixels ({width}x{height}); export it again")
-        if width * height > max_pixels:
-            raise InputError(
-                f"{name}: {width}x{height} pixels, more than the limit of {max_pixels / 1e6:g} megapixels; "
-                "if it is to be trusted, shrink it, or raise max_pixels of tiepoint.read_image"
-            )
+        if kind == "PNG" and "exif" not in picture.info:
+            here = file.tell()
+            if (exif := _png_exif(file)) is not None:
+                picture.info["exif"] = exif
+            file.seek(here)
+    return Header(kind, picture.size, picture, tags)
+
+
+def _heif_class(name: str) -> Any:
+    try:
+        from pillow_heif.as_plugin import HeifImageFile
+    except ImportError as error:  # one file among others: no reason to end a whole folder with MissingDependencyError
+        raise InputError(
+            f"{name}: HEIC needs the package 'pillow-heif': pip install 'tiepoint[heic]'; or convert it to JPEG"
+        ) from error
+    return HeifImageFile
+
+
+def _tiff_tags(file: IO[bytes]) -> Mapping[int, Any]:
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    start = file.read(8)
+    directory = ImageFileDirectory_v2(start + (file.read(8) if start[2] == 43 or start[3] == 43 else b""))
+    file.seek(directory.next)
+    directory.load(file)
+    return directory
+
+
+def _png_exif(file: IO[bytes]) -> bytes | None:
+    """Return the EXIF of a PNG file, which may stand behind the pixels, without decoding these."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            return file.read(min(length, 1 << 20))
+        file.seek(length + 4, os.SEEK_CUR)
+    return None
+
+
+def _decode(
+    file: IO[bytes],
+    name: str,
+    max_pixels: int,
+    bands: tuple[int, ...] | None = None,
+    upright: bool = True,
+    draft: int | None = None,
+) -> _Raw:
+    """Decode an image file to an array in its own number type, by default upright by its EXIF orientation."""
+    header = read_header(file, name, max_pixels)
+    kind, picture, nodata = header.kind, header.picture, None
+    try:
+        if kind == "TIFF":
+            nodata = _number(header.tags.get(_GDAL_NODATA))
+            # Of planes that are no colours Pillow shows the first alone.
+            wanted = bands is not None or header.tags.get(_PHOTOMETRIC) != _RGB
+            if picture is None or (wanted and int(header.tags.get(_SAMPLES, 1)) > len(picture.getbands())):
+                array = _read_tiff(file, header, name, max_pixels, bands)
+                return _Raw(_upright(array, header.orientation) if upright else array, name, nodata)
+        assert picture is not None
+        if draft is not None:
+            picture.draft("RGB", (draft, draft))  # JPEG: decode at a half, a quarter ... where that is enough
+        width, height = header.size
         # Pillow warns from 89 megapixels on.
         with _quiet() if width * height > 80_000_000 else nullcontext():
             picture.load()
@@ -270,21 +541,71 @@ def _decode(file: IO[bytes], name: str, max_pixels: int) -> NDArray[Any]:
             f"{name}: more pixels than Pillow decodes of a {kind} file; shrink it, convert it to JPEG or "
             "PNG, or raise PIL.Image.MAX_IMAGE_PIXELS if it is to be trusted"
         ) from error
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+    except Exception as error:
+        raise _damaged(name, kind, error) from error
+    if bands is not None:
+        array = _choose(array, bands, name)
+    if not upright and kind == "TIFF":  # turned by Pillow; to be turned back
+        orientation, upright = {6: 8, 8: 6}.get(header.orientation, header.orientation), True
+    return _Raw(_upright(array, orientation) if upright else array, name, nodata)
+
+
+def _read_tiff(
+    file: IO[bytes], header: Header, name: str, max_pixels: int, bands: tuple[int, ...] | None
+) -> NDArray[Any]:
+    """Decode a TIFF of several bands or of floats, which Pillow does not know, not turned."""
+    tags, (width, height) = header.tags, header.size
+    samples, photometric = int(tags.get(_SAMPLES, 1)), tags.get(_PHOTOMETRIC)
+    coloured = photometric == _RGB and samples >= 3
+    if bands is None and samples > 1 and not coloured:
         raise InputError(
-            f"{name}: damaged, incomplete or unusual {kind} file ({_reason(error)}); copy or export it again"
+            f"{name}: has {samples} bands, and none of them is said to be red, green or blue; name one or three of "
+            "them: --bands 3,2,1, or bands=(3, 2, 1) of tiepoint.read_image"
+        )
+    if width * height * samples > 4 * max_pixels:
+        raise InputError(f"{name}: {width}x{height} pixels of {samples} bands are too many; keep the bands you need")
+    try:
+        import tifffile
+    except ImportError as error:  # as in `_heif_class`
+        kind = f"{samples} bands of {'x'.join(map(str, sorted(set(tags.get(_BITS, (1,))))))} bits"
+        raise InputError(
+            f"{name}: a TIFF of {kind} needs the package 'tifffile': pip install 'tiepoint[tiff]'"
         ) from error
-    return _upright(array, orientation)
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages[0]
+        array = np.asarray(page.asarray())
+        if page.axes.startswith("S"):  # a plane for each band
+            array = np.moveaxis(array, 0, -1)
+    if bands is not None:
+        return _choose(array, bands, name)
+    alpha = samples == 4 and tuple(tags.get(_EXTRA, ())) in ((1,), (2,))
+    return array[..., : 4 if alpha else 3] if coloured else array
+
+
+def _choose(array: NDArray[Any], bands: tuple[int, ...], name: str) -> NDArray[Any]:
+    """Return some bands, counted from 1, of an array (H, W) or (H, W, C)."""
+    count = array.shape[2] if array.ndim == 3 else 1
+    if max(bands) > count:
+        raise InputError(f"{name}: has {count} bands, and so no band {max(bands)}; name others")
+    return array.reshape(*array.shape[:2], count)[..., [band - 1 for band in bands]]
+
+
+def _number(text: Any) -> float | None:
+    """Return the number in GDAL's nodata tag."""
+    try:
+        return None if text is None else float(str(text).strip(" \0"))
+    except ValueError:
+        return None
 
 
 def _orientation(picture: PIL.Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 (upright) where the tag is missing or damaged.
+    """Return the EXIF orientation, 1 to 8, of a picture that is decoded; 1 where the tag is missing or damaged.
 
-    Asked after loading: PNG may store EXIF behind the pixels, and in TIFF Pillow turns the pixels itself and
-    then forgets the tag.
+    Asked after decoding, because in TIFF Pillow turns the pixels itself and then forgets the tag.
     """
     try:
-        value = picture.getexif().get(0x0112, 1)
+        value = picture.getexif().get(_ORIENTATION, 1)
     except Exception:  # the photograph is fine, only its EXIF is not
         return 1
     return value if value in range(1, 9) else 1
@@ -301,42 +622,99 @@ def _upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
     return array
 
 
-def _to_rgb(raw: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
-    """Return (RGB pixels, which pixels are not fully transparent or None for all) of an array."""
-    colour = raw[..., :3] if raw.ndim == 3 else raw[..., None]
+def _to_rgb(raw: _Raw) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+    """Return (RGB pixels, which pixels hold data and are not fully transparent or None for all)."""
+    array = raw.array
+    colour = array[..., :3] if array.ndim == 3 else array[..., None]
     opaque = None
-    if raw.ndim == 3 and raw.shape[2] == 4 and not raw[..., 3].all():
-        opaque = raw[..., 3] != 0
-    pixels = _to_8_bit(colour)
+    if array.ndim == 3 and array.shape[2] == 4 and not array[..., 3].all():
+        opaque = array[..., 3] != 0
+    known = _with_data(colour, raw.nodata)
+    if known is not None and not known.any():
+        raise InputError(f"{raw.name}: holds no data: all its pixels are NaN, infinite or what its nodata tag says")
+    pixels = _to_8_bit(colour, known)
+    if known is not None:
+        pixels = _fill(pixels, known)
+        opaque = known if opaque is None else known & opaque
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
     return np.ascontiguousarray(pixels), opaque
 
 
-def _to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale to uint8 as the notes of `read_image` say."""
+def _with_data(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
+    """Return which pixels (H, W) hold data, None for all; the notes of `read_image` say which do not."""
+    if values.dtype.itemsize == 1 and nodata is None:
+        return None
+    known = np.ones(values.shape[:2], bool)
+    if values.dtype.kind == "f":
+        known &= np.isfinite(values).all(axis=2)
+    if nodata is not None and math.isfinite(nodata) and (values.dtype.kind == "f" or nodata == int(nodata)):
+        with np.errstate(over="ignore"):
+            value = values.dtype.type(nodata) if values.dtype.kind == "f" else int(nodata)
+        known &= ~(values == value).all(axis=2)
+    if values.dtype.itemsize > 1 and known.any():
+        for value in (values[known].min(), values[known].max()):
+            flat = (values == value).all(axis=2)
+            if _is_border(values, known, flat, value):
+                known &= ~flat
+    return None if known.all() else known
+
+
+def _is_border(values: NDArray[Any], known: NDArray[np.bool_], flat: NDArray[np.bool_], value: Any) -> bool:
+    """Whether the pixels of one extreme value are a border without data."""
+    share = float(np.concatenate([flat[0], flat[-1], flat[1:-1, 0], flat[1:-1, -1]]).mean())
+    rest = values[known & ~flat]
+    if share < _BORDER_SHARE or not len(rest):
+        return False
+    gap = abs(float(rest.min() if value < rest.min() else rest.max()) - float(value))
+    low, high = np.percentile(rest[:: max(1, len(rest) // 1_000_000)], (0.1, 99.9))
+    return high > low and (share == 1 or gap > high - low)
+
+
+def _fill(pixels: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Give each pixel (H, W, C) without data the colour of the nearest one that has some."""
+    import cv2  # here, because training needs this module but not OpenCV
+
+    labels = cv2.distanceTransformWithLabels(
+        (~known).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )[1]
+    nearest = np.zeros(labels.max() + 1, np.int64)
+    nearest[labels[known]] = np.flatnonzero(known)
+    return pixels.reshape(-1, pixels.shape[2])[nearest[labels]]
+
+
+def _to_8_bit(values: NDArray[Any], known: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+    """Scale (H, W, C) to uint8 as the notes of `read_image` say, by the pixels that are known."""
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
-    if values.dtype.kind == "f" and values.min() >= -1e-6 and values.max() <= 1 + 1e-6:
+    data = values if known is None else values[known]
+    least, greatest = data.min(), data.max()
+    if known is not None:
+        values = np.where(known[..., None], values, least)
+    if values.dtype.kind == "f" and least >= -1e-6 and greatest <= 1 + 1e-6:
         return np.rint(np.clip(values, 0, 1) * np.float32(255)).astype(np.uint8)
-    step = max(1, round((values.size / 1e6) ** 0.5))  # a million samples are enough
-    low, high = np.percentile(values[::step, ::step], (0.1, 99.9))
+    if known is None:
+        step = max(1, round((values.size / 1e6) ** 0.5))  # a million samples are enough
+        low, high = np.percentile(values[::step, ::step], (0.1, 99.9))
+    else:
+        low, high = np.percentile(data[:: max(1, data.size // 1_000_000)], (0.1, 99.9))
     if values.dtype.kind == "f":
         high = high if high > low else low + 1
-    elif values.min() >= 0 and values.max() <= 65535 and (high - low >= 65535 / 4 or high == low):
+    elif least >= 0 and greatest <= 65535 and (high - low >= 65535 / 4 or high == low):
         low, high = 0.0, 65535.0
     else:
         high = max(high, low + 255)
-    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
+    kind = np.dtype(np.float64 if values.dtype.itemsize == 8 else np.float32)
+    scaled = (values.astype(kind) - np.asarray(low, kind)) * np.asarray(255 / (high - low), kind)
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
 def _read_mask(source: ImageSource, max_pixels: int) -> tuple[NDArray[np.bool_], str]:
     """Return (where keypoints are allowed (H, W), name)."""
-    raw, name = _load(source, max_pixels)
-    name = "<mask array>" if name == "<array>" else name
+    loaded = _load(source, max_pixels)
+    raw, name = loaded.array, "<mask array>" if loaded.name == "<array>" else loaded.name
     _check(raw, name)
     if raw.ndim == 2:
         return raw != 0, name
@@ -344,7 +722,7 @@ def _read_mask(source: ImageSource, max_pixels: int) -> tuple[NDArray[np.bool_],
     return (allowed & (raw[..., 3] != 0) if raw.shape[2] == 4 else allowed), name
 
 
-def _check(array: NDArray[Any], name: str) -> None:
+def _check(array: NDArray[Any], name: str, finite: bool = True) -> None:
     """Raise `InputError` unless the array holds numbers, in the shape of an image."""
     if array.dtype.kind not in "buif":
         raise InputError(f"{name}: holds {array.dtype}, not real numbers; convert it with astype(np.uint8)")
@@ -354,7 +732,7 @@ def _check(array: NDArray[Any], name: str) -> None:
         )
     if array.size == 0:
         raise InputError(f"{name}: has no pixels (shape {array.shape}); give at least one")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(f"{name}: holds NaN or infinity; replace them, and hide those pixels with a mask")
 
 

@@ -20,11 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
-from .files import atomic, check_image_name, check_regular, make_folder, read_json, write_json
-from .images import read_image, resize
+from .exif import order_in_time
+from .files import atomic, check_image_name, make_folder, read_json, write_json
+from .folders import list_images, times_in_names
+from .images import SUFFIXES, open_file, read_image, resize
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".3gp")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".bmp")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv"),
+    *(".3gp", ".ogv", ".mxf", ".vob"),
+)
 LIST_NAME = "key_frames.json"
 
 _FLOW_SIDE = 640  # long side in pixels at which motion is measured
@@ -42,17 +46,21 @@ class Frame:
     index : int
         Its number in the video, from 0.
     time : float
-        Seconds since the video's first frame; of a folder of pictures, the index.
+        Seconds since the video's first frame; of a folder of pictures, the times that their names are made of
+        (`tiepoint.io.folders.times_in_names`) or that ``key_frames.json`` holds, else the index.
     pixels : uint8 array (H, W, 3)
         RGB, upright.
     name : str
         ``frame_000012``, or the picture's file name.
+    mask : uint8 array (H, W) or None
+        0 where a picture of a folder holds no data, or is transparent; see `tiepoint.read_image`.
     """
 
     index: int
     time: float
     pixels: NDArray[np.uint8]
     name: str
+    mask: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,8 @@ def read_frames(source: int | str | os.PathLike[str], start: int = 0) -> Iterato
     Parameters
     ----------
     source : path or int
-        A video file; a folder, whose pictures come in the order of their names; or the number of a camera.
+        A video file; a folder, whose pictures come in the order of their names, or of their EXIF times where the
+        names tell none (`tiepoint.io.exif.order_in_time`); or the number of a camera.
     start : int
         Leave out the frames before this one.
 
@@ -103,16 +112,24 @@ def read_frames(source: int | str | os.PathLike[str], start: int = 0) -> Iterato
     path = Path(source)
     if path.is_dir():
         return _from_folder(path, start)
-    return _from_video(check_regular(path), start)
+    open_file(path).close()  # a pipe would block OpenCV for ever
+    return _from_video(path, start)
 
 
 def _from_folder(folder: Path, start: int) -> Iterator[Frame]:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise InputError(f"{folder}: holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
-    for index, path in enumerate(paths[start:], start):
+    names, note = order_in_time(folder, list_images(folder, recursive=False))
+    if not names:
+        raise InputError(f"{folder}: holds no pictures ({', '.join(SUFFIXES)})")
+    if note:
+        warnings.warn(f"{folder}: {note}", stacklevel=2)
+    times = times_in_names(names) or {}
+    if not times and (folder / LIST_NAME).is_file():
+        listed = {frame.name: frame.time for frame in read_key_frames(folder)}
+        times = listed if listed.keys() >= set(names) else {}
+    for index, name in enumerate(names[start:], start):
         try:
-            yield Frame(index, float(index), read_image(path).pixels, path.name)
+            image = read_image(folder / name)
+            yield Frame(index, times.get(name, float(index)), image.pixels, name, image.mask)
         except InputError as error:
             warnings.warn(f"left out: {error}", stacklevel=2)
 
@@ -326,7 +343,8 @@ def _write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
 def _size(video: Path) -> int:
     """Return what tells one video from another of the same name."""
     if video.is_dir():
-        return sum(path.stat().st_size for path in video.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        paths = [video / name for name in list_images(video, recursive=False)]
+        return sum(path.stat().st_size for path in paths if path.exists())
     return video.stat().st_size
 
 
@@ -335,7 +353,7 @@ def _resume(folder: Path, made_from: dict[str, Any]) -> tuple[list[KeyFrame], bo
     make_folder(folder)
     if not (folder / LIST_NAME).exists():
         # Written before the first picture, so that pictures without it are somebody's own.
-        if pictures := sorted(path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES):
+        if pictures := list_images(folder, recursive=False):
             raise ArgumentError(
                 f"{folder}: holds pictures that are no key frames ({pictures[0]}); choose another folder"
             )
@@ -371,7 +389,6 @@ def _write_list(folder: Path, made_from: dict[str, Any], kept: list[KeyFrame], d
 
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
     "Frame",
     "KeyFrame",

@@ -48,6 +48,7 @@ from ..errors import ArgumentError, InputError, MissingDependencyError, Tiepoint
 from ..features import Extractor
 from ..io.files import feature_arrays, make_folder, scratch_folder, write_npz
 from ..matchers import Matcher
+from ..matchers.overlay import without_overlay
 from ..types import Features
 from . import verification
 from .extraction import (
@@ -397,7 +398,8 @@ def _match_shard(
             for pairs in batches:
                 ids = pairs.tolist()
                 matched = matcher.match_many([(held[a], held[b]) for a, b in ids])
-                for (a, b), matches in zip(ids, matched, strict=True):
+                for (a, b), all_matches in zip(ids, matched, strict=True):
+                    matches = without_overlay(all_matches, held[a], held[b], least_moving=0)
                     found.append((pool.submit(finish, a, b, cameras[a], cameras[b], matches), matches.stop_layer))
             return _result_arrays([(result.result(), stop_layer) for result, stop_layer in found])
 

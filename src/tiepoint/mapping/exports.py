@@ -9,18 +9,22 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import PIL.Image
+from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from ..geometry.colmap import import_pycolmap
+from ..io.exif import read_exif
 from ..io.files import atomic, atomic_folder, check_image_name, check_output_folder, write_json
-from ..io.images import _orientation, read_image
+from ..io.folders import natural_key
+from ..io.images import read_image
 from . import model_files
+from .extraction import mask_of
 
 if TYPE_CHECKING:
     import pycolmap
@@ -93,7 +97,7 @@ def write_trajectory(
         Replaced atomically. One line per registered image, in order of time.
     timestamps : mapping, optional
         Image name -> seconds; images that are not in it are left out. Without, the time is the image's place
-        among the registered ones, sorted by name.
+        among the registered ones, sorted by name, numbers counting as such.
 
     Raises
     ------
@@ -106,7 +110,7 @@ def write_trajectory(
     ----------
     Sturm et al., A Benchmark for the Evaluation of RGB-D SLAM Systems, IROS 2012.
     """
-    images = registered(model)
+    images = sorted(registered(model), key=lambda image: natural_key(image.name))
     if timestamps is None:
         timed = [(float(i), image) for i, image in enumerate(images)]
     else:
@@ -127,6 +131,8 @@ def write_undistorted(
     model: pycolmap.Reconstruction,
     images: str | os.PathLike[str],
     folder: str | os.PathLike[str],
+    masks: str | os.PathLike[str] | None = None,
+    bands: Sequence[int] | None = None,
 ) -> None:
     """Write photographs without lens distortion and their cameras, ready for Gaussian splatting and NeRFs.
 
@@ -136,6 +142,7 @@ def write_undistorted(
         sparse/0/          COLMAP's model of these: what gsplat reads, and 'ns-train ... colmap'
         transforms.json    the same poses: what nerfstudio and instant-ngp read
         points.ply         the points, to which transforms.json refers
+        masks/             black where a photograph is transparent or masked, if any is; a.jpg has a.jpg.png
 
     Parameters
     ----------
@@ -145,11 +152,16 @@ def write_undistorted(
         The folder of the photographs that it was made of.
     folder : path
         Replaced as a whole.
+    masks : path, optional
+        Folder of masks, see `tiepoint.mapping.extraction.extract_into`. They are warped along.
+    bands : one or three ints, optional
+        Which bands of the photographs to use, see `tiepoint.read_image`.
 
     Raises
     ------
     ArgumentError
-        The photographs lie in the folder that is to be replaced.
+        The photographs or masks lie in the folder that is to be replaced, or a camera takes panorama pictures, which
+        no pinhole camera can.
     InputError
         A photograph is missing, damaged, or has another size than when the model was made, or its name leads out of
         the folder; or the folder cannot be written.
@@ -158,50 +170,97 @@ def write_undistorted(
     -----
     Photographs without distortion are copied byte by byte, unless their file holds them turned (EXIF orientation).
     All others are warped with bilinear interpolation by COLMAP and lose a border, so that no pixel is empty.
-    Files other than JPEG and PNG become PNG.
+    Files other than JPEG and PNG become PNG. What is under transparent pixels becomes black; a mask lets a pixel
+    pass only if all pixels that it was made of do.
     """
     pycolmap = import_pycolmap()
-    source = Path(images)
-    check_output_folder(folder, inputs=[source])
+    source, mask_folder = Path(images), None if masks is None else Path(masks)
+    check_output_folder(folder, inputs=[source, mask_folder])
+    check_can_be_undistorted(model.cameras.values())
     for image in registered(model):
         check_image_name(image.name, "the model")
     straight, options = copy.deepcopy(model), pycolmap.UndistortCameraOptions()
     _undistort_cameras(straight, options)
+    written: dict[str, NDArray[np.uint8] | None] = {}  # name -> mask
     with atomic_folder(folder) as temporary:
         for image in registered(straight):
             original, camera = source / image.name, model.cameras[image.camera_id]
+            mask_path = mask_of(image, mask_folder)
             if Path(image.name).suffix.lower() not in (".jpg", ".jpeg", ".png"):
                 image.name += ".png"  # appended, so that a.tif and a.bmp stay two files
             target = temporary / "images" / image.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            view = read_image(original)
+            view = read_image(original, bands=bands)
             if view.size != (camera.width, camera.height):
                 raise InputError(
                     f"{original}: is {view.size[0]}x{view.size[1]} pixels, but {camera.width}x{camera.height} in the "
                     "model; give the photographs that the model was made of"
                 )
-            if camera.is_undistorted() and original.suffix == target.suffix and _is_upright(original):
+            pixels, mask = view.pixels, view.mask
+            if mask is not None:  # transparent: what is there was not meant to be seen
+                pixels = np.where(mask[..., None] > 0, pixels, 0).astype(np.uint8)
+            if mask_path is not None:
+                drawn = read_image(view, mask_path).mask
+                mask = drawn if mask is None or drawn is None else np.minimum(mask, drawn)
+            if not _is_pinhole(camera):
+                pixels = pycolmap.undistort_image(options, pycolmap.Bitmap.from_array(pixels), camera)[0].to_array()
+                if mask is not None:
+                    bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(mask))
+                    warped = pycolmap.undistort_image(options, bitmap, camera)[0].to_array()
+                    mask = np.where(warped.reshape(pixels.shape[:2]) == 255, 255, 0).astype(np.uint8)
+            elif bands is None and original.suffix == target.suffix and _is_upright(original):
                 shutil.copyfile(original, target)
+                written[image.name] = mask
                 continue
-            pixels = pycolmap.undistort_image(options, pycolmap.Bitmap.from_array(view.pixels), camera)[0].to_array()
             PIL.Image.fromarray(pixels).save(target, quality=JPEG_QUALITY)
+            written[image.name] = mask
+        masked = any(mask is not None for mask in written.values())
+        for name, mask in written.items() if masked else ():  # nerfstudio wants one for every image, or none
+            with PIL.Image.open(temporary / "images" / name) as picture:
+                width, height = picture.size
+            path = temporary / "masks" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(np.full((height, width), 255, np.uint8) if mask is None else mask).save(path)
         sparse = temporary / "sparse" / "0"
         sparse.mkdir(parents=True)
         model_files.write_model(straight, sparse)
         model_files.write_points(straight, temporary / "points.ply")
-        write_json(temporary / "transforms.json", _transforms(straight))
+        write_json(temporary / "transforms.json", _transforms(straight, masked))
+
+
+def check_can_be_undistorted(cameras: Iterable[pycolmap.Camera]) -> None:
+    """Raise `ArgumentError` if one of them sees more than any pinhole camera can."""
+    if any(camera.is_spherical() for camera in cameras):
+        raise ArgumentError(
+            "panoramas (EQUIRECTANGULAR) cannot be undistorted to one picture each; leave out --undistort"
+        )
+
+
+def _is_pinhole(camera: pycolmap.Camera) -> bool:
+    """Whether a photograph is a pinhole camera's already.
+
+    COLMAP calls a fisheye "undistorted", too, if its coefficients are zero: it means the polynomial, not the picture.
+    """
+    return bool(camera.is_undistorted()) and not camera.is_perspective_fisheye()
 
 
 def _undistort_cameras(model: pycolmap.Reconstruction, options: Any) -> None:
-    """Turn every camera into the pinhole camera of `pycolmap.undistort_image`, and move the keypoints along."""
+    """Turn every camera into the pinhole camera of `write_undistorted`, and move the keypoints along."""
     pycolmap = import_pycolmap()
     rays = {}
     for image in registered(model):
         points = np.array([point.xy for point in image.points2D]).reshape(-1, 2)
         rays[image.image_id] = np.asarray(model.cameras[image.camera_id].cam_from_img(points))
     for camera in model.cameras.values():
-        new = pycolmap.undistort_camera(options, camera)
-        camera.model, camera.width, camera.height, camera.params = new.model, new.width, new.height, new.params
+        if _is_pinhole(camera):  # it stays as it is, and loses no border
+            K = camera.calibration_matrix()
+            params, size = [K[0, 0], K[1, 1], K[0, 2], K[1, 2]], (camera.width, camera.height)
+        else:
+            new = pycolmap.undistort_camera(options, camera)
+            params, size = new.params, (new.width, new.height)
+        camera.model = pycolmap.CameraModelId.PINHOLE
+        camera.width, camera.height = size
+        camera.params = params
     for image in registered(model):
         on_plane = np.column_stack([rays[image.image_id], np.ones(len(rays[image.image_id]))])
         pixels = np.asarray(model.cameras[image.camera_id].img_from_cam(on_plane))
@@ -209,7 +268,7 @@ def _undistort_cameras(model: pycolmap.Reconstruction, options: Any) -> None:
             point.xy = xy
 
 
-def _transforms(model: pycolmap.Reconstruction) -> dict[str, Any]:
+def _transforms(model: pycolmap.Reconstruction, masked: bool) -> dict[str, Any]:
     """Return the content of transforms.json for a model of pinhole cameras.
 
     Its poses are camera-to-world in OpenGL's frame: x right, y **up**, z **backward**. The world stays as it is.
@@ -232,6 +291,8 @@ def _transforms(model: pycolmap.Reconstruction) -> dict[str, Any]:
                 "transform_matrix": pose.tolist(),
             }
         )
+        if masked:
+            frames[-1]["mask_path"] = f"masks/{image.name}.png"
     intrinsics = ("fl_x", "fl_y", "cx", "cy", "w", "h")
     shared: dict[str, Any] = {}
     if len({tuple(frame[key] for key in intrinsics) for frame in frames}) == 1:
@@ -250,6 +311,4 @@ def registered(model: pycolmap.Reconstruction) -> list[pycolmap.Image]:
 
 def _is_upright(path: Path) -> bool:
     """Whether a file that can be read holds its pixels as they are to be seen."""
-    with PIL.Image.open(path) as picture:
-        picture.load()  # PNG may hold its EXIF behind the pixels
-        return _orientation(picture) == 1
+    return read_exif(path).orientation == 1

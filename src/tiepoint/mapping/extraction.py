@@ -24,17 +24,21 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from ..errors import ArgumentError, InputError, TiepointError
 from ..features import Extractor
+from ..io import folders
 from ..io.images import ImageSource, read_image
 from ..types import Features, Image
 from .progress import Progress, Report, silent
-from .store import Store, StoredImage
+from .store import NewImage, Store, StoredImage
+
+if TYPE_CHECKING:
+    import pycolmap
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -167,10 +171,9 @@ def as_registered(outcome: Features | str, image: StoredImage, folder: Path) -> 
     )
 
 
-def mask_of(image: StoredImage, masks: Path | None) -> Path | None:
-    """Return the mask of a photograph in a folder of masks, if it has one."""
-    path = None if masks is None else masks / f"{image.name}.png"
-    return path if path is not None and path.exists() else None
+def mask_of(image: StoredImage | NewImage | pycolmap.Image, masks: Path | None) -> Path | None:
+    """Return the mask of a photograph, by its name, in a folder of masks, if it has one."""
+    return None if masks is None else folders.mask_of(masks, image.name)
 
 
 def is_network(extractor: Extractor) -> bool:
@@ -222,7 +225,7 @@ def _outcomes(
 
         def read(image: StoredImage) -> Image | str:
             try:
-                return read_image(folder / image.name, mask_of(image, masks))
+                return read_image(folder / image.name, mask_of(image, masks), bands=extractor.options.bands)
             except TiepointError as error:
                 return _reason(error)
 

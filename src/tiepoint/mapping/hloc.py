@@ -5,7 +5,8 @@ database. So does the `Store`, and x + 0.5 may round; what comes out of a store 
 for bit.
 
 hloc's files do not say which extractor made them, nor whether a pair was verified. Of a file of features, what is read
-is ``keypoints`` (N, 2), ``scores`` (N,), ``descriptors`` (D, N) and ``image_size`` (2,).
+is ``keypoints`` (N, 2), ``scores`` (N,), ``descriptors`` (D, N) and ``image_size`` (2,). Dense matchers (LoFTR, RoMa)
+leave files of keypoints without descriptors: with their matches they make a map, but cannot be matched again.
 `tiepoint.mapping.pairs.from_list` reads lists of pairs.
 """
 
@@ -22,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError, TiepointError
-from ..io.files import FeatureWriter, atomic, check_output, check_regular, import_h5py, writing_hdf5
+from ..io.files import FeatureWriter, atomic, check_output, import_h5py, writing_hdf5
+from ..io.images import open_file
 from ..types import Features
 from .store import PairResult, Store, fault_of, pairs_of
 
@@ -149,7 +151,8 @@ def export_matches(store: Store, path: str | os.PathLike[str]) -> int:
 def import_matches(store: Store, path: str | os.PathLike[str]) -> list[str]:
     """Read matches into a store that has the features they belong to.
 
-    hloc allows several keypoints of the first image to have one partner; the best of them is kept.
+    hloc allows several keypoints of the first image to have one partner; the best of them is kept. Of a pair that the
+    file holds in both directions the first is kept.
 
     Parameters
     ----------
@@ -173,6 +176,7 @@ def import_matches(store: Store, path: str | os.PathLike[str]) -> list[str]:
     keys = _keys(store)
     counts = store.keypoint_counts()
     unknown = []
+    seen: set[frozenset[int]] = set()
     batch: list[PairResult] = []
     with _opened(path) as file:
         for pair in _groups_with(file, "matches0"):
@@ -181,6 +185,9 @@ def import_matches(store: Store, path: str | os.PathLike[str]) -> list[str]:
                 unknown.append(pair)
                 continue
             id0, id1 = ids
+            if frozenset(ids) in seen:
+                continue
+            seen.add(frozenset(ids))
             matches, scores = _matches(file[pair], (counts[id0], counts[id1]), f"{path}: {pair}")
             batch.append(PairResult(id0, id1, matches, scores))
             if len(batch) == BATCH:
@@ -216,10 +223,10 @@ def write_pairs(store: Store, path: str | os.PathLike[str], pairs: Iterable[tupl
 
 def _features(group: Any, size: tuple[int, int], extractor: str, name: str) -> Features:
     """Return the features of one image of a file."""
-    if "descriptors" not in group:
-        raise InputError(f"{name}: has keypoints but no descriptors; is this a file of features?")
-    keypoints, descriptors = _array(group, "keypoints", name), _array(group, "descriptors", name)
+    keypoints = _array(group, "keypoints", name)
     n = len(keypoints) if keypoints.ndim else 0
+    # dense matchers have no descriptors
+    descriptors = _array(group, "descriptors", name) if "descriptors" in group else np.zeros((0, n), np.float32)
     scores = _array(group, "scores", name).astype(np.float32) if "scores" in group else np.ones(n, np.float32)
     sides = _array(group, "image_size", name) if "image_size" in group else np.array(size)
     if (keypoints.shape, descriptors.shape[1:], scores.shape, sides.shape) != ((n, 2), (n,), (n,), (2,)):
@@ -321,7 +328,8 @@ def _groups_with(file: Any, dataset: str, depth: int = 0) -> Iterator[str]:
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     h5py = import_h5py()
     try:
-        with h5py.File(check_regular(path), "r") as file:
+        open_file(path).close()  # a pipe would block for ever
+        with h5py.File(path, "r") as file:
             yield file
     except TiepointError:
         raise

@@ -31,6 +31,7 @@ from ..matchers import Matcher
 from ..types import Features
 from . import retrieval
 from .cameras import camera_of
+from .inputs import read_settings
 from .model_files import read_model
 from .store import Store
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 FILES = (".json", ".csv")
 
 LEAST_INLIERS = two_view.FEW  # fewer agree by chance with a pose in a scene that is not theirs
+
+OWN_CAMERA = 0.9  # share of the best inliers with which a camera of the map is believed to have taken the query
 
 Array = NDArray[np.float64]
 
@@ -363,20 +366,19 @@ class Localizer:
             if not part.exists():
                 raise InputError(f"{part}: does not exist; give the folder that 'tiepoint map' wrote")
         try:
-            settings = files.read_json(folder / "settings.json")
-            name, limits = str(settings["features"]), {key: settings[key] for key in ("max_keypoints", "long_side")}
-            matcher = str(settings["matcher"]) if matcher == "auto" else matcher
-            if not all(value is None or type(value) is int for value in limits.values()):
-                raise ValueError(f"settings.json: {limits} are no whole numbers")
-        except (ValueError, KeyError, TypeError) as error:
+            settings = read_settings(folder / "settings.json")
+        except InputError as error:
             raise InputError(f"{folder}: cannot be read as a map ({error}); make it anew") from error
         model = read_model(sparse)
+        limits = {key: settings[key] for key in ("max_keypoints", "long_side", "bands")}
         where = pick_device(device)
         return cls(
             model,
             Store.open(folder / "database.db", create=False, read_only=True),
-            extractors.load(name, device=where, **limits),
-            matchers.load(matcher, features=name, device=where),
+            extractors.load(settings["features"], device=where, **limits),
+            matchers.load(
+                settings["matcher"] if matcher == "auto" else matcher, features=settings["features"], device=where
+            ),
             **options,
         )
 
@@ -389,7 +391,8 @@ class Localizer:
         ----------
         photograph : path
         camera : Camera, optional
-            Its intrinsics, if they are known. Otherwise the distortion of the lens is estimated with the pose, and so
+            Its intrinsics, if they are known. Otherwise it is the camera of the most similar photograph of the map, if
+            the sizes agree and the matches with it; else the distortion of the lens is estimated with the pose, and so
             is the focal length, unless it is given or EXIF has it.
         focal : float, optional
             Focal length in pixels.
@@ -397,20 +400,22 @@ class Localizer:
         Raises
         ------
         InputError
-            The photograph cannot be read.
+            The photograph cannot be read, or is a panorama.
         ArgumentError
             The camera is of another size.
         """
-        picture = read_image(photograph)
+        picture = read_image(photograph, bands=self.extractor.options.bands)
         name = os.fspath(photograph)
         if camera is not None and (camera.width, camera.height) != picture.size:
             raise ArgumentError(
                 f"{name}: is {picture.size[0]}x{picture.size[1]} pixels, but the camera {camera.width}x{camera.height}"
             )
-        if focal is None and camera is None and (exif := camera_of(photograph)).has_prior_focal_length:
+        told = camera is not None or focal is not None
+        if not told and (exif := camera_of(photograph)).has_prior_focal_length:
             focal = float(exif.focal_length)
         features = self.extractor(picture)
         similar = self._similar(features)
+        own = None if told else self._camera_of_map(similar, picture.size, name)
         names = tuple(self._images[i][0] for i in similar)
         pairs = self._matches_with_points(features, similar)
         pixels = features.keypoints.cpu().numpy()[pairs[:, 0]]
@@ -421,12 +426,36 @@ class Localizer:
             pose = estimate_absolute_pose(pixels, world, camera, threshold)
         else:
             pose = estimate_camera_and_pose(pixels, world, picture.size, focal, threshold)
+        if own is not None:
+            # A free camera explains a few matches more, by bending to wrong ones.
+            taken = estimate_absolute_pose(pixels, world, own, threshold)
+            if taken.inliers.sum() >= OWN_CAMERA * pose.inliers.sum():
+                pose = taken
         # A keypoint that agrees with two points counts once.
         inliers = len(np.unique(pairs[pose.inliers, 0]))
         matches = len(np.unique(pairs[:, 0]))
         if inliers < self.least_inliers:
             return Localization(name, None, inliers, matches, names, f"not found: {inliers} inliers")
         return Localization(name, pose, inliers, matches, names)
+
+    def _camera_of_map(self, similar: list[int], size: tuple[int, int], name: str) -> Camera | None:
+        """Return the camera that took the most similar photograph of the map, if it takes pictures of this size.
+
+        Raises
+        ------
+        InputError
+            It takes panoramas: no lens that could be estimated for the query would be right.
+        """
+        if not similar:
+            return None
+        camera = self.model.cameras[self.model.image(self._images[similar[0]][1]).camera_id]
+        if (camera.width, camera.height) != size:
+            return None
+        if camera.is_spherical():
+            raise InputError(
+                f"{name}: is a panorama like those of the map; only photographs through a lens can be found"
+            )
+        return Camera.from_colmap(camera.model_name, camera.width, camera.height, list(camera.params))
 
     def _similar(self, features: Features) -> list[int]:
         """Return the ids, in the store, of the photographs to match with, the most similar first."""

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError
 from ..matchers import Matcher
 from ..matchers.base import Pair
+from ..matchers.overlay import without_overlay
 from ..types import Matches
 from . import verification
 from .blocks import CACHE_BYTES, FeatureCache, in_blocks
@@ -147,7 +148,10 @@ def match_into(
     ):
 
         def match(job: Job) -> list[tuple[Matches, Future[PairResult]]]:
-            found = matcher.match_many([pair for _, _, pair in job])
+            found = [
+                without_overlay(matches, *pair, least_moving=0)
+                for (_, _, pair), matches in zip(job, matcher.match_many([pair for _, _, pair in job]), strict=True)
+            ]
             return [
                 (matches, verifying.submit(finish, a, b, cameras[a], cameras[b], matches))
                 for (a, b, _), matches in zip(job, found, strict=True)

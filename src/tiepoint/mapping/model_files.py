@@ -13,7 +13,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..geometry.colmap import import_pycolmap
-from ..io.files import check_image_name, check_regular
+from ..io.files import check_image_name
+from ..io.images import open_file
 
 
 def read_model(folder: str | os.PathLike[str]) -> Any:
@@ -98,7 +99,8 @@ def check_binary_model(folder: Path) -> None:
         if name in ("rigs.bin", "frames.bin") and not path.exists():  # older models have none
             continue
         try:
-            data = memoryview(check_regular(path).read_bytes())
+            with open_file(path) as stream:
+                data = memoryview(stream.read())
             (count,) = struct.unpack_from("<Q", data)
             at = 8
             for _ in range(count):

@@ -16,18 +16,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError, InputError
-from ..io.files import check_regular
+from ..io.images import open_file
 from .retrieval import most_similar
 
 Pairs = NDArray[np.int32]
 
 _MOST_EXHAUSTIVE = 50_000  # images; their pairs fill 10 GB
-_ROWS = 1024  # positions compared with their surroundings at a time
+_LONGEST_LINE = 1 << 20  # bytes of a list of pairs
+_LONGEST_FOLDER = 4096  # letters, before a name in it
 
 # WGS 84, the ellipsoid of GPS: equatorial radius in metres, and eccentricity squared.
 _EARTH_RADIUS = 6_378_137.0
@@ -122,11 +125,32 @@ def sequential(ids: ArrayLike, overlap: int = 10, powers_of_two: bool = True) ->
     return union(*(np.stack([film[:-gap], film[gap:]], axis=1) for gap in gaps))
 
 
-def from_list(path: str | os.PathLike[str], ids: Mapping[str, int]) -> tuple[Pairs, list[str]]:
+class PairList(NamedTuple):
+    """What `from_list` read.
+
+    Attributes
+    ----------
+    pairs : int32 array (P, 2)
+        Each once, whatever its direction.
+    lines : int
+        How many lines name a pair, those that are not used included.
+    unused : list of (int, str)
+        The number of each line that was not used, and the names in it that are unknown (or the whole line, where no
+        two names can be told apart), or its one name, if that is there twice.
+    """
+
+    pairs: Pairs
+    lines: int
+    unused: list[tuple[int, str]]
+
+
+def from_list(path: str | os.PathLike[str], ids: Mapping[str, int]) -> PairList:
     r"""Read pairs from a text file: two image names a line, as hloc and COLMAP write them.
 
-    Empty lines and those that start with # are skipped. Names may contain spaces if the two are separated by a tab,
-    or if only one way to cut the line gives two known names.
+    Empty lines and those that start with # are skipped, and columns behind the two names (scores) are ignored. Names
+    may contain spaces if columns are separated by tabs, or if only one way to cut the line gives two known names.
+    Names may also begin with a folder that ``ids`` lack, such as ``images/``, or be absolute paths, if the folder is
+    the same in the whole list.
 
     Parameters
     ----------
@@ -137,15 +161,12 @@ def from_list(path: str | os.PathLike[str], ids: Mapping[str, int]) -> tuple[Pai
 
     Returns
     -------
-    pairs : int32 array (P, 2)
-        Those of which both images are known.
-    unknown : list of str
-        Names (or whole lines, where no two names can be told apart) that ``ids`` lacks, in the order of the file.
+    PairList
 
     Raises
     ------
     InputError
-        The file cannot be read, or a line has only one name.
+        The file cannot be read, a line has only one name, or no line names two known images.
 
     Examples
     --------
@@ -153,40 +174,109 @@ def from_list(path: str | os.PathLike[str], ids: Mapping[str, int]) -> tuple[Pai
     >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder, "pairs.txt")
-    ...     _ = file.write_text("b.jpg a.jpg\na.jpg lost.jpg\n")
+    ...     _ = file.write_text("b.jpg a.jpg 0.83\na.jpg lost.jpg\n")
     ...     from_list(file, {"a.jpg": 1, "b.jpg": 2})
-    (array([[1, 2]], dtype=int32), ['lost.jpg'])
+    PairList(pairs=array([[1, 2]], dtype=int32), lines=2, unused=[(2, 'lost.jpg')])
     """
+    known = _Names(ids)
+    pairs, lines = [], 0
+    unused: list[tuple[int, str]] = []
+    with open_file(path) as stream:
+        for number, data in enumerate(iter(partial(stream.readline, _LONGEST_LINE), b""), start=1):
+            try:
+                line = data.decode("utf-8-sig").strip()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}: is not UTF-8 text; a list of pairs has two image names a line") from error
+            if len(data) == _LONGEST_LINE:
+                raise InputError(f"{path}: line {number} has more than {_LONGEST_LINE} bytes; is this a list of pairs?")
+            if not line or line.startswith("#"):
+                continue
+            names = _two_names(line, known)
+            if len(names) == 1 and len(line.split(maxsplit=1)) == 1:
+                raise InputError(f"{path}: line {number} holds one name, {_short(line)!r}; a pair needs two")
+            lines += 1
+            found = known.ids_of(names) if len(names) == 2 else [-1]
+            missing = [name for name, one in zip(names, found, strict=True) if one < 0]
+            if missing:
+                unused.append((number, _short(" and ".join(missing))))
+            elif found[0] == found[1]:
+                unused.append((number, f"{_short(names[0])} and nothing else"))
+            else:
+                pairs.append(found)
+    if not pairs:
+        why = f"; the first is line {unused[0][0]}, which names {unused[0][1]}" if unused else ""
+        known_name = next(iter(ids), "")
+        raise InputError(
+            f"{path}: none of its {lines} lines names two of the {len(ids)} images{why}"
+            + (f"; names look like {known_name}" if known_name else "")
+        )
+    return PairList(union(pairs), lines, unused)
+
+
+class _Names:
+    """The ids of known names, and the one folder that a list may put before them."""
+
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        self.ids = ids
+        self.longest = max(map(len, ids), default=0)
+        self._folder: str | None = None
+
+    def find(self, name: str) -> str | None:
+        """Return the known name that a name of the list stands for."""
+        if name in self.ids:
+            return name
+        path = name.replace("\\", "/")
+        if self._folder is not None:
+            known = path.removeprefix(self._folder)
+            return known if known in self.ids and known != path else None
+        parts = path[-self.longest - 1 :].split("/")  # what is before that is too long to be known
+        tails = ("/".join(parts[i:]) for i in range(1, len(parts)))
+        return next((tail for tail in tails if tail in self.ids), None)
+
+    def ids_of(self, names: list[str]) -> list[int]:
+        """Return the ids of the names of a line, -1 for none; if all have one, remember the folder before them."""
+        before, found = self._folder, []
+        for name in names:
+            known = self.find(name)
+            found.append(-1 if known is None else self.ids[known])
+            if known is not None and known != name:
+                self._folder = name.replace("\\", "/").removesuffix(known)
+        if -1 in found:
+            self._folder = before
+        return found
+
+
+def _two_names(line: str, known: _Names) -> list[str]:
+    """Cut a line into two names and leave out what follows; the line comes back whole if no cut is the right one."""
+    columns = [column.strip() for column in line.split("\t", maxsplit=2)]
+    if len(columns) > 1 and (known.find(columns[1]) or not _is_number(columns[1])):
+        return columns[:2]
+    words = line.split(maxsplit=2)
+    if len(words) == 2 or all(map(known.find, words[:2])):
+        return words[:2]
+    names = line  # with spaces in them
+    while _is_number(names.rsplit(maxsplit=1)[-1]) and len(names.split(maxsplit=2)) == 3:
+        names = names.rsplit(maxsplit=1)[0]
+    reach = known.longest + _LONGEST_FOLDER
+    starts = (i for i, letter in enumerate(names[:reach]) if letter == " " and len(names) - i <= reach)
+    cuts = [(names[:i], names[i + 1 :].strip()) for i in starts]
+    right = [list(cut) for cut in cuts if all(map(known.find, cut))]
+    if len(right) == 1:
+        return right[0]
+    return names.split() if len(names.split(maxsplit=2)) == 2 else [line]
+
+
+def _is_number(word: str) -> bool:
     try:
-        text = check_regular(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text; a list of pairs has two image names a line") from error
-    pairs = []
-    unknown: dict[str, None] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        names = _two_names(line, ids)
-        if len(names) == 1 and not any(space in line for space in " \t"):
-            raise InputError(f"{path}: line {number} holds one name, {line!r}; a pair needs two")
-        missing = [name for name in names if name not in ids]
-        unknown.update(dict.fromkeys(missing))
-        if not missing:
-            pairs.append([ids[name] for name in names])
-    return union(pairs), list(unknown)
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
-def _two_names(line: str, ids: Mapping[str, int]) -> list[str]:
-    """Cut a line into two names; it comes back whole if that cannot be done in just one way."""
-    for words in (line.split("\t"), line.split()):
-        if len(words) == 2:
-            return [word.strip() for word in words]
-    cuts = [[line[:i], line[i + 1 :].strip()] for i, letter in enumerate(line) if letter == " "]
-    known = [names for names in cuts if all(name in ids for name in names)]
-    return known[0] if len(known) == 1 else [line]
+def _short(text: str) -> str:
+    """Return the start of a text that may be very long, for a message."""
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def earth_centred(positions: ArrayLike) -> NDArray[np.float64]:
@@ -234,11 +324,13 @@ def earth_centred(positions: ArrayLike) -> NDArray[np.float64]:
     )
 
 
-def by_position(ids: ArrayLike, positions: ArrayLike, nearest: int = 20, max_distance: float = 100.0) -> Pairs:
+def by_position(
+    ids: ArrayLike, positions: ArrayLike, nearest: int = 20, max_distance: float = 100.0, at_least: int = 5
+) -> Pairs:
     """Pair every image with those taken nearest to it.
 
-    Exact, in memory that grows with N alone. The positions are swept along the axis on which they spread most, so the
-    work is N times the number of images in a slice twice ``max_distance`` thick.
+    Exact, in memory that grows with N alone. The positions are sorted along the axis on which they spread most, so the
+    work is N times the number of images in a slice twice ``max_distance`` thick, or as thick as ``at_least`` needs.
 
     Parameters
     ----------
@@ -252,6 +344,9 @@ def by_position(ids: ArrayLike, positions: ArrayLike, nearest: int = 20, max_dis
         the one that comes first in ``ids`` goes first.
     max_distance : float
         Neighbours farther away than this are no neighbours; in the unit of ``positions``. May be inf.
+    at_least : int
+        Each image chooses this many of its ``nearest`` whatever their distance: photographs from the air are often
+        taken farther apart than any limit that suits a street.
 
     Returns
     -------
@@ -260,38 +355,45 @@ def by_position(ids: ArrayLike, positions: ArrayLike, nearest: int = 20, max_dis
     Raises
     ------
     ArgumentError
-        As many positions as ids are needed; ``nearest`` is less than 1, or ``max_distance`` negative.
+        As many positions as ids are needed; ``nearest`` is less than 1, or ``max_distance`` or ``at_least`` negative.
 
     Examples
     --------
     >>> by_position([1, 2, 3], [[0, 0, 0], [1, 0, 0], [50, 0, 0]], nearest=1, max_distance=10).tolist()
+    [[1, 2], [2, 3]]
+    >>> by_position([1, 2, 3], [[0, 0, 0], [1, 0, 0], [50, 0, 0]], nearest=1, max_distance=10, at_least=0).tolist()
     [[1, 2]]
     """
     numbers, places = np.asarray(ids, np.int32), np.asarray(positions, np.float64)
     if places.shape != (len(numbers), 3):
         raise ArgumentError(f"positions must be ({len(numbers)}, 3), one for each id, not {places.shape}")
     _at_least_one("nearest", nearest)
-    if not max_distance >= 0:
-        raise ArgumentError(f"max_distance must be 0 or more, not {max_distance}")
+    if not max_distance >= 0 or at_least < 0:
+        raise ArgumentError(f"max_distance and at_least must be 0 or more, not {max_distance} and {at_least}")
     known = np.isfinite(places).all(axis=1)
     numbers, places = numbers[known], places[known]
+    always = min(at_least, nearest, len(numbers) - 1)
     if len(numbers) < 2:
         return union()
     axis = int(np.ptp(places, axis=0).argmax())
     order = np.argsort(places[:, axis], kind="stable")
     sweep = places[order, axis]
     chosen = []
-    for start in range(0, len(order), _ROWS):
-        rows = order[start : start + _ROWS]
-        first = np.searchsorted(sweep, sweep[start] - max_distance, "left")
-        last = np.searchsorted(sweep, sweep[start + len(rows) - 1] + max_distance, "right")
-        around = np.sort(order[first:last])
-        for row in rows:
+    for i, row in enumerate(order):
+        reach = max_distance
+        while True:
+            first = np.searchsorted(sweep, sweep[i] - reach, "left")
+            around = np.sort(order[first : np.searchsorted(sweep, sweep[i] + reach, "right")])
             distance = np.linalg.norm(places[around] - places[row], axis=1)
-            distance[np.searchsorted(around, row)] = np.nan  # itself: nan compares false
-            near = np.flatnonzero(distance <= max_distance)
-            near = around[near[np.argsort(distance[near], kind="stable")[:nearest]]]
-            chosen.append(np.stack([np.full(len(near), numbers[row]), numbers[near]], axis=1))
+            distance[np.searchsorted(around, row)] = np.inf  # itself comes last
+            if np.count_nonzero(distance <= reach) >= always or len(around) == len(order):
+                break
+            reach = 2 * reach or float(np.ptp(sweep)) / len(
+                sweep
+            )  # what lies beyond might be nearer than some of these
+        ranked = np.argsort(distance, kind="stable")[: min(nearest, len(around) - 1)]
+        near = around[ranked[(distance[ranked] <= max_distance) | (np.arange(len(ranked)) < always)]]
+        chosen.append(np.stack([np.full(len(near), numbers[row]), numbers[near]], axis=1))
     return union(*chosen)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..io.files import atomic_folder, scratch_folder, write_json
 from ..io.images import read_image
 from . import refinement
 from .exports import registered
+from .judgement import ONLY_TURNED, TURNED, Judgement, judge, turned_and_flat
 from .model_files import write_model
 from .store import Store
 
@@ -121,22 +122,31 @@ class Scene:
     folder : Path
         Where it was written: ``sparse/0``, ``sparse/1`` … and ``quality.json``.
     models : tuple of pycolmap.Reconstruction
-        Parts of the world that no photograph connects, the one with the most images first. Each has a frame and
-        a scale of its own. One image may be in several.
+        Parts of the world, the one with the most images first. Each has a frame and a scale of its own. One image may
+        be in several.
     qualities : tuple of Quality
         One for each model.
     left_out : dict
         Name of each image that is in no model -> why.
+    judgements : tuple of Judgement
+        One for each model: whether it is to be believed.
+    notes : tuple of str
+        How the models hang together, and which were thrown away.
     """
 
     folder: Path
     models: tuple[pycolmap.Reconstruction, ...]
     qualities: tuple[Quality, ...]
     left_out: dict[str, str]
+    judgements: tuple[Judgement, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Return everything but the models themselves, ready for JSON."""
-        return {"models": [asdict(quality) for quality in self.qualities], "left_out": self.left_out}
+        models = [asdict(quality) for quality in self.qualities]
+        for model, judgement in zip(models, self.judgements, strict=False):
+            model["judgement"] = asdict(judgement)
+        return {"models": models, "left_out": self.left_out}
 
 
 def reconstruct(
@@ -147,9 +157,11 @@ def reconstruct(
     mapper: Mapper = "incremental",
     refine_cameras: bool = True,
     refine_keypoints: bool = False,
+    bands: Sequence[int] | None = None,
     seed: int = 0,
     threads: int | None = None,
     on_image: Callable[[], None] | None = None,
+    align: Callable[[pycolmap.Reconstruction], None] | None = None,
 ) -> Scene:
     """Turn verified matches into cameras and points.
 
@@ -172,6 +184,8 @@ def reconstruct(
     refine_keypoints : bool
         Also align each track's keypoints to a fraction of a pixel (`tiepoint.mapping.refinement`), from the
         photographs at full size. It helps most where keypoints were found in shrunken photographs.
+    bands : one or three ints, optional
+        Which bands of the photographs to use for colours, see `tiepoint.read_image`.
     seed : int
         Of all random choices.
     threads : int, optional
@@ -179,6 +193,8 @@ def reconstruct(
         more, COLMAP's incremental mapper sums in an order that varies.
     on_image : callable, optional
         Called after each image that the incremental mapper places, for showing progress.
+    align : callable, optional
+        Called with each model before it is written, to move it into another frame.
 
     Returns
     -------
@@ -190,7 +206,7 @@ def reconstruct(
     ArgumentError
         Unknown mapper, or ``threads`` below 1.
     InputError
-        The database cannot be used, holds no verified pair, or no model can be made of it; or the output
+        The database cannot be used, holds no verified pair, or no model with depth can be made of it; or the output
         cannot be written.
     MissingDependencyError
         pycolmap is not installed.
@@ -222,25 +238,41 @@ def reconstruct(
     except OSError as error:
         raise InputError(f"{target}: cannot be made: {error.strerror or error}; give another folder") from error
     with scratch_folder() as work, _quiet():
-        found = _map(Path(database), work, mapper, refine_cameras, seed, threads or -1, on_image)
-    if not found:
-        raise InputError(f"{database}: no model can be made of it: {_NO_MODEL[mapper]}")
+        found = _map(
+            Path(database), work, mapper, refine_cameras, seed, threads or -1, on_image, collection.camera_models
+        )
     models = tuple(sorted(found, key=lambda model: (-model.num_reg_images(), -model.num_points3D())))
     for model in models:
         if refine_keypoints:
             refinement.refine_keypoints(model, images)
         with _quiet():
             _adjust(model, refine_cameras, threads or -1)
-        _colour(model, Path(images))
+    with Store.open(database, create=False) as store:
+        judged = [judge(model, store, collection.verified, len(collection.names)) for model in models]
+        kept = [place for place, told in enumerate(judged) if told.verdict != "no 3D"]
+        models = tuple(models[place] for place in kept)
+        if not models:
+            begun = {image.image_id: image.camera for image in store.images()}
+            only_turned = turned_and_flat(store, sorted(collection.verified), begun)[0] > TURNED
+            why = ONLY_TURNED if only_turned else judged[0].reasons[0] if judged else _NO_MODEL[mapper]
+            raise InputError(f"{database}: no model can be made of it: {why}")
+    for model in models:
+        if align is not None:
+            align(model)
+        _colour(model, Path(images), bands)
     with atomic_folder(target / "sparse") as folder:
         for number, model in enumerate(models):
             (folder / str(number)).mkdir()
             write_model(model, folder / str(number))
+    thrown = [told.reasons[0] for told in judged if told.verdict == "no 3D"]
+    notes = [f"a model was thrown away: {reason}" for reason in thrown]
     scene = Scene(
         folder=target,
         models=models,
         qualities=tuple(Quality.of(model, len(collection.names)) for model in models),
         left_out=collection.left_out(models),
+        judgements=tuple(judged[place] for place in kept),
+        notes=tuple(notes + collection.connections(models)),
     )
     write_json(target / "quality.json", scene.summary())
     return scene
@@ -261,6 +293,7 @@ def _map(
     seed: int,
     threads: int,
     on_image: Callable[[], None] | None,
+    camera_models: set[str],
 ) -> list[pycolmap.Reconstruction]:
     """Run one of COLMAP's mappers; it writes into the empty folder ``work``."""
     pycolmap = import_pycolmap()
@@ -278,6 +311,9 @@ def _map(
     options.extract_colors = False
     options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = refine_cameras
     options.ba_refine_extra_params = options.mapper.abs_pose_refine_extra_params = refine_cameras
+    # Beyond 1 COLMAP takes a coefficient for absurd, and drops the image. The beta of EUCM is 1 without distortion.
+    for part in (options, options.mapper, options.triangulation) if "EUCM" in camera_models else ():
+        part.max_extra_param = 10.0
     found = pycolmap.incremental_mapping(*places, options, next_image_callback=on_image)
     if not found:
         # No pair to start from. A camera that only moves ahead sees everything at small angles.
@@ -293,6 +329,7 @@ class _Collection:
     database: Path
     names: dict[int, str]
     verified: dict[tuple[int, int], int]
+    camera_models: set[str]
 
     @classmethod
     def of(cls, database: Path) -> _Collection:
@@ -304,14 +341,21 @@ class _Collection:
             It cannot be used, or no model can come of it.
         """
         with Store.open(database, create=False) as store:
-            collection = cls(database, {image.image_id: image.name for image in store.images()}, store.verified_pairs())
+            images = store.images()
+            names = {image.image_id: image.name for image in images}
+            models = {image.camera.model_name for image in images}
+            collection = cls(database, names, store.verified_pairs(), models)
+            matched, verified = len(store.matched_pair_ids()), len(store.verified_pair_ids())
         best = max(collection.verified.values(), default=0)
         if len(collection.names) < 2:
             raise InputError(f"{database}: holds {len(collection.names)} images; a model needs two at least")
+        if best == 0 and not verified:
+            lacking = "verified; verify" if matched else "matched; match"
+            raise InputError(f"{database}: no pairs of its {len(collection.names)} images were {lacking} them first")
         if best == 0:
             raise InputError(
-                f"{database}: no two of its {len(collection.names)} images are known to show the same place; match "
-                "and verify them first, and if that was done, take photographs that overlap more"
+                f"{database}: in none of its {verified} matched pairs do both images show the same place; take "
+                "photographs that overlap more"
             )
         if best < LEAST_INLIERS:
             raise InputError(
@@ -319,6 +363,25 @@ class _Collection:
                 f"{LEAST_INLIERS} are needed; take photographs that overlap more"
             )
         return collection
+
+    def connections(self, models: tuple[pycolmap.Reconstruction, ...]) -> list[str]:
+        """Return how each model but the first hangs together with the first, a line each."""
+        notes = []
+        inside = [set(model.reg_image_ids()) for model in models]
+        for number, images in enumerate(inside[1:], start=1):
+            shared = images & inside[0]
+            links = sum(
+                inliers >= LEAST_INLIERS and any((a in inside[0] and b in images) for a, b in (pair, pair[::-1]))
+                for pair, inliers in self.verified.items()
+            )
+            if shared:
+                how = f"{len(shared)} of its {len(images)} photographs are in model 0 too, but the two do not agree"
+            elif links:
+                how = f"{links} pairs match with model 0, but too weakly to join the two"
+            else:
+                how = "no photograph connects it with model 0"
+            notes.append(f"model {number}: {how}")
+        return notes
 
     def left_out(self, models: tuple[pycolmap.Reconstruction, ...]) -> dict[str, str]:
         """Return name -> reason for the images that are in none of the models."""
@@ -382,23 +445,25 @@ def _adjust(model: pycolmap.Reconstruction, refine_cameras: bool, threads: int) 
         config.add_image(image.image_id)
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     for _ in range(2):  # the first takes the errors down, and with them what counts as an outlier
+        pycolmap.ObservationManager(model).filter_observations_with_negative_depth()
         errors = np.concatenate([_reprojection_errors(model, image) for image in registered(model)])
+        errors = errors[np.isfinite(errors)]
         if not len(errors):
             return
         options.ceres.loss_function_scale = max(2 * float(np.median(errors)), 0.01)
         # What pycolmap.bundle_adjustment does, which logs at any level.
-        pycolmap.ObservationManager(model).filter_observations_with_negative_depth()
         pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+    pycolmap.ObservationManager(model).filter_observations_with_negative_depth()
     pycolmap.ObservationManager(model).filter_all_points3D(4.0, 1.5)  # pixels, degrees: as the mappers
     model.update_point_3d_errors()
 
 
-def _colour(model: pycolmap.Reconstruction, folder: Path) -> None:
+def _colour(model: pycolmap.Reconstruction, folder: Path, bands: Sequence[int] | None) -> None:
     """Give each point the mean colour of the pixels that observe it."""
     sums: dict[int, NDArray[np.float64]] = {}
     for image in registered(model):
         try:
-            view = read_image(folder / image.name)
+            view = read_image(folder / image.name, bands=bands)
         except InputError as error:
             warnings.warn(f"no colours from this photograph: {error}", stacklevel=3)
             continue

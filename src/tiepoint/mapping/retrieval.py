@@ -111,7 +111,7 @@ class Vocabulary:
             vectors = _vectors(features)
             parts.append(vectors[rng.permutation(len(vectors))[:_TRAINING_DESCRIPTORS]])
         sample = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
-        if extractor is None or len(sample) == 0:
+        if extractor is None or sample.size == 0:
             raise ArgumentError("a vocabulary cannot be learned without local features")
         mean = sample.mean(axis=0)
         sample -= mean
@@ -186,7 +186,7 @@ def describe_images(store: Store, vocabulary: Vocabulary | None = None) -> tuple
     Returns
     -------
     ids : int32 array (N,)
-        Image ids, in the order of the names: that of a film, if its frames are numbered.
+        Image ids, in the order of `Store.images`.
     descriptors : float32 array (N, M)
         A row for each; zeros for a photograph without keypoints.
 

@@ -3,7 +3,7 @@
 Everything it knows between the steps is in one folder, which a run that was interrupted finds again::
 
     OUT/database.db      features, matches, two-view geometries: a COLMAP database
-    OUT/settings.json    what the database was made with
+    OUT/settings.json    what the database was made with; what a rerun does with other options: see `inputs`
     OUT/frames/          of a video: its key frames
     OUT/sparse/0/        COLMAP's model, the largest first; sparse/1 … where nothing connects the photographs
     OUT/quality.json     how good the models are, image by image
@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -35,15 +35,31 @@ from ..errors import ArgumentError, InputError
 from ..features import ExtractorOptions
 from ..geometry.colmap import import_pycolmap
 from ..io import video
-from ..io.files import check_output_folder, make_folder, read_json, write_json
+from ..io.exif import order_in_time
+from ..io.files import make_folder, write_json
+from ..io.folders import find_masks, times_in_names
+from ..io.images import check_bands
 from . import distributed, exports, pairs, retrieval
-from .cameras import Share, new_images
+from .alignment import (
+    LEAST_POSITIONS,
+    Alignment,
+    gps_positions,
+    read_distances,
+    read_positions,
+    to_distances,
+    to_positions,
+)
+from .cameras import Share, is_there, new_images
 from .extraction import Extraction, extract_into
+from .inputs import FileChanges, check_inputs_survive, follow_files, read_settings, start_over
 from .lookalikes import SuspiciousPair, drop_lookalikes, restore_lookalikes
 from .matching import Matching, match_into
 from .progress import Progress, Report, silent
 from .reconstruct import Mapper, Scene, reconstruct
-from .store import Store
+from .store import Fingerprint, NewImage, Store, pair_ids
+
+if TYPE_CHECKING:
+    import pycolmap
 
 PairChoice = Literal["auto", "exhaustive", "sequential", "retrieval", "position"]
 PAIR_CHOICES: tuple[PairChoice, ...] = get_args(PairChoice)
@@ -51,6 +67,8 @@ PAIR_CHOICES: tuple[PairChoice, ...] = get_args(PairChoice)
 FEW_IMAGES = 100  # of which "auto" matches all pairs
 SIMILAR = 20  # partners that each image chooses by its look, or by its position
 LOOP = 50  # frames of a film after which a place that is seen again closes a loop
+# Of settings.json: what all else is made of.
+EXTRACTION = ("features", "matcher", "max_keypoints", "long_side", "bands")
 NEAR = 100.0  # metres between photographs that may show the same thing
 
 
@@ -78,6 +96,8 @@ class MapResult:
         What else is worth knowing, a line each.
     seconds : dict
         Wall-clock time of each step of this run.
+    alignments : tuple of Alignment
+        How each model came to metres, if that was asked for.
     """
 
     folder: Path
@@ -89,6 +109,7 @@ class MapResult:
     lookalikes: tuple[SuspiciousPair, ...]
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    alignments: tuple[Alignment, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Return everything but the models themselves, ready for JSON."""
@@ -103,6 +124,7 @@ class MapResult:
             "pairs": [asdict(one) for one in self.matching],
             "lookalikes": [asdict(pair) for pair in self.lookalikes],
             **self.scene.summary(),
+            "alignments": [asdict(one) for one in self.alignments],
             "notes": list(self.notes),
             "seconds": {step: round(value, 2) for step, value in self.seconds.items()},
         }
@@ -120,11 +142,17 @@ def map_photographs(
     max_keypoints: int | None = 2048,
     long_side: int | None = 1600,
     masks: str | os.PathLike[str] | None = None,
+    bands: Sequence[int] | None = None,
     share: Share = "auto",
     camera_model: str = "SIMPLE_RADIAL",
     focal: float | None = None,
+    camera: str | None = None,
+    fix_cameras: bool = False,
     undistort: bool = False,
     text: bool = False,
+    align: str | os.PathLike[str] | None = None,
+    scale: str | os.PathLike[str] | None = None,
+    fresh: bool = False,
     device: torch.device | str | None = None,
     workers: int | None = None,
     ray: str | None = None,
@@ -133,8 +161,8 @@ def map_photographs(
 ) -> MapResult:
     """Find out where photographs were taken, and what they show, in three dimensions.
 
-    Run again with the same arguments after it was interrupted, or with more photographs in the folder: what is done
-    is not done again.
+    Run again after it was interrupted, or with other photographs in the folder or other options: what is done is not
+    done again, and what depends on a change is (`tiepoint.mapping.inputs`).
 
     Parameters
     ----------
@@ -143,8 +171,9 @@ def map_photographs(
     output : path
         A folder, made if need be; see the module for what it will hold. It must not lie in that of the photographs.
     pairs : {"auto", "exhaustive", "sequential", "retrieval", "position"} or path
-        Which pairs to match: all; those near in the order of the names, and loops; those that look alike; those
-        taken near each other, by GPS; or a text file of two names a line. Auto is all for up to 100 photographs,
+        Which pairs to match: all; those near in the order of the names (of EXIF times, where the names tell none), and
+        loops; those that look alike; those taken near each other, by GPS, and where a photograph has none, those that
+        look alike; or a text file of two names a line. Auto is all for up to 100 photographs,
         sequential for a video, and retrieval, joined with position where EXIF knows it, for all others.
     features, matcher : str
         Names, or ``"auto"``, as in `tiepoint.match`.
@@ -158,12 +187,24 @@ def map_photographs(
     long_side : int or None
         Shrink larger photographs to this long side, in pixels, to find keypoints; None works at full size.
     masks : path, optional
-        Folder of masks, see `extract_into`.
-    share, camera_model, focal
-        Which photographs share a camera, COLMAP's model for it, and its focal length in pixels, where that is known:
-        see `tiepoint.mapping.cameras.new_images`.
+        Folder of masks, see `extract_into`; it must hold one at least.
+    bands : one or three ints, optional
+        Which bands of the photographs to use, see `tiepoint.read_image`.
+    share, camera_model, focal, camera
+        Which photographs share a camera, COLMAP's model for it, and its focal length in pixels or all its parameters,
+        where these are known: see `tiepoint.mapping.cameras.new_images`.
+    fix_cameras : bool
+        Take focal lengths and distortion as they are given, by ``focal``, ``camera`` or EXIF, and do not adjust them.
     undistort, text : bool
         Also write undistorted photographs, and COLMAP's text files.
+    align : "gps", "gps:LATITUDE,LONGITUDE,ALTITUDE" or path, optional
+        Bring the models to metres: by the GPS positions of the photographs, in a frame east-north-up of their median or
+        of the place given; or to the positions in a text file of ``NAME X Y Z`` a line. See
+        `tiepoint.mapping.alignment`.
+    scale : str or path, optional
+        Bring the models to metres by distances between cameras: ``"A.jpg,B.jpg,METRES"``, or a file of such lines.
+    fresh : bool
+        Start over: delete what an earlier map left in the output folder.
     device : torch.device or str, optional
         Where networks run; by default the best there is.
     workers : int, optional
@@ -183,7 +224,8 @@ def map_photographs(
     Raises
     ------
     ArgumentError
-        An option that does not exist, or other features than the output folder was begun with.
+        An option that does not exist, or features, matcher, number or size other than the output folder was begun
+        with (``fresh=True`` starts over).
     InputError
         Fewer than two photographs can be used, no model can be made of them, or the folder cannot be written to.
     WeightsError, MissingDependencyError
@@ -197,41 +239,90 @@ def map_photographs(
         print(result.scene.qualities[0])
     """
     source, out = Path(photographs), Path(output)
-    _check(source, out, pairs, masks, ray)
+    masks = None if masks is None else Path(masks)
+    files = [Path(one) for one in (masks, pairs, camera, align, scale) if one is not None and is_there(one)]
+    _check(source, out, pairs, files, ray)
     seconds: dict[str, float] = {}
     notes: list[str] = []
-    where = pick_device(device)
+    where, bands = pick_device(device), check_bands(bands)
     make_folder(out)
 
+    begun = {} if fresh else _begun(out / "settings.json")
+    chosen_cameras = (share, camera_model, focal, camera) != ("auto", "SIMPLE_RADIAL", None, None)
+    if fresh:
+        # Loaded once more below: what is wrong with them has to be said while there still is a map.
+        names = two_view.choose(features, matcher)
+        extractors.load(names[0], device=where, max_keypoints=max_keypoints, long_side=long_side)
+        matchers.load(names[1], features=names[0], device=where)
     times: dict[str, float] | None = None
+    film: dict[str, Any] | None = None
     if source.is_file():
+        if fresh:
+            start_over(out, source)
+        film = _same_film(out, source, begun)
         with _lap(seconds, "frames"):
             kept = video.write_key_frames(source, out / "frames", progress=_frames_to(report))
         times = {frame.name: frame.time for frame in kept}
         source, share = out / "frames", "all" if share == "auto" else share
     with _lap(seconds, "cameras"):
-        found, left_out = new_images(source, share=share, model=camera_model, focal=focal)
+        found, left_out = new_images(source, share=share, model=camera_model, focal=focal, camera=camera)
     if len(found) < 2:
         reasons = "".join(f"\n  {name}: {why}" for name, why in left_out)
         raise InputError(f"{source}: holds {len(found)} photographs that can be used, and a map needs two{reasons}")
+    if undistort:
+        exports.check_can_be_undistorted(image.camera for image in found)
+    aligner = _aligner(align, scale, found, seed, notes)
     guessed = sum(not image.camera.has_prior_focal_length for image in found)
+    if guessed and fix_cameras:
+        raise ArgumentError(
+            f"no focal length is known for {guessed} of {len(found)} photographs, so it cannot be fixed; give --focal "
+            "or --camera"
+        )
     if guessed:
         notes.append(f"no focal length is known for {guessed} of {len(found)} photographs; the mapper estimates it")
 
+    if masks is not None:
+        count = len(find_masks(masks, [image.name for image in found]))
+        notes.append(f"masks: {count} of {len(found)} photographs have one")
+
+    if fresh and film is None:  # as late as can be: all that can be wrong with the options has been said
+        start_over(out, source)
     with Store.open(out / "database.db") as store, _workplace(ray, workers) as (extract, match):
-        wanted = {"features": features, "matcher": matcher, "max_keypoints": max_keypoints, "long_side": long_side}
-        settings, choice = _settings(out / "settings.json", store, wanted)
-        options = ExtractorOptions(max_keypoints=settings["max_keypoints"], long_side=settings["long_side"])
+        wanted = {
+            **{"features": features, "matcher": matcher, "max_keypoints": max_keypoints, "long_side": long_side},
+            "bands": None if bands is None else list(bands),
+        }
+        settings, choice = _settings(out, begun, store, wanted)
+        # A database that somebody brought along has cameras of its own, which only an option replaces.
+        own_cameras = begun.get("own_cameras", True) if begun else not store.images()
+        settings = {**begun, **settings, "own_cameras": own_cameras or chosen_cameras, "video": film}
+        options = ExtractorOptions(
+            max_keypoints=settings["max_keypoints"], long_side=settings["long_side"], bands=bands
+        )
         extractor = extractors.load(settings["features"], device=where, **vars(options))
         pairer = matchers.load(settings["matcher"], features=settings["features"], device=where)
         write_json(out / "settings.json", settings)
-        store.add_images(found)
+        restore_lookalikes(store)  # what an earlier run kept from the mapper
+        with _lap(seconds, "files"):
+            changes, recalibrated = follow_files(store, source, found, masks, settings["own_cameras"])
+        if undistort:
+            exports.check_can_be_undistorted(image.camera for image in store.images())
+        if changes != FileChanges():
+            notes.append(f"photographs that changed since the last run: {changes}")
+        if recalibrated:
+            notes.append(f"{len(recalibrated)} photographs have another camera than in the last run")
         with _lap(seconds, "features"):
             extraction = extract(store, source, extractor, masks=masks, report=report)
-        restore_lookalikes(store)  # what an earlier run kept from the mapper
         with _lap(seconds, "matches"):
             match = partial(match, store, matcher=pairer, report=report)
-            matching = tuple(_match(store, pairs, times is not None, match, report, notes))
+            matching, chosen = _match(store, source, pairs, times is not None, match, report, notes)
+            asked = {"choice": str(pairs), "digest": _digest(pairs)}
+            if settings.get("pairs", asked) != asked:
+                superfluous = np.setdiff1d(store.matched_pair_ids(), pair_ids(chosen))
+                store.remove_pairs(superfluous)
+                if len(superfluous):
+                    notes.append(f"{len(superfluous)} pairs of the last run are not among those chosen now, and left")
+            write_json(out / "settings.json", {**settings, "pairs": asked})
 
         with _lap(seconds, "lookalikes"):
             dropped = () if trust_lookalikes else tuple(drop_lookalikes(store))
@@ -246,22 +337,34 @@ def map_photographs(
 
     report(Progress("mapping", 0, count))
     with _lap(seconds, "model"):
-        scene = reconstruct(out / "database.db", source, out, mapper=mapper, seed=seed, on_image=on_image)
-    report(Progress("mapping", count, count))
-    if len(scene.models) > 1:
-        notes.append(
-            f"{len(scene.models)} models: no photograph connects them; points.ply and all else are of the first"
+        alignments: list[Alignment] = []
+        scene = reconstruct(
+            out / "database.db",
+            source,
+            out,
+            mapper=mapper,
+            refine_cameras=not fix_cameras,
+            bands=bands,
+            seed=seed,
+            on_image=on_image,
+            align=None if aligner is None else lambda model: alignments.append(aligner(model)),
         )
+    report(Progress("mapping", count, count))
+    notes += scene.notes
+    notes += [f"model {number}: {alignment}" for number, alignment in enumerate(alignments)]
+    if len(scene.models) > 1:
+        notes.append("points.ply and all else are of model 0")
     with _lap(seconds, "files"):
-        _export(scene, source, out, times, undistort, text, choice)
-    result = MapResult(out, scene, choice, extraction, matching, dict(left_out), dropped, tuple(notes), seconds)
+        times = times or times_in_names(image.name for image in found)
+        _export(scene, source, masks, out, times, undistort, text, choice, bands, notes)
+    result = MapResult(
+        out, scene, choice, extraction, matching, dict(left_out), dropped, tuple(notes), seconds, tuple(alignments)
+    )
     write_json(out / "report.json", result.summary())
     return result
 
 
-def _check(
-    source: Path, out: Path, pairs: str | os.PathLike[str], masks: str | os.PathLike[str] | None, ray: str | None
-) -> None:
+def _check(source: Path, out: Path, pairs: str | os.PathLike[str], files: list[Path], ray: str | None) -> None:
     """Complain before the work begins."""
     import_pycolmap()
     if ray is not None:
@@ -274,10 +377,46 @@ def _check(
         raise ArgumentError(
             f"{out}: lies in the folder of the photographs, and would be taken for some; choose another"
         )
-    for part in ("frames", "sparse", "text", "undistorted"):
-        check_output_folder(out / part, inputs=[source, *([] if pairs in PAIR_CHOICES else [pairs]), masks])
+    check_inputs_survive(out, source, files)
     if pairs not in PAIR_CHOICES and not Path(pairs).is_file():
         raise ArgumentError(f"pairs are a text file, or one of {', '.join(PAIR_CHOICES)}; {str(pairs)!r} is neither")
+
+
+def _aligner(
+    align: str | os.PathLike[str] | None,
+    scale: str | os.PathLike[str] | None,
+    found: list[NewImage],
+    seed: int,
+    notes: list[str],
+) -> Callable[[pycolmap.Reconstruction], Alignment] | None:
+    """Return what brings a model into the frame that was asked for; complain before the work begins."""
+    if align is not None and scale is not None:
+        raise ArgumentError("--align and --scale exclude each other: positions give the scale too")
+    names = [image.name for image in found]
+    if scale is not None:
+        return partial(to_distances, distances=read_distances(scale, names))
+    places = {image.name: image.position for image in found}
+    if align is None:
+        known = sum(place is not None for place in places.values())
+        if known >= LEAST_POSITIONS:
+            notes.append(
+                f"{known} photographs say where they were taken (GPS), which is not used: --align gps brings the map "
+                "to metres, east-north-up"
+            )
+        return None
+    kind, _, place = str(align).partition(":")
+    if kind == "gps" and not is_there(align):
+        try:
+            origin = tuple(float(value) for value in place.split(",")) if place else None
+            if origin is not None and (len(origin) != 3 or abs(origin[0]) > 90 or abs(origin[1]) > 360):
+                raise ValueError
+        except ValueError as error:
+            raise ArgumentError(f"--align {align}: the origin is gps:LATITUDE,LONGITUDE,ALTITUDE") from error
+        positions, origin = gps_positions(places, origin)
+        return partial(to_positions, positions=positions, by="gps", origin=origin, seed=seed)
+    if not is_there(align):
+        raise ArgumentError(f"--align is gps, or a file of NAME X Y Z; {str(align)!r} is neither")
+    return partial(to_positions, positions=read_positions(align, names), seed=seed)
 
 
 @contextmanager
@@ -292,18 +431,25 @@ def _workplace(
             yield distributed.extract_on_ray, distributed.match_on_ray
 
 
-def _settings(path: Path, store: Store, wanted: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _begun(path: Path) -> dict[str, Any]:
+    """Return what an earlier run recorded of itself, {} if there was none."""
+    try:
+        return read_settings(path) if path.exists() else {}
+    except InputError as error:
+        raise InputError(f"{error}; start over with --fresh, or choose another folder") from error
+
+
+def _settings(out: Path, begun: dict[str, Any], store: Store, wanted: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return (what the features and matches of this folder are made with, one line that says why)."""
-    if path.exists():
-        try:
-            begun = read_json(path)
-            other = [key for key, value in wanted.items() if value not in ("auto", begun[key])]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: cannot be read; delete the folder {path.parent}, or choose another") from error
+    if begun:
+        other = [key for key in EXTRACTION if wanted[key] not in ("auto", begun.get(key))]
         if other:
-            had = ", ".join(f"{key} {begun[key]}" for key in other)
-            raise ArgumentError(f"{path.parent}: was begun with {had}; go on with that, or choose another folder")
-        return begun, f"{begun['features']} + {begun['matcher']}, as {path.parent} was begun"
+            had = ", ".join(f"{key} {begun.get(key)}" for key in other)
+            line = " ".join(_option(key, begun[key]) for key in other)
+            raise ArgumentError(
+                f"{out}: was begun with {had}; go on with {line}, or start over with --fresh, which deletes that map"
+            )
+        return {key: begun[key] for key in EXTRACTION}, f"{begun['features']} + {begun['matcher']}, as {out} was begun"
     have = store.has_features()
     if have and wanted["features"] == "auto":  # a database that somebody brought along
         wanted = {**wanted, "features": store.features(min(have), descriptors=False).extractor}
@@ -311,50 +457,90 @@ def _settings(path: Path, store: Store, wanted: dict[str, Any]) -> tuple[dict[st
     return {**wanted, "features": features, "matcher": matcher}, choice
 
 
+def _option(key: str, value: Any) -> str:
+    """Return what asks for a setting on the command line."""
+    if key == "bands":
+        return f"--bands {','.join(map(str, value))}" if value else "no --bands"
+    return f"--{key.replace('_', '-')} {value or 0}"
+
+
+def _same_film(out: Path, film: Path, begun: dict[str, Any]) -> dict[str, Any]:
+    """Return what tells a video from others; complain if the key frames in the output folder are of another."""
+    known = begun.get("video")
+    now = Fingerprint.of(film, None if known is None else Fingerprint(**known))
+    if known is not None and now.digest != known["digest"]:
+        raise ArgumentError(f"{out}: was made of another video than {film} is now; start over with --fresh")
+    return asdict(now)
+
+
+def _digest(pairs: str | os.PathLike[str]) -> str | None:
+    return None if pairs in PAIR_CHOICES else Fingerprint.of(Path(pairs)).digest
+
+
 def _match(
     store: Store,
+    folder: Path,
     choice: str | os.PathLike[str],
     film: bool,
     match: Callable[..., Matching],
     report: Report,
     notes: list[str],
-) -> Iterator[Matching]:
-    """Choose pairs and match them, in one or two rounds."""
+) -> tuple[tuple[Matching, ...], pairs.Pairs]:
+    """Choose pairs and match them, in rounds; return what was done in each, and all pairs that were chosen."""
     have = store.has_features()
     images = [image for image in store.images() if image.image_id in have]
-    ids = [image.image_id for image in images]
+    if len(images) < 2:
+        raise InputError(f"only {len(images)} photographs have features, and a pair needs two; see what is left out")
     if choice == "auto":
-        choice = "sequential" if film else "exhaustive" if len(ids) <= FEW_IMAGES else "retrieval"
+        choice = "sequential" if film else "exhaustive" if len(images) <= FEW_IMAGES else "retrieval"
         positions = choice == "retrieval"
     else:
         positions = choice == "position"
 
     if choice not in PAIR_CHOICES:
-        chosen, unknown = pairs.from_list(choice, {image.name: image.image_id for image in store.images()})
-        if unknown:
-            notes.append(
-                f"{choice}: names {len(unknown)} photographs that are not here, the first of them {unknown[0]}"
-            )
-        yield match(chosen)
-        return
+        listed = pairs.from_list(choice, {image.name: image.image_id for image in store.images()})
+        first = "; the first that was not, line {}, names {}".format(*listed.unused[0]) if listed.unused else ""
+        notes.append(f"{choice}: used {listed.lines - len(listed.unused)} of {listed.lines} lines{first}")
+        return (match(listed.pairs),), listed.pairs
     if choice == "exhaustive":
-        yield match(pairs.exhaustive(ids))
-        return
+        chosen = pairs.exhaustive([image.image_id for image in images])
+        return (match(chosen),), chosen
+    if choice == "sequential":
+        ordered, note = order_in_time(folder, [image.name for image in images])
+        by_name = {image.name: image for image in images}
+        images = [by_name[name] for name in ordered]
+        if note:
+            notes.append(f"pairs in sequence: {note}")
+    ids = [image.image_id for image in images]
     lists = []
     if choice == "sequential":
         lists.append(pairs.sequential(ids))
-    if choice == "retrieval" or (choice == "sequential" and len(ids) > LOOP):
+    located = [image.image_id for image in images if image.position is not None]
+    if choice == "position" and not located:
+        raise InputError("no photograph says where it was taken (GPS in EXIF); choose its pairs in another way")
+    by_look = choice == "position" and len(located) < len(ids)
+    if positions and located:
+        others = "; the others are paired with those that look like them" if by_look else ""
+        notes.append(f"GPS: {len(located)} of {len(ids)} photographs say where they were taken{others}")
+    if choice == "retrieval" or by_look or (choice == "sequential" and len(ids) > LOOP):
         report(Progress("describing", 0, len(ids)))
         described, looks = retrieval.describe_images(store)
-        gap = LOOP if choice == "sequential" else 1
-        lists.append(pairs.by_retrieval(described, looks, SIMILAR, min_gap=gap))
-    if choice == "position" and not any(image.position for image in images):
-        raise InputError("no photograph says where it was taken (GPS in EXIF); choose its pairs in another way")
+        row = {image_id: i for i, image_id in enumerate(described.tolist())}
+        looks = looks[[row[image_id] for image_id in ids]]
+        alike = pairs.by_retrieval(ids, looks, SIMILAR, min_gap=LOOP if choice == "sequential" else 1)
+        if by_look:
+            alike = alike[~np.isin(alike, located).all(axis=1)]
+        lists.append(alike)
     if positions:
         places = pairs.earth_centred([image.position or (np.nan, np.nan, np.nan) for image in images])
         lists.append(pairs.by_position(ids, places, SIMILAR, NEAR))
     chosen = pairs.union(*lists)
-    yield match(chosen)
+    if not len(chosen):
+        raise InputError(
+            f"no pairs of the {len(ids)} photographs were chosen ({choice}); choose them in another way, such as "
+            "exhaustive"
+        )
+    done = [match(chosen)]
     # Until nothing is new: ten pairs an image, and what follows from them, then hold what all pairs would. Each round
     # follows from this run's own pairs, whatever else is in the store, so that an interrupted run chooses the same.
     while True:
@@ -362,17 +548,31 @@ def _match(
         verified = {pair: inliers for pair, inliers in store.verified_pairs().items() if pair in tried}
         more = pairs.expand_covisibility(verified, tried)
         if not len(more):
-            return
-        yield match(more)
+            return tuple(done), chosen
+        done.append(match(more))
         chosen = pairs.union(chosen, more)
 
 
 def _export(
-    scene: Scene, source: Path, out: Path, times: dict[str, float] | None, undistort: bool, text: bool, choice: str
+    scene: Scene,
+    source: Path,
+    masks: Path | None,
+    out: Path,
+    times: dict[str, float] | None,
+    undistort: bool,
+    text: bool,
+    choice: str,
+    bands: tuple[int, ...] | None,
+    notes: list[str],
 ) -> None:
     """Write a page with all models, and what else can be made of the largest."""
     from ..viz.scene import write_scene_page  # here, because viz builds on mapping
 
+    for name, given in (("text", text), ("undistorted", undistort)):
+        if not given and (out / name).exists():
+            notes.append(
+                f"{out / name} is of an earlier run, and does not follow this one; delete it, or ask for it again"
+            )
     write_scene_page(scene, out / "database.db", out / "scene.html", description=choice)
     model = scene.models[0]
     exports.write_ply(model, out / "points.ply")
@@ -380,7 +580,7 @@ def _export(
     if text:
         exports.write_model(model, out / "text", "text")
     if undistort:
-        exports.write_undistorted(model, source, out / "undistorted")
+        exports.write_undistorted(model, source, out / "undistorted", masks, bands)
 
 
 def _frames_to(report: Report) -> Callable[[int, list[video.KeyFrame]], None]:

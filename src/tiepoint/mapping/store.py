@@ -8,6 +8,7 @@ a COLMAP database reads this one. What COLMAP has no place for lies in tables of
 ``tiepoint_covariances`` of keypoints, where the extractor predicts them
 ``tiepoint_matches``     matching scores, whether the matcher believes that the two photographs overlap
 ``tiepoint_cameras``     which key (see `NewImage`) stands for which camera
+``tiepoint_files``       size, times and hash of the files that an image was made of (see `Fingerprint`)
 ======================== ============================================================================
 
 Two conventions differ from ours, and are converted here and nowhere else. COLMAP counts pixels from the image's
@@ -18,13 +19,16 @@ half of our diameter. A keypoint comes back bit for bit, except that x + 0.5 in 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -33,7 +37,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError, InputError, TiepointError
 from ..geometry.colmap import Matrix, import_pycolmap, quaternion_of, rotation_of
-from ..io.files import atomic, check_image_name, check_regular, scratch_folder
+from ..io.files import atomic, check_image_name, scratch_folder
+from ..io.images import open_file
 from ..types import Features
 
 if TYPE_CHECKING:
@@ -112,6 +117,42 @@ class NewImage:
     camera: pycolmap.Camera
     camera_key: str | None = None
     position: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells a file from another one: its size in bytes, times (mtime, ctime) in ns, and BLAKE2b in hex.
+
+    A file of the same size and times is taken to be the same; only if these differ, its bytes are read.
+    """
+
+    bytes: int
+    modified: int
+    changed: int
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path, known: Fingerprint | None = None) -> Fingerprint:
+        """Look at a file; ``known`` saves reading it if neither size nor times are others.
+
+        Raises
+        ------
+        OSError
+            It cannot be read.
+        """
+        now = path.stat()
+        times = now.st_size, now.st_mtime_ns, now.st_ctime_ns
+        if known is not None and times == (known.bytes, known.modified, known.changed):
+            return known
+        digest = hashlib.blake2b(digest_size=32)
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        return cls(*times, digest.hexdigest())
+
+
+FileFingerprints = dict[str, Fingerprint]
+"""Of an image: ``"photograph"``, and ``"mask"`` if it has one."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +329,7 @@ class Store:
                     path.with_name(path.name + suffix).unlink(missing_ok=True)
                 raise
         try:
-            with check_regular(path).open("rb") as stream:
+            with open_file(path) as stream:
                 start = stream.read(16)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}; give the path of a COLMAP database") from error
@@ -373,55 +414,11 @@ class Store:
         """
         with self._transaction() as db:
             known = dict(db.execute("SELECT name, image_id FROM images"))
-            keys = dict(db.execute("SELECT key, camera_id FROM tiepoint_cameras"))
-            sizes = {i: (w, h) for i, w, h in db.execute("SELECT camera_id, width, height FROM cameras")}
-            rigs = dict(db.execute("SELECT ref_sensor_id, rig_id FROM rigs WHERE ref_sensor_type = 0"))
-            next_image, next_camera, next_rig, next_frame, next_prior = (
-                1 + (db.execute(f"SELECT max({column}) FROM {table}").fetchone()[0] or 0)
-                for table, column in (
-                    ("images", "image_id"),
-                    ("cameras", "camera_id"),
-                    ("rigs", "rig_id"),
-                    ("frames", "frame_id"),
-                    ("pose_priors", "pose_prior_id"),
-                )
-            )
-            rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in _INSERT}
-            for new in images:
-                if new.name in known:
-                    continue
+            first = {new.name: new for new in reversed(images)}  # of several with one name
+            fresh = [new for new in images if new.name not in known and first[new.name] is new]
+            for new in fresh:
                 check_image_name(new.name, "add_images")
-                camera, camera_id = new.camera, keys.get(new.camera_key)
-                size = (camera.width, camera.height)
-                if camera_id is None:
-                    camera_id, next_camera = next_camera, next_camera + 1
-                    params = np.asarray(camera.params, np.float64).tobytes()
-                    prior = int(camera.has_prior_focal_length)
-                    rows["cameras"].append((camera_id, int(camera.model), *size, params, prior))
-                    sizes[camera_id] = size
-                    if new.camera_key is not None:
-                        keys[new.camera_key] = camera_id
-                        rows["tiepoint_cameras"].append((new.camera_key, camera_id))
-                elif sizes[camera_id] != size:
-                    raise ArgumentError(
-                        f"{new.name}: is {size[0]}x{size[1]} pixels, but the camera {new.camera_key!r} that it is to "
-                        f"share is {sizes[camera_id][0]}x{sizes[camera_id][1]}; give it another key"
-                    )
-                if camera_id not in rigs:  # since COLMAP 4 every camera sits on a rig, if only on its own
-                    rigs[camera_id], next_rig = next_rig, next_rig + 1
-                    rows["rigs"].append((rigs[camera_id], camera_id, 0))
-                known[new.name], next_image = next_image, next_image + 1
-                rows["images"].append((known[new.name], new.name, camera_id))
-                rows["frames"].append((next_frame, rigs[camera_id]))
-                rows["frame_data"].append((next_frame, known[new.name], camera_id, 0))
-                next_frame += 1
-                if new.position is not None:
-                    position, unknown = np.asarray(new.position, np.float64), np.full(12, np.nan)
-                    blobs = position.tobytes(), unknown[:9].tobytes(), unknown[:3].tobytes()
-                    rows["pose_priors"].append((next_prior, known[new.name], camera_id, 0, *blobs, _WGS84))
-                    next_prior += 1
-            for table, values in rows.items():
-                db.executemany(_INSERT[table], values)
+            known.update(_enter(db, fresh))
         return {new.name: known[new.name] for new in images}
 
     def images(self) -> list[StoredImage]:
@@ -453,6 +450,105 @@ class Store:
                     "SELECT image_id, name, camera_id FROM images ORDER BY name"
                 )
             ]
+
+    # ---- changes of what is there ----
+
+    def fingerprints(self) -> dict[int, FileFingerprints]:
+        """Return image id -> the files that the image was made of, for the images of which that is known."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT image_id, kind, bytes, modified, changed, digest "
+                "FROM tiepoint_files JOIN images USING (image_id)"
+            ).fetchall()
+        found: dict[int, FileFingerprints] = {}
+        for image_id, kind, *values in rows:
+            found.setdefault(image_id, {})[kind] = Fingerprint(*values)
+        return found
+
+    def set_fingerprints(self, files: Mapping[int, FileFingerprints], replaced: Collection[int] = ()) -> None:
+        """Record what images were made of; the features and pairs of those that were ``replaced`` go, in one step."""
+        ids = [(int(image_id),) for image_id in files]
+        rows = [
+            (int(image_id), kind, *astuple(one)) for image_id, kinds in files.items() for kind, one in kinds.items()
+        ]
+        with self._transaction() as db:
+            _delete_features_of(db, set(replaced))
+            db.executemany("DELETE FROM tiepoint_files WHERE image_id = ?", ids)
+            db.executemany(_INSERT["tiepoint_files"], rows)
+
+    def rename_images(self, names: Mapping[int, str]) -> None:
+        """Give images (by id) other names; they keep their features and pairs."""
+        for name in names.values():
+            check_image_name(name, "rename_images")
+        ids = [int(image_id) for image_id in names]
+        with self._transaction() as db:
+            # By way of names that no file has, because a may become b while b becomes a.
+            db.executemany("UPDATE images SET name = ? WHERE image_id = ?", [(f"\n{i}", i) for i in ids])
+            db.executemany("UPDATE images SET name = ? WHERE image_id = ?", [(names[i], i) for i in ids])
+
+    def remove_images(self, image_ids: Iterable[int]) -> None:
+        """Remove images with their features and pairs; a camera that took no other image goes with them."""
+        gone = [(int(image_id),) for image_id in image_ids]
+        with self._transaction() as db:
+            _delete_features_of(db, {i for (i,) in gone})
+            _delete_frames_of(db, [i for (i,) in gone])
+            db.executemany("DELETE FROM images WHERE image_id = ?", gone)
+            _delete_unused_cameras(db)
+
+    def remove_pairs(self, ids: ArrayLike) -> None:
+        """Remove the matches and geometries of pairs, by their ids (see `pair_ids`)."""
+        rows = [(pair_id,) for pair_id in np.asarray(ids, np.int64).tolist()]
+        with self._transaction() as db:
+            for table in _PAIR_TABLES:
+                db.executemany(f"DELETE FROM {table} WHERE pair_id = ?", rows)
+
+    def update_cameras(self, images: Sequence[NewImage]) -> list[str]:
+        """Give images that are in the store the cameras that `add_images` would give them in an empty one.
+
+        The two-view geometries that depend on a camera that changed go; matches stay.
+
+        Parameters
+        ----------
+        images : sequence of NewImage
+            All of the store whose camera is to be looked at; any other keeps its own, and shares it with none of them.
+
+        Returns
+        -------
+        list of str
+            Names of the images whose camera is another one now.
+
+        Raises
+        ------
+        InputError
+            The cameras are to change, but several of them sit on one rig, which tiepoint does not make.
+        """
+        wanted = {new.name: new for new in images}
+        stored = [image for image in self.images() if image.name in wanted]
+        with self._reading() as db:
+            keys = {camera_id: key for key, camera_id in db.execute("SELECT key, camera_id FROM tiepoint_cameras")}
+            rigs = db.execute("SELECT count(*) FROM rig_sensors").fetchone()[0]
+        users = Counter(image.camera_id for image in stored)
+        changed, regrouped, moved = [], [], []
+        for image in stored:
+            new = wanted[image.name]
+            if _camera_values(new.camera) != _camera_values(image.camera):
+                changed.append(image)
+            elif keys.get(image.camera_id) != new.camera_key or (new.camera_key is None and users[image.camera_id] > 1):
+                regrouped.append(image)
+            if not np.array_equal(image.position or (), new.position or (), equal_nan=True):
+                moved.append(image)
+        if not (changed or regrouped or moved):
+            return []
+        if rigs:
+            raise InputError(f"{self.path}: has cameras on rigs, which cannot be exchanged; start over with --fresh")
+        with self._transaction() as db:
+            db.execute("PRAGMA defer_foreign_keys = ON")  # until all is there again
+            _delete_pairs_of(db, {image.image_id for image in changed}, ("two_view_geometries",))
+            _delete_frames_of(db, [image.image_id for image in stored])
+            db.executemany("DELETE FROM tiepoint_cameras WHERE camera_id = ?", [(camera_id,) for camera_id in users])
+            _enter(db, [wanted[image.name] for image in stored], {image.name: image.image_id for image in stored})
+            _delete_unused_cameras(db)
+        return [image.name for image in changed + regrouped]
 
     # ---- features ----
 
@@ -497,7 +593,7 @@ class Store:
         with self._transaction() as db:
             old = {i for (i,) in ids if db.execute("SELECT 1 FROM keypoints WHERE image_id = ?", (i,)).fetchone()}
             if old:
-                _delete_matches_of(db, old)
+                _delete_pairs_of(db, old)
             for table in ("keypoints", "descriptors", "tiepoint_features", "tiepoint_covariances"):
                 db.executemany(f"DELETE FROM {table} WHERE image_id = ?", ids)
                 db.executemany(_INSERT[table], [row[table] for row in rows if table in row])
@@ -629,7 +725,7 @@ class Store:
             rows.append(_pair_rows(item))
         ids = [row["matches"][:1] for row in rows]
         with self._transaction() as db:
-            for table in ("matches", "tiepoint_matches", "two_view_geometries"):
+            for table in _PAIR_TABLES:
                 db.executemany(f"DELETE FROM {table} WHERE pair_id = ?", ids)
                 db.executemany(_INSERT[table], [row[table] for row in rows if table in row])
 
@@ -813,11 +909,14 @@ _COLUMNS = {
 }
 """COLMAP's tables and their columns, as far as they are read or written here."""
 
+_PAIR_TABLES = ("matches", "tiepoint_matches", "two_view_geometries")
+
 _OWN_COLUMNS = {
     "tiepoint_cameras": "key, camera_id",
     "tiepoint_features": "image_id, extractor, shape, scores, kind, cols, descriptors",
     "tiepoint_covariances": "image_id, data",
     "tiepoint_matches": "pair_id, scores, overlaps",
+    "tiepoint_files": "image_id, kind, bytes, modified, changed, digest",
 }
 
 _INSERT = {
@@ -835,6 +934,9 @@ _OWN_TABLES = (
     "FOREIGN KEY(image_id) REFERENCES images(image_id) ON DELETE CASCADE)",
     "CREATE TABLE IF NOT EXISTS tiepoint_matches (pair_id INTEGER PRIMARY KEY NOT NULL, scores BLOB NOT NULL, "
     "overlaps INTEGER)",
+    "CREATE TABLE IF NOT EXISTS tiepoint_files (image_id INTEGER NOT NULL, kind TEXT NOT NULL, bytes INTEGER NOT NULL, "
+    "modified INTEGER NOT NULL, changed INTEGER NOT NULL, digest TEXT NOT NULL, PRIMARY KEY(image_id, kind), "
+    "FOREIGN KEY(image_id) REFERENCES images(image_id) ON DELETE CASCADE)",
     # With these, listing all pairs does not read all matches. COLMAP's own counts use them too.
     "CREATE INDEX IF NOT EXISTS tiepoint_matched ON matches(rows)",
     "CREATE INDEX IF NOT EXISTS tiepoint_verified ON two_view_geometries(rows)",
@@ -842,6 +944,66 @@ _OWN_TABLES = (
 
 
 _OWN_INDICES = ("tiepoint_matched", "tiepoint_verified")
+
+
+def _enter(
+    db: sqlite3.Connection, images: Sequence[NewImage], there: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, int]:
+    """Enter images with their cameras, rigs, frames and positions; return name -> image id.
+
+    Those that are ``there`` already, by name, keep their id and get the rest anew.
+    """
+    known = dict(there)
+    keys = dict(db.execute("SELECT key, camera_id FROM tiepoint_cameras"))
+    sizes = {i: (w, h) for i, w, h in db.execute("SELECT camera_id, width, height FROM cameras")}
+    rigs = dict(db.execute("SELECT ref_sensor_id, rig_id FROM rigs WHERE ref_sensor_type = 0"))
+    next_image, next_camera, next_rig, next_frame, next_prior = (
+        1 + (db.execute(f"SELECT max({column}) FROM {table}").fetchone()[0] or 0)
+        for table, column in (
+            ("images", "image_id"),
+            ("cameras", "camera_id"),
+            ("rigs", "rig_id"),
+            ("frames", "frame_id"),
+            ("pose_priors", "pose_prior_id"),
+        )
+    )
+    rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in _INSERT}
+    for new in images:
+        camera, camera_id = new.camera, keys.get(new.camera_key)
+        size = (camera.width, camera.height)
+        if camera_id is None:
+            camera_id, next_camera = next_camera, next_camera + 1
+            params = np.asarray(camera.params, np.float64).tobytes()
+            prior = int(camera.has_prior_focal_length)
+            rows["cameras"].append((camera_id, int(camera.model), *size, params, prior))
+            sizes[camera_id] = size
+            if new.camera_key is not None:
+                keys[new.camera_key] = camera_id
+                rows["tiepoint_cameras"].append((new.camera_key, camera_id))
+        elif sizes[camera_id] != size:
+            raise ArgumentError(
+                f"{new.name}: is {size[0]}x{size[1]} pixels, but the camera {new.camera_key!r} that it is to "
+                f"share is {sizes[camera_id][0]}x{sizes[camera_id][1]}; give it another key"
+            )
+        if camera_id not in rigs:  # since COLMAP 4 every camera sits on a rig, if only on its own
+            rigs[camera_id], next_rig = next_rig, next_rig + 1
+            rows["rigs"].append((rigs[camera_id], camera_id, 0))
+        if new.name in there:
+            db.execute("UPDATE images SET camera_id = ? WHERE image_id = ?", (camera_id, there[new.name]))
+        else:
+            known[new.name], next_image = next_image, next_image + 1
+            rows["images"].append((known[new.name], new.name, camera_id))
+        rows["frames"].append((next_frame, rigs[camera_id]))
+        rows["frame_data"].append((next_frame, known[new.name], camera_id, 0))
+        next_frame += 1
+        if new.position is not None:
+            position, unknown = np.asarray(new.position, np.float64), np.full(12, np.nan)
+            blobs = position.tobytes(), unknown[:9].tobytes(), unknown[:3].tobytes()
+            rows["pose_priors"].append((next_prior, known[new.name], camera_id, 0, *blobs, _WGS84))
+            next_prior += 1
+    for table, values in rows.items():
+        db.executemany(_INSERT[table], values)
+    return known
 
 
 def _create(path: Path) -> None:
@@ -1023,11 +1185,44 @@ def _pair_rows(item: PairResult) -> dict[str, tuple[Any, ...]]:
     return rows
 
 
-def _delete_matches_of(db: sqlite3.Connection, image_ids: set[int]) -> None:
-    for table in ("matches", "two_view_geometries", "tiepoint_matches"):
+def _delete_pairs_of(db: sqlite3.Connection, image_ids: set[int], tables: Iterable[str] = _PAIR_TABLES) -> None:
+    """Delete what the tables hold of all pairs of some images."""
+    for table in tables if image_ids else ():
         ids = np.fromiter((pair_id for (pair_id,) in db.execute(f"SELECT pair_id FROM {table}")), np.int64)
         stale = ids[np.isin(pairs_of(ids), list(image_ids)).any(axis=1)]
         db.executemany(f"DELETE FROM {table} WHERE pair_id = ?", [(pair_id,) for pair_id in stale.tolist()])
+
+
+def _delete_features_of(db: sqlite3.Connection, image_ids: set[int]) -> None:
+    """Delete the features of some images, and their pairs."""
+    _delete_pairs_of(db, image_ids)
+    for table in ("keypoints", "descriptors", "tiepoint_features", "tiepoint_covariances"):
+        db.executemany(f"DELETE FROM {table} WHERE image_id = ?", [(image_id,) for image_id in image_ids])
+
+
+def _delete_frames_of(db: sqlite3.Connection, image_ids: Iterable[int]) -> None:
+    """Delete the frames of some images, and where they were taken."""
+    ids = [(image_id,) for image_id in image_ids]
+    frames = "SELECT frame_id FROM frame_data WHERE data_id = ? AND sensor_type = 0"
+    db.executemany(f"DELETE FROM frames WHERE frame_id IN ({frames})", ids)  # frame_data goes along
+    db.executemany("DELETE FROM pose_priors WHERE corr_data_id = ? AND corr_sensor_type = 0", ids)
+
+
+def _delete_unused_cameras(db: sqlite3.Connection) -> None:
+    """Delete cameras that took no image, unless they are part of a larger rig, and their own rigs."""
+    db.execute(
+        "DELETE FROM cameras WHERE camera_id NOT IN (SELECT camera_id FROM images) AND camera_id NOT IN "
+        "(SELECT sensor_id FROM rig_sensors WHERE sensor_type = 0)"
+    )
+    gone = "NOT IN (SELECT camera_id FROM cameras)"
+    db.execute(f"DELETE FROM rigs WHERE ref_sensor_type = 0 AND ref_sensor_id {gone}")
+    db.execute(f"DELETE FROM tiepoint_cameras WHERE camera_id {gone}")
+
+
+def _camera_values(camera: pycolmap.Camera) -> tuple[Any, ...]:
+    return (
+        int(camera.model), camera.width, camera.height, tuple(camera.params), bool(camera.has_prior_focal_length)
+    )  # fmt: skip
 
 
 def _pair_id(id0: int, id1: int) -> int:

@@ -38,6 +38,7 @@ from ..geometry.colmap import import_pycolmap
 from ..io.files import atomic
 from ..io.video import Frame
 from ..matchers import Matcher
+from ..matchers.overlay import without_overlay
 from ..types import Features, Matches
 from .localize import AbsolutePose, estimate_absolute_pose
 
@@ -238,7 +239,7 @@ class Tracker:
             raise InputError(
                 f"{frame.name}: is {width}x{height} pixels, but the camera has {self.camera.width}x{self.camera.height}"
             )
-        features = self.extractor(frame.pixels)
+        features = self.extractor(frame.pixels, frame.mask)
         rays = self.camera.normalise(features.keypoints.cpu().numpy())
         real = np.isfinite(rays).all(axis=1)
         # Of a frame the features are kept, not the picture (of which even an empty slice would hold all in memory).
@@ -283,7 +284,7 @@ class Tracker:
             self._waiting = [(view, None)]
             return self._state("starting")
         first = self._waiting[0][0]
-        matches = self.matcher(first.features, view.features)
+        matches = self._match(first, view)
         if len(matches) < LEAST_MATCHES:  # the first is out of sight, or was a bad picture
             self._waiting = [(view, None)]
             return self._state("starting")
@@ -329,7 +330,7 @@ class Tracker:
     def _track(self, view: _View) -> State:
         reference = self._reference
         assert reference is not None
-        matches = self.matcher(reference.features, view.features)
+        matches = self._match(reference, view)
         pose, keypoints, points = self._find_pose(view, [(reference, matches)])
         inliers = len(points)
         if inliers < LEAST_INLIERS:
@@ -340,6 +341,10 @@ class Tracker:
         if due:
             self._insert(view, pose, keypoints, points, {reference.image_id: matches})
         return self._state("tracked", inliers, is_key_frame=due)
+
+    def _match(self, key: _View, view: _View) -> Matches:
+        """Match a frame with a key frame; what is burnt into both does not count."""
+        return without_overlay(self.matcher(key.features, view.features), key.features, view.features, least_moving=0)
 
     def _find_pose(
         self, view: _View, matched: Sequence[tuple[_View, Matches]]
@@ -381,8 +386,7 @@ class Tracker:
         neighbours = self._neighbours(view)
         partners = [self._views[i] for i in neighbours[:PARTNERS]]
         new = [partner for partner in partners if partner.image_id not in matched]
-        results = self.matcher.match_many([(partner.features, view.features) for partner in new])
-        matched = {**matched, **{partner.image_id: result for partner, result in zip(new, results, strict=True)}}
+        matched = {**matched, **{partner.image_id: self._match(partner, view) for partner in new}}
         for partner in partners:
             self._tie(partner, view, matched[partner.image_id].matches)
         self._adjust([view.image_id, *neighbours[: self.window - 1]])

@@ -65,6 +65,11 @@ class Matcher(ABC):
                     f"pair {i}: these descriptors cannot be compared: {_kind(f0)} and {_kind(f1)}; extract both "
                     "images with the same extractor"
                 )
+            if f0.descriptors.shape[1] == 0:
+                raise ArgumentError(
+                    f"pair {i}: {f0.extractor} keypoints have no descriptors (a dense matcher made them) and cannot be "
+                    "matched; extract features, or import the matches that belong to them"
+                )
             self._check(f0)
             self._check(f1)
             if len(f0) == 0 or len(f1) == 0:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from .. import weights as weights_module
 from ..errors import ArgumentError, WeightsError
+from ..features.steerable import length, steer
 from ..types import Features, Matches
 from .base import Matcher, Pair, make_matches
 
@@ -50,6 +51,9 @@ class LightGlueConfig:
     align : bool
         Whether a pair is brought to one roll, scale and place before it is matched, see `align`; where its keypoints
         lie then joins their descriptors, see `frame_code`.
+    harmonics : tuple of int
+        How the descriptors turn with the image, see `tiepoint.features.steerable`; empty if they do not. They come
+        turned to the direction of their keypoint, and are matched turned to that which the pair is aligned to.
     match_threshold : float
         τ: matches with assignment P below it are dropped.
     exit_confidence : tuple of layers - 1 floats, or None
@@ -70,6 +74,7 @@ class LightGlueConfig:
     scale_orientation: bool = False
     log_scale: bool = False
     align: bool = False
+    harmonics: tuple[int, ...] = ()
     match_threshold: float = 0.1
     exit_confidence: tuple[float, ...] | None = None
     exit_share: float = 0.95
@@ -83,6 +88,8 @@ class LightGlueConfig:
             raise ArgumentError("align needs the scale and orientation of keypoints: scale_orientation and log_scale")
         if self.align and self.dim <= FRAME_CODE:
             raise ArgumentError(f"align needs dim above {FRAME_CODE}, the numbers that code a keypoint's frame")
+        if self.harmonics and not (self.align and length(self.harmonics) == self.input_dim):
+            raise ArgumentError(f"harmonics need align, and must make input_dim ({self.input_dim}) numbers")
         for name in ("exit_confidence", "prune_matchability"):
             schedule = getattr(self, name)
             if schedule is not None and len(schedule) != self.layers - 1:
@@ -309,6 +316,8 @@ class LightGlueNet(nn.Module):
         """
         with torch.autocast(positions.device.type, enabled=False):  # positions need float32
             angles = self.frequencies(positions)[:, None, None]
+            if self.config.harmonics:
+                descriptors = steer(descriptors, positions[:, 3], self.config.harmonics)
             if self.config.align:
                 descriptors = torch.cat([descriptors, frame_code(positions)], dim=1)
             return self.input(descriptors), angles.cos(), angles.sin()

@@ -14,6 +14,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +22,12 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from .. import features as extractors
 from ..errors import ArgumentError, InputError, TiepointError
+from ..features import Extractor
 from ..io.files import atomic, read_json
 from ..types import Features
 from . import ground_truth, homographies, photometric, scenes
@@ -32,6 +35,7 @@ from ._random import seeded
 from .cache import PhotoCache
 from .ground_truth import IGNORED, Labels
 from .posed import PosedPool
+from .real_pairs import RealPool
 
 T = TypeVar("T")
 CHUNK = 8  # pairs made together
@@ -63,6 +67,8 @@ class PairConfig:
         Share of chunks that show rendered scenes instead of homographies.
     posed : float in [0, 1]
         Share of chunks of photographs whose depth and pose are known, see `tiepoint.training.posed.PosedPool`.
+    real : float in [0, 1]
+        Share of chunks of photographs that overlap, matched by a teacher, see `tiepoint.training.real_pairs.RealPool`.
     negatives : float in [0, 1]
         Share of pairs that show two unrelated photographs, so that the matcher learns to say "no".
     """
@@ -77,6 +83,7 @@ class PairConfig:
     photometric: str = "strong"
     scenes: float = 0.0
     posed: float = 0.0
+    real: float = 0.0
     negatives: float = 0.1
 
     @property
@@ -85,12 +92,12 @@ class PairConfig:
         return self.features.partition("@")[0]
 
     def __post_init__(self) -> None:
-        for name in ("scenes", "posed", "negatives"):
+        for name in ("scenes", "posed", "real", "negatives"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
-        if self.scenes + self.posed > 1:
+        if self.scenes + self.posed + self.real > 1:
             raise ArgumentError(
-                f"scenes and posed are shares of one whole: {self.scenes} + {self.posed} is more than 1"
+                f"scenes, posed, real ({self.scenes}, {self.posed}, {self.real}) are shares of one whole: more than 1"
             )
 
 
@@ -245,6 +252,8 @@ class ChunkMaker:
         Chunks found here are read, others written here after they are made.
     posed : PosedPool, optional
         Photographs with depth and pose; needed if ``config.posed`` is not zero.
+    real : RealPool, optional
+        Photographs that overlap; needed if ``config.real`` is not zero.
     """
 
     def __init__(
@@ -256,9 +265,11 @@ class ChunkMaker:
         device: torch.device | str = "cpu",
         folder: Path | None = None,
         posed: PosedPool | None = None,
+        real: RealPool | None = None,
     ) -> None:
-        if config.posed and posed is None:
-            raise ArgumentError("a share of posed photographs is asked for, but none are given")
+        if (config.posed and posed is None) or (config.real and real is None):
+            raise ArgumentError("a share of posed photographs or of real pairs is asked for, but none are given")
+        self.real = real
         self.photos, self.config, self.seed, self.held_out, self.posed = photos, config, seed, held_out, posed
         self.device = torch.device(device)
         self.folder = folder
@@ -287,9 +298,9 @@ class ChunkMaker:
         assert self.folder is not None
         return self.folder / f"{'held-out' if self.held_out else 'train'}-{chunk:07d}.safetensors"
 
-    def pictures(self, chunk: int) -> torch.Tensor:
-        """Return the pictures that chunk ``chunk`` was made from, float32 (2 `CHUNK`, 3, H, W) in [0, 1]."""
-        return torch.stack(self._make(chunk)[1]).cpu()
+    def pictures(self, chunk: int) -> list[torch.Tensor]:
+        """Return the 2 `CHUNK` pictures that chunk ``chunk`` was made from, float32 (3, H, W) in [0, 1]."""
+        return [picture.cpu() for picture in self._make(chunk)[1]]
 
     def claim_folder(self) -> None:
         """Note in the folder of chunks what they are, or check that they are what this maker would make.
@@ -305,6 +316,8 @@ class ChunkMaker:
         told: dict[str, Any] = {"seed": self.seed, "photographs": names, **asdict(self.config)}
         if self.posed is not None:
             told["posed photographs"] = self.posed.digest
+        if self.real is not None:
+            told["real pairs"] = self.real.digest
         mine = json.loads(json.dumps(told))
         note = self.folder / "pairs.json"
         if note.exists():
@@ -324,6 +337,8 @@ class ChunkMaker:
             make = self._scenes
         elif kind < self.config.scenes + self.config.posed:
             make = self._posed
+        elif kind < self.config.scenes + self.config.posed + self.config.real and self._overlapping:
+            make = self._real
         else:
             make = self._homographies
         found: list[tuple[Batch, list[torch.Tensor]]] = []
@@ -339,6 +354,9 @@ class ChunkMaker:
         )
 
     def _extract(self, images: Sequence[torch.Tensor]) -> list[Features]:
+        return self._load_extractor().extract_many([_as_photograph(image) for image in images])
+
+    def _load_extractor(self) -> Extractor:
         if self._extractor is None:
             self._extractor = extractors.load(
                 self.config.features,
@@ -346,8 +364,7 @@ class ChunkMaker:
                 max_keypoints=self.config.keypoints,
                 detection_threshold=self.config.detection_threshold,
             )
-        pixels = [(image * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy() for image in images]
-        return self._extractor.extract_many(pixels)
+        return self._extractor
 
     def _homographies(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         config = self.config
@@ -417,6 +434,26 @@ class ChunkMaker:
         nothing = torch.zeros(len(pairs), 0, dtype=torch.long)
         yield from self._featurise(images0, images1, label, torch.zeros(len(pairs), dtype=torch.bool), nothing)
 
+    @cached_property
+    def _overlapping(self) -> list[tuple[int, int]]:
+        """Real pairs of this split. Few photographs that are held out may not overlap."""
+        return [] if self.real is None else self.real.confirmed(self.held_out)
+
+    def _real(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
+        """Yield real pairs, relit, with the keypoints and labels that they have as they were taken."""
+        assert self.real is not None  # see __init__
+        chosen = self._overlapping
+        light = photometric.PhotometricConfig.preset(self.config.photometric)
+        for i in torch.randint(len(chosen), (CHUNK,), generator=generator).tolist():
+            pair = self.real.read(chosen[i])
+            photos = [torch.tensor(self.photos[row]).permute(2, 0, 1)[None] / 255 for row in pair.rows]
+            images = [photometric.augment(photo, light, generator)[0] for photo in photos]
+            f0, f1 = (
+                self._load_extractor().describe(_as_photograph(image), features)
+                for image, features in zip(images, pair.features, strict=True)
+            )
+            yield self._batch(f0, f1, pair.labels, related=True), images
+
     def _relit(
         self,
         images0: torch.Tensor,
@@ -461,22 +498,25 @@ class ChunkMaker:
                 continue
             present = [torch.arange(config.keypoints)[None] < len(f) for f in (f0, f1)]
             labels = Labels.unmatched(*present) if negative else label(b, f0, f1)
-            matches = [
-                F.pad(m, (0, config.keypoints - m.shape[1]), value=IGNORED) for m in (labels.matches0, labels.matches1)
-            ]
-            batch = Batch(
-                descriptors=self._stack(f0.descriptors.half(), f1.descriptors.half()),
-                keypoints=self._stack(f0.keypoints, f1.keypoints),
-                scores=self._stack(f0.scores, f1.scores),
-                scales=self._stack(f0.scales, f1.scales, fill=1),
-                orientations=self._stack(f0.orientations, f1.orientations),
-                counts=torch.tensor([len(f0), len(f1)]),
-                sizes=torch.tensor([f0.image_size, f1.image_size], dtype=torch.float32),
-                matches0=matches[0],
-                matches1=matches[1],
-                related=torch.tensor([not negative]),
-            )
-            yield batch, [images0[b], images1[other]]
+            yield self._batch(f0, f1, labels, not negative), [images0[b], images1[other]]
+
+    def _batch(self, f0: Features, f1: Features, labels: Labels, related: bool) -> Batch:
+        """Pad the features and labels of one pair."""
+        matches0, matches1 = (
+            F.pad(m, (0, self.config.keypoints - m.shape[1]), value=IGNORED) for m in (labels.matches0, labels.matches1)
+        )
+        return Batch(
+            descriptors=self._stack(f0.descriptors.half(), f1.descriptors.half()),
+            keypoints=self._stack(f0.keypoints, f1.keypoints),
+            scores=self._stack(f0.scores, f1.scores),
+            scales=self._stack(f0.scales, f1.scales, fill=1),
+            orientations=self._stack(f0.orientations, f1.orientations),
+            counts=torch.tensor([len(f0), len(f1)]),
+            sizes=torch.tensor([f0.image_size, f1.image_size], dtype=torch.float32),
+            matches0=matches0,
+            matches1=matches1,
+            related=torch.tensor([related]),
+        )
 
     def _stack(self, *rows: torch.Tensor | None, fill: float = 0) -> torch.Tensor:
         """Pad to the same number of keypoints and stack; nothing, if the extractor does not measure this."""
@@ -486,6 +526,11 @@ class ChunkMaker:
             for r in rows
         ]
         return torch.stack(padded)
+
+
+def _as_photograph(image: torch.Tensor) -> NDArray[np.uint8]:
+    """Return the 8-bit RGB array (H, W, 3) of a tensor (3, H, W) in [0, 1]."""
+    return (image * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 class Steps(Dataset[Batch]):

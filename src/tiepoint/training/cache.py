@@ -7,7 +7,6 @@ word again: as in Parquet the index comes last, so the file is written in one pa
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -21,13 +20,14 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from ..io.files import atomic
+from ..io.folders import list_images
+from ..io.images import open_file, read_reduced
 from ._random import Draw
 
 _MAGIC = b"TPPHOTO2"
@@ -179,7 +179,7 @@ def build_cache(
     Parameters
     ----------
     folder : path
-        Searched with all its sub-folders for files that Pillow can read.
+        Searched with all its sub-folders, see `tiepoint.io.folders.list_images`.
     path : path
         The cache file.
     long_side : int
@@ -287,14 +287,7 @@ def _find_photos(folder: Path, groups: Collection[str] | None) -> list[Path]:
                 f"{folder} has no sub-folder {', '.join(unknown)}; it has {', '.join(present) or 'none'}"
             )
         roots = [folder / group for group in sorted(groups)]
-    PIL.Image.init()
-    readable = {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
-    files = sorted(
-        file
-        for root in roots
-        for file in root.rglob("*")
-        if file.suffix.lower() in readable and not file.name.startswith(".") and file.is_file()
-    )
+    files = sorted(root / name for root in roots for name in list_images(root))
     if len(files) < _FEWEST_SOURCES:
         raise InputError(
             f"{folder}: found {len(files)} photographs; training needs at least {_FEWEST_SOURCES}, "
@@ -307,16 +300,12 @@ def _decode(file: Path, long_side: int) -> tuple[NDArray[np.uint8] | str, str]:
     """Return the photograph, or why it cannot be used, and the file's SHA-256."""
     content = ""
     try:
-        data = file.read_bytes()
+        with open_file(file) as stream:
+            data = stream.read()
         content = hashlib.sha256(data).hexdigest()
-        with PIL.Image.open(io.BytesIO(data)) as opened:
-            opened.draft("RGB", (long_side, long_side))  # JPEG: decode at a half, a quarter … where that is enough
-            picture = PIL.ImageOps.exif_transpose(opened).convert("RGB")
-    except PIL.UnidentifiedImageError:
-        return "no picture of a known format", content
-    except Exception as error:
-        # Pillow's plug-ins raise whatever their format's parser stumbles over (OSError, SyntaxError, struct.error …).
-        return f"{type(error).__name__}: {error}", content
+        picture = PIL.Image.fromarray(read_reduced(data, file.name, long_side))
+    except (InputError, OSError) as error:
+        return str(error).removeprefix(f"{file.name}: "), content
     if max(picture.size) > long_side:
         factor = long_side / max(picture.size)
         size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
@@ -353,7 +342,7 @@ def _write(path: Path, folder: Path, files: list[Path], long_side: int, held_out
             seen[content] = name
             names.append(name)
             sizes.append(pixels.shape[:2])
-            digest.update(f"{name}\n{content}\n".encode())
+            digest.update(f"{name}\n{content}\n".encode("utf-8", "surrogateescape"))
             stream.write(np.ascontiguousarray(pixels).data)
         sources, split = _split([source_of(name) for name in names], held_out)
         if len(set(sources)) < _FEWEST_SOURCES:

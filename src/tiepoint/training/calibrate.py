@@ -27,7 +27,8 @@ from .. import devices
 from .. import features as extractors
 from .. import weights as weights_module
 from ..errors import ArgumentError, InputError
-from ..io.files import check_output, check_regular
+from ..io.files import check_output
+from ..io.folders import list_images
 from ..matchers.lightglue import LightGlue, LightGlueConfig
 from ..types import Features, Matches
 from . import calibration
@@ -302,29 +303,21 @@ def samples_from_photographs(
 
 
 def read_pairs(file: str | os.PathLike[str], images: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
-    """Read a list of image pairs, two names below ``images`` on each line; a pair that comes again counts once.
+    """Read a list of image pairs as `tiepoint.mapping.pairs.from_list` does, but insist on every line.
 
     Raises
     ------
     InputError
-        The list cannot be read, a line does not hold the names of two images, or one of these is missing.
+        The list cannot be read, or a line does not name two images below ``images``.
     """
-    try:
-        lines = check_regular(file).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: the list of image pairs cannot be read ({error})") from error
-    pairs: dict[frozenset[str], tuple[Path, Path]] = {}
-    for number, line in enumerate(lines, 1):
-        names = line.split()
-        if not names:
-            continue
-        if len(names) != 2 or names[0] == names[1]:
-            raise InputError(f"{file}, line {number}: need two different image names, not {line.strip()!r}")
-        paths = Path(images) / names[0], Path(images) / names[1]
-        if missing := [path for path in paths if not path.is_file()]:
-            raise InputError(f"{file}, line {number}: there is no file {missing[0]}")
-        pairs[frozenset(names)] = paths
-    return list(pairs.values())
+    from ..mapping.pairs import from_list  # here, because training needs nothing else of mapping
+
+    names = list_images(images)
+    listed = from_list(file, {name: number for number, name in enumerate(names)})
+    if listed.unused:
+        number, what = listed.unused[0]
+        raise InputError(f"{file}, line {number}: names {what}; give two images of {images} on each line")
+    return [(Path(images) / names[i], Path(images) / names[j]) for i, j in listed.pairs.tolist()]
 
 
 def samples_from_pairs(

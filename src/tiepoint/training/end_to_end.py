@@ -147,8 +147,8 @@ def open_matcher(source: str | os.PathLike[str], dim: int) -> LightGlueNet:
     return net.train().requires_grad_(True)
 
 
-def split(run: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Write ``cairn.safetensors`` and ``lightglue.safetensors`` into the folder of a run that trained both.
+def split(run: str | os.PathLike[str]) -> list[Path]:
+    """Write ``cairn.safetensors`` and, if one was trained, ``lightglue.safetensors`` into the folder of a run.
 
     The matcher runs at full depth and says nothing about overlap: its confidence classifiers and thresholds are those
     of the features before. Train and calibrate them anew.
@@ -156,11 +156,12 @@ def split(run: str | os.PathLike[str]) -> tuple[Path, Path]:
     folder = Path(run)
     state, told = weights.load(folder / "weights.safetensors")
     here = told["training"]
-    paths = folder / "cairn.safetensors", folder / "lightglue.safetensors"
-    before = {**here["matcher"], "end to end": {k: v for k, v in here.items() if k != "matcher"}}
-    configs = told["extractor"], {**told["matcher"], **dict.fromkeys(_STALE)}
-    trainings = {**here, "kind": "cairn"}, before
-    for part, config, training, path in zip(("extractor", "matcher"), configs, trainings, paths, strict=True):
+    parts = [("extractor", told.get("extractor", told), {**here, "kind": "cairn"}, folder / "cairn.safetensors")]
+    if "matcher" in told:
+        before = {**here["matcher"], "end to end": {k: v for k, v in here.items() if k != "matcher"}}
+        config = {**told["matcher"], **dict.fromkeys(_STALE)}
+        parts.append(("matcher", config, before, folder / "lightglue.safetensors"))
+    for part, config, training, path in parts:
         own = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
         weights.save(path, own, {**config, "training": training})
-    return paths
+    return [path for *_, path in parts]

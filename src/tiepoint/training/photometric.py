@@ -1,7 +1,8 @@
 """The same view under another light, through another lens, by another camera.
 
-Changes come in the order in which they happen to a photograph: light falls (colour, shadows), passes air and lens
-(fog, glow, vignette, blur), meets the sensor (exposure, noise), and is developed and stored (contrast, JPEG …).
+Changes come in the order in which they happen to a photograph: seasons pass (plants, sky, snow), light falls (colour,
+shadows, night), passes air and lens (fog, rain, glow, vignette, blur), meets the sensor (spectrum, exposure, noise),
+and is developed and stored (tone curves, contrast, film, JPEG).
 Every image of a batch gets its own. Nothing moves: a keypoint stays where it is.
 """
 
@@ -38,6 +39,8 @@ class PhotometricConfig:
         Scales every range. At 0 nothing changes.
     colour, shadow, fog, glow, vignette, blur, motion_blur, exposure, noise, tone, jpeg : float in [0, 1]
         Probability that an image gets this change.
+    season, night, weather, spectrum, curve, film : float in [0, 1]
+        The same of changes after which a place is still recognised, but hardly by its gradients.
     """
 
     strength: float = 1.0
@@ -52,6 +55,12 @@ class PhotometricConfig:
     noise: float = 0.6
     tone: float = 0.8
     jpeg: float = 0.4
+    season: float = 0.0
+    night: float = 0.0
+    weather: float = 0.0
+    spectrum: float = 0.0
+    curve: float = 0.0
+    film: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -60,11 +69,16 @@ class PhotometricConfig:
 
     @staticmethod
     def preset(name: str) -> PhotometricConfig:
-        """Return ``"none"``, ``"mild"`` (a few minutes later) or ``"strong"`` (another season, another camera)."""
+        """Return a preset by its name.
+
+        ``"none"``; ``"mild"``: a few minutes later; ``"strong"``: another day, another camera; ``"extreme"``: another
+        season, night, another part of the spectrum, another century.
+        """
         presets = {
             "none": PhotometricConfig(strength=0.0),
             "mild": PhotometricConfig(strength=0.35, shadow=0.1, fog=0.05, glow=0.05, blur=0.15, motion_blur=0.05),
             "strong": PhotometricConfig(),
+            "extreme": PhotometricConfig(season=0.2, night=0.1, weather=0.08, spectrum=0.12, curve=0.2, film=0.08),
         }
         if name not in presets:
             raise ArgumentError(f"there is no photometric preset {name!r}; choose one of {', '.join(presets)}")
@@ -100,19 +114,27 @@ def augment(images: torch.Tensor, config: PhotometricConfig, generator: torch.Ge
     draw = Draw(generator)
     images = images.clone()
     changes: tuple[tuple[float, Callable[[torch.Tensor, float, Draw], torch.Tensor]], ...] = (
+        (config.season, _season),
         (config.colour, _colour),
         (config.shadow, _shadow),
+        (config.night, _night),
         (config.fog, _fog),
+        (config.weather, _weather),
         (config.glow, _glow),
         (config.vignette, _vignette),
         (config.blur, _blur),
         (config.motion_blur, _motion_blur),
+        (config.spectrum, _spectrum),
         (config.exposure, _exposure),
         (config.noise, _noise),
+        (config.curve, _curve),
         (config.tone, _tone),
+        (config.film, _film),
         (config.jpeg, _jpeg),
     )
     for probability, change in changes:
+        if probability == 0:
+            continue
         chosen = draw.chance(probability, len(images)).nonzero()[:, 0]
         if len(chosen):
             rows = chosen.to(images.device)
@@ -314,6 +336,115 @@ def _tone(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
 def _jpeg(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
     """Store as JPEG of quality 15 and up."""
     return jpeg(images, 95 - draw.uniform(0, 80, len(images)) * strength)
+
+
+def _season(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Plants turn yellow, brown or white, the sky grey, orange or dark, and snow lies on what is bright and flat."""
+    count = len(images)
+    red, green, blue = images.split(1, 1)
+    # The sky is bright, bluish or colourless, and above.
+    height = _unit_grid(images)[1]
+    plants = torch.sigmoid(40 * (green - torch.maximum(red, blue) - 0.01))
+    bright = torch.sigmoid(15 * (images.mean(1, keepdim=True) - 0.55)) * torch.sigmoid(25 * (blue - red + 0.02))
+    sky = bright * torch.sigmoid(-6 * (height + 0.1))
+    grey = images.mean(1, keepdim=True)
+    for mask, low, high in ((plants, 0.25, 1.3), (sky, 0.15, 1.2)):
+        hue = _column(draw.uniform(0.4, 1.2, count, 3) * draw.uniform(low, high, count, 1), images)
+        amount = _column(draw.uniform(0.2, 1, count, 1) * strength, images)
+        images = torch.lerp(images, (grey * hue).clamp(0, 1), mask * amount)
+    ground = torch.sigmoid(8 * (height + _smooth_field(images, draw, 5) * 0.4)) * (1 - sky)
+    snow = _column(draw.uniform(0, 0.9, count, 1) * draw.chance(0.35, count)[:, None] * strength, images)
+    return torch.lerp(images, 0.85 + 0.15 * grey, snow * ground * torch.sigmoid(12 * (grey - 0.35)))
+
+
+def _night(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Night: dark, with the cast of the moon or of sodium light, lit by a few lamps, with noise."""
+    count = len(images)
+    x, y = _unit_grid(images)
+    light = torch.zeros_like(images[:, :1])
+    for _ in range(4):
+        at = _column(draw.uniform(-1, 1, count, 2), images)
+        radius = _column(draw.log_uniform(0.1, 0.7, count, 1), images)
+        power = _column(draw.uniform(0, 1.2, count, 1), images)
+        light = light + power * torch.exp(-((x - at[:, :1]) ** 2 + (y - at[:, 1:]) ** 2) / (2 * radius**2))
+    sodium = torch.stack([torch.ones(count), draw.uniform(0.6, 0.9, count), draw.uniform(0.2, 0.6, count)], 1)
+    warm = _column(sodium, images)
+    cold = _column(torch.tensor([[0.7, 0.85, 1.1]]).expand(count, 3), images)
+    ambient = _column(draw.uniform(0.05, 0.25, count, 1), images)
+    dark = images.clamp(min=1e-4) ** 1.4 * (ambient * cold + light * warm)
+    noise = torch.randn(images.shape, generator=draw.device_generator(images.device), device=images.device)
+    dark = dark + 0.02 * noise * dark.clamp(0, 1).sqrt() + 0.008 * noise
+    dark = dark * (0.22 / dark.mean((1, 2, 3), keepdim=True).clamp(min=0.02)).clamp(1, 4)  # the camera exposes longer
+    return torch.lerp(images, dark, min(1.0, 0.3 + 0.7 * strength))
+
+
+def _weather(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Snowflakes or streaks of rain between camera and scene."""
+    count = len(images)
+    generator = draw.device_generator(images.device)
+    drops = torch.rand(images[:, :1].shape, generator=generator, device=images.device)
+    density = _column(draw.uniform(0.002, 0.012, count, 1) * strength, images)
+    drops = (drops < density).to(images)
+    length = torch.where(draw.chance(0.5, count), draw.uniform(1.5, 3, count), draw.uniform(6, 14, count))
+    angle = draw.uniform(0.35, 0.65, count) * math.pi
+    offset = torch.arange(-7, 8)
+    y, x = torch.meshgrid(offset, offset, indexing="ij")
+    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    along, across = x * cosine + y * sine, y * cosine - x * sine
+    kernel = (length[:, None, None] / 2 + 0.5 - along.abs()).clamp(0, 1) * (1.3 - across.abs()).clamp(0, 1)
+    return torch.lerp(images, torch.full_like(images, 0.9), (0.7 * _filter(drops, kernel)).clamp(0, 0.8))
+
+
+def _spectrum(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Another part of the spectrum, in grey: near infrared, where plants are bright, or a thermal camera's blur."""
+    count = len(images)
+    mix = draw.uniform(-0.8, 1.4, count, 3)
+    mix = mix / mix.sum(1, keepdim=True).abs().clamp(min=0.4)
+    other = (images * _column(mix, images)).sum(1, keepdim=True)
+    # Of a thermal picture it depends on what things are made of whether they are brighter or darker than around.
+    side = torch.tanh(2 * _smooth_field(images, draw, 3))
+    mean = other.mean((1, 2, 3), keepdim=True)
+    thermal = _column(draw.chance(0.3, count).float()[:, None], images)
+    other = mean + (other - mean) * torch.lerp(torch.ones_like(side), side, thermal)
+    low = other.amin((2, 3), keepdim=True)
+    other = (other - low) / (other.amax((2, 3), keepdim=True) - low).clamp(min=0.1)
+    return torch.lerp(images, other.expand_as(images), strength)
+
+
+def _curve(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Tone curves that need not rise, two of them in different parts of the picture: some gradients are reversed."""
+    count, knots = len(images), 6
+    straight = torch.linspace(0, 1, knots)
+    where = torch.sigmoid(4 * _smooth_field(images, draw, 3))
+    curved = []
+    for _ in range(2):
+        bent = draw.uniform(0, 1, count, knots)
+        amount = draw.uniform(0.1, 0.75, count, 1) * strength
+        table = torch.lerp(straight.expand(count, knots), bent, amount).to(images)
+        position = images.clamp(0, 1) * (knots - 1)
+        index = position.floor().long().clamp(max=knots - 2)
+        low, high = (table.gather(1, (index + step).flatten(1)).view_as(images) for step in (0, 1))
+        curved.append(torch.lerp(low, high, position - index))
+    return torch.lerp(curved[0], curved[1], where)
+
+
+def _film(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
+    """Film of another century: grey or sepia, grain, flat contrast, uneven fading, scratches."""
+    count = len(images)
+    weights = draw.uniform(0, 1, count, 3)  # early emulsions saw no red
+    grey = (images * _column(weights / weights.sum(1, keepdim=True), images)).sum(1, keepdim=True)
+    paper = _column(torch.tensor([1.0, 0.93, 0.8]).lerp(torch.ones(3), draw.uniform(0, 1, count, 1)), images)
+    flat = _column(draw.uniform(0.45, 1, count, 1), images)
+    grain = torch.randn(grey.shape, generator=draw.device_generator(images.device), device=images.device)
+    coarse = _column(draw.uniform(0.01, 0.05, count, 1), images) * F.avg_pool2d(grain, 3, 1, 1) * 2
+    old = (0.5 + flat * (grey - 0.5) + coarse) * paper + 0.12 * _smooth_field(images, draw, 3)
+    x = _unit_grid(images)[0]
+    for _ in range(2):
+        at = _column(draw.uniform(-1, 1, count, 1), images)
+        there = _column(draw.chance(0.3, count).float()[:, None], images)
+        scratch = ((x - at).abs() < 1.5 / images.shape[3]).to(images) * there
+        old = torch.lerp(old, torch.ones_like(old), 0.6 * scratch)
+    return torch.lerp(images, old, min(1.0, 0.3 + 0.7 * strength))
 
 
 def _not_black(images: torch.Tensor) -> torch.Tensor:

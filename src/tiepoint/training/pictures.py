@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
@@ -15,14 +17,14 @@ GREEN, RED, GREY = (60, 220, 90), (235, 60, 60), (150, 150, 150)
 
 
 def draw_pair(
-    images: torch.Tensor, batch: Batch, pair: int, predicted: torch.Tensor | None = None
+    images: Sequence[torch.Tensor], batch: Batch, pair: int, predicted: torch.Tensor | None = None
 ) -> NDArray[np.uint8]:
     """Draw the two pictures of a pair side by side, with its labels or with predicted matches.
 
     Parameters
     ----------
-    images : float32 tensor (2 B, 3, H, W) in [0, 1]
-        Pictures of the batch, see `ChunkMaker.pictures`.
+    images : 2 B float32 tensors (3, H, W) in [0, 1]
+        Pictures of the batch, see `ChunkMaker.pictures`; of one pair they may have two sizes.
     batch : Batch
         Keypoints and labels.
     pair : int
@@ -33,11 +35,16 @@ def draw_pair(
 
     Returns
     -------
-    uint8 array (H, 2 W, 3)
+    uint8 array (H, W0 + W1, 3)
     """
-    first, second = (images[2 * pair + side].permute(1, 2, 0).mul(255).round().byte().cpu().numpy() for side in (0, 1))
-    width = first.shape[1]
-    canvas = PIL.Image.fromarray(np.concatenate([first, second], axis=1))
+    first, second = (
+        PIL.Image.fromarray(images[2 * pair + side].permute(1, 2, 0).mul(255).round().byte().cpu().numpy())
+        for side in (0, 1)
+    )
+    width = first.width
+    canvas = PIL.Image.new("RGB", (width + second.width, max(first.height, second.height)))
+    canvas.paste(first)
+    canvas.paste(second, (width, 0))
     pen = PIL.ImageDraw.Draw(canvas)
     points = [(batch.keypoints[2 * pair + side] + torch.tensor([side * width, 0.0])).tolist() for side in (0, 1)]
     truth = [batch.matches0[pair].tolist(), batch.matches1[pair].tolist()]

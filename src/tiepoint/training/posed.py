@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, MissingDependencyError
 from ..io.files import atomic
+from ..io.folders import walk
+from ..io.images import open_file, read_header, read_numbers, read_stored
 
 Matrix = NDArray[np.float64]
 
@@ -77,7 +79,7 @@ class View:
         InputError
             A file is missing or damaged.
         """
-        picture = _open_image(self.image)
+        picture = PIL.Image.fromarray(read_stored(self.image))
         stored = picture.size
         if long_side is not None and max(stored) > long_side:
             factor = long_side / max(stored)
@@ -175,8 +177,7 @@ def overlap_matrix(views: Sequence[View]) -> NDArray[np.float32]:
     # Intrinsics in cells of the grid, so that all views are alike; cell (0, 0) is centred at (0, 0).
     intrinsics = np.empty((count, 3, 3))
     for i, view in enumerate(views):
-        with _open_image(view.image, decode=False) as picture:
-            depth, K = view._read_depth(picture.size)
+        depth, K = view._read_depth(_stored_size(view.image))
         height, width = depth.shape
         centres = (np.arange(_GRID) + 0.5) / _GRID
         rows, columns = (centres * height).astype(int), (centres * width).astype(int)
@@ -292,7 +293,7 @@ def find_scenes(folder: str | os.PathLike[str]) -> list[list[View]]:
         scenes = sorted((folder / "phoenix/S6/zl548/MegaDepth_v1").glob("[0-9]*"))
         return [views for scene in scenes for views in megadepth_views(folder, scene.name)]
     found: list[list[View]] = []
-    for place in sorted({folder, *(path for path in folder.rglob("*") if path.is_dir())}):
+    for place in sorted(place for place, _, _ in walk(folder)):
         depths = next((place / name for name in ("stereo/depth_maps", "depths") if (place / name).is_dir()), None)
         if depths is not None and (place / "sparse").is_dir() and (place / "images").is_dir():
             model = place / "sparse/0" if (place / "sparse/0").is_dir() else place / "sparse"
@@ -389,8 +390,7 @@ def megadepth_views(root: Path | str, scene: str) -> list[list[View]]:
         import pycolmap
 
         straight = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
-        with _open_image(image, decode=False) as picture:
-            width, height = picture.size
+        width, height = _stored_size(image)
         # The photographs may have been shrunk; a change of proportions would mean another calibration.
         if abs(width * straight.height - height * straight.width) > 2 * max(straight.width, straight.height):
             return None
@@ -617,7 +617,8 @@ def _read_bin(path: Path) -> NDArray[Any]:
 
 def _read_npy(path: Path) -> NDArray[Any]:
     try:
-        return np.load(path, allow_pickle=False)
+        with open_file(path) as file:
+            return np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: cannot read this array: {error}") from error
 
@@ -627,6 +628,7 @@ def _read_h5(path: Path) -> NDArray[Any]:
         import h5py
     except ImportError as error:
         raise MissingDependencyError("h5py", "hdf5", "Reading .h5 depth maps") from error
+    open_file(path).close()  # a pipe would block for ever
     try:
         with h5py.File(path) as file:
             depth = np.asarray(file["depth"])
@@ -637,23 +639,15 @@ def _read_h5(path: Path) -> NDArray[Any]:
 
 
 def _read_png(path: Path) -> NDArray[Any]:
-    with _open_image(path, convert=False) as picture:
-        if not picture.mode.startswith("I"):
-            raise InputError(f"{path}: a depth map is a 16-bit grey PNG, not of mode {picture.mode}")
-        depth = np.asarray(picture).astype(np.int32)
-    return np.where(depth == 65535, 0, depth)
+    depth = read_numbers(path)
+    if depth.ndim != 2 or depth.dtype.kind not in "ui" or depth.dtype.itemsize < 2:
+        raise InputError(f"{path}: a depth map is a 16-bit grey PNG, not {depth.dtype} of shape {depth.shape}")
+    return np.where(depth == 65535, 0, depth.astype(np.int32))
 
 
-def _open_image(path: Path, decode: bool = True, convert: bool = True) -> PIL.Image.Image:
-    """Open an image: the header alone, or decoded, by default to RGB."""
-    try:
-        picture = PIL.Image.open(path)
-        if not decode:
-            return picture
-        picture.load()
-        return picture.convert("RGB") if convert else picture
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot read this image: {error}") from error
+def _stored_size(path: Path) -> tuple[int, int]:
+    with open_file(path) as file:
+        return read_header(file, str(path)).size
 
 
 def _read_numbers(path: Path) -> Matrix:
@@ -669,7 +663,8 @@ def _read_text(path: Path) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_file(path) as file:
+            return file.read()
     except OSError as error:
         raise InputError(f"{path}: cannot read this file: {error.strerror}") from error
 

@@ -139,10 +139,12 @@ class FeaturePreset:
     held_out: int = 6
 
 
+_CAIRN = CairnConfig(rings=19, channels=96, depth=3, dim=256, harmonics=(64, 32, 32, 16, 16))
+
 FEATURE_PRESETS = {
     # Half an hour on two CPU cores: enough to see that it learns.
     "tiny": FeaturePreset(
-        model=CairnConfig(),
+        model=_CAIRN,
         views=ViewConfig((240, 320), photometric="mild", max_scale=2.0, scenes=0.0),
         fit=FitConfig(
             steps=1500,
@@ -159,7 +161,7 @@ FEATURE_PRESETS = {
     ),
     # Hours on a CPU.
     "small": FeaturePreset(
-        model=CairnConfig(),
+        model=_CAIRN,
         views=ViewConfig((240, 320), photometric="mild", max_scale=3.0, scenes=0.1),
         fit=FitConfig(
             steps=6_000,
@@ -170,10 +172,11 @@ FEATURE_PRESETS = {
             evaluate_every=250,
             save_every=25,
         ),
+        keypoints=256,
     ),
     # Two million pairs on a data-centre GPU.
     "standard": FeaturePreset(
-        model=CairnConfig(),
+        model=_CAIRN,
         views=ViewConfig((480, 640), photometric="strong", scenes=0.3),
         fit=FitConfig(steps=60_000, learning_rate=1e-3, warmup=500, ema=0.9995, evaluate_every=1000, save_every=500),
         batch=32,

@@ -10,23 +10,26 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from .. import weights
 from ..errors import ArgumentError
 from ..features.cairn import CairnConfig, CairnNet
 from ..io.files import atomic
+from .distillation import DistillationObjective, Student, TaughtViewMaker
 from .end_to_end import EndToEndNet, EndToEndObjective, open_matcher, split
 from .features import CairnObjective
 from .objectives import Objective
 from .presets import FeaturePreset
 from .run import carry_out, claim, judge, open_photographs, origin_of, save_pictures, time_steps
-from .views import CHUNK, ViewMaker, Views, stream
+from .teacher import Answers, TeacherConfig
+from .views import CHUNK, ViewMaker, stream
 
 TOGETHER = 4e-4  # learning rate end to end: that of a matcher, which at an extractor's forgets what it has learnt
 
@@ -50,18 +53,21 @@ class FeatureTask:
         Cairn's weights to train on.
     matcher : path or str, optional
         Weights of a LightGlue on Cairn that is trained with it, see `tiepoint.training.end_to_end`.
+    answers : Answers, optional
+        Of a teacher that the descriptor learns from, see `tiepoint.training.distillation`.
     """
 
     preset: FeaturePreset
     seed: int
-    maker: ViewMaker
-    held_out_maker: ViewMaker
+    maker: ViewMaker | TaughtViewMaker
+    held_out_maker: ViewMaker | TaughtViewMaker
     device: torch.device
     workers: int
     rank: int
     world: int
     start: str | os.PathLike[str] | None = None
     matcher: str | os.PathLike[str] | None = None
+    answers: Answers | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -72,16 +78,28 @@ class FeatureTask:
             told["start"] = weights.sha256(self.start)
         if self.matcher is not None:
             told |= {"kind": "end-to-end", "matcher": weights.load(self.matcher)[1].get("training", {})}
+        if self.answers is not None:
+            told |= {"kind": "distillation", "teacher": self.answers.identity}
         return json.loads(json.dumps(told))
 
-    def new_objective(self) -> CairnObjective:
+    def new_objective(self) -> CairnObjective | DistillationObjective:
         """Return the network as training begins with it, and what it minimises."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             net = CairnNet(self.preset.model)
+            student = None if self.answers is None else Student(net, self.answers.dim)
         if self.start is not None:
-            net = weights.load_into(net, weights.load(self.start)[0], self.start).train().requires_grad_(True)
+            state, told = weights.load(self.start)
+            if not CairnConfig.from_dict(told).harmonics and self.preset.model.harmonics:
+                # its detector is used, and a new describer begins
+                state = {k: v for k, v in state.items() if k.startswith("detector.")}
+                weights.load_into(net.detector, {k.removeprefix("detector."): v for k, v in state.items()}, self.start)
+            else:
+                weights.load_into(net, state, self.start)
+            net.train().requires_grad_(True)
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if student is not None:
+            return DistillationObjective(student)
         if self.matcher is None:
             return CairnObjective(net, self.preset.keypoints)
         matcher = open_matcher(self.matcher, self.preset.model.dim)
@@ -92,7 +110,17 @@ class FeatureTask:
         preset = self.preset
         return stream(self.maker, preset.batch, start, preset.fit.steps, self.workers, self.rank, self.world)
 
-    def held_out(self) -> list[Views]:
+    def make_ahead(self) -> Iterator[tuple[int, int]]:
+        """Ask the teacher about photographs that it has not answered about; yield how many are done, and of how many.
+
+        All cores work on it, since nothing is trained meanwhile.
+        """
+        if self.answers is not None and self.rank == 0 and self.answers.missing:
+            yield from self.answers.make(os.cpu_count() or 1)
+        if self.world > 1:
+            dist.barrier()
+
+    def held_out(self) -> list[Any]:
         """Return the evaluation pairs."""
         chunks = range(max(1, self.preset.batch // CHUNK))
         return [self.held_out_maker(step, chunks) for step in range(self.preset.held_out)]
@@ -108,6 +136,8 @@ def prepare(
     device: torch.device | str | None = None,
     start: str | os.PathLike[str] | None = None,
     matcher: str | os.PathLike[str] | None = None,
+    teacher: str | None = None,
+    answers: str | os.PathLike[str] | None = None,
 ) -> FeatureTask:
     """Check everything that can be wrong with a training before its first step.
 
@@ -131,6 +161,11 @@ def prepare(
         Cairn's weights to train on, a file or a name of ``tiepoint weights list``; its size is taken from them.
     matcher : path or str, optional
         Weights of a LightGlue on these features, to train both together.
+    teacher : str, optional
+        An extractor whose descriptors Cairn's descriptor learns to resemble, see `tiepoint.training.distillation`. Its
+        detector stays that of ``start``, by default the bundled one.
+    answers : path, optional
+        Folder of the teacher's answers, for several runs; by default in the run's folder.
 
     Raises
     ------
@@ -141,8 +176,18 @@ def prepare(
     WeightsError
         Weights that cannot be used.
     """
+    if teacher is None and answers is not None:
+        raise ArgumentError("there is nobody to answer: name the teacher")
+    if teacher is not None and matcher is not None:
+        raise ArgumentError("a teacher's descriptors are learnt without a matcher; train with the matcher afterwards")
+    if teacher is not None and start is None:
+        start = "cairn"
     if start is not None:
-        preset = replace(preset, model=CairnConfig.from_dict(weights.load(start)[1]))
+        there = CairnConfig.from_dict(weights.load(start)[1])
+        if there.harmonics or teacher is None:
+            preset = replace(preset, model=there)
+        elif (there.levels, there.width) != (preset.model.levels, preset.model.width):
+            raise ArgumentError(f"the detector of {start} has another size than that of the preset")
     elif preset.fit.average:
         raise ArgumentError("there is nothing to average with: give the weights that training starts from")
     elif matcher is not None:
@@ -153,11 +198,27 @@ def prepare(
     # The closer of two views shows a quarter of the photograph or less.
     side = max(640, 2 * max(preset.views.size))
     photos, chosen, rank, world = open_photographs(images, folder, cache, side, preset.batch, CHUNK, device)
+    if chosen.type == "cpu":  # there bfloat16 is slower, for layers as small as these
+        preset = replace(preset, fit=replace(preset.fit, bfloat16=False))
     if workers is None:
-        workers = 0 if chosen.type != "cpu" else max(0, (os.cpu_count() or 2) // world - 1)
-    maker = ViewMaker(photos, preset.views, seed, False, chosen)
-    held_out = ViewMaker(photos, preset.views, seed, True, chosen)
-    task = FeatureTask(preset, seed, maker, held_out, chosen, workers, rank, world, start, matcher)
+        # Views that a teacher has answered about are always made on the CPU.
+        here = chosen.type != "cpu" and teacher is None
+        workers = 0 if here else max(0, (os.cpu_count() or 2) // world - 1)
+    asked = None
+    if teacher is None:
+        makers: list[Any] = [ViewMaker(photos, preset.views, seed, held_out, chosen) for held_out in (False, True)]
+    else:
+        source = str(start) if start in weights.entries() else str(Path(str(start)).resolve())
+        config = TeacherConfig(teacher, "cairn" if source == "cairn" else f"cairn@{source}")
+        place = Path(answers) if answers else folder / "answers"
+        if rank == 0:
+            Answers(photos, config, place)  # makes the folder, which all processes then open
+        if world > 1:
+            dist.barrier()
+        asked = Answers(photos, config, place)
+        size = preset.keypoints, preset.model.levels
+        makers = [TaughtViewMaker(asked, preset.views, *size, seed, held_out) for held_out in (False, True)]
+    task = FeatureTask(preset, seed, makers[0], makers[1], chosen, workers, rank, world, start, matcher, asked)
     task.new_objective()  # weights that do not fit are to be known now
     return task
 
@@ -201,17 +262,18 @@ def train_features(
     held_out = task.held_out() if task.rank == 0 else []
 
     def evaluate(trained: Objective) -> dict[str, float]:
-        return judge(trained, held_out, ("repeated", "matched"), task.device)
+        parts = ("repeated", "matched") if task.answers is None else ("explained", "matched")
+        return judge(trained, held_out, parts, task.device)
 
     objective = task.new_objective().to(task.device)
     before = folder / "before.json"
-    if task.start is not None and task.rank == 0 and not before.exists():
+    if task.start is not None and task.answers is None and task.rank == 0 and not before.exists():
         objective.eval()
         with torch.no_grad(), atomic(before) as unfinished:
             unfinished.write_text(json.dumps(evaluate(objective), indent=1))
     origin = {"training": origin_of(task.config)}
     row = carry_out(objective, task.batches, task.preset.fit, folder, origin, task.device, evaluate, report, stop)
-    if task.matcher is not None and task.rank == 0:
+    if (task.matcher is not None or task.answers is not None) and task.rank == 0:
         split(folder)
     return row
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from .. import features as extractors
 from .. import weights as weights_module
 from ..errors import ArgumentError, InputError
+from ..features.steerable import steer
 from ..io.files import atomic, read_json
 from ..matchers.lightglue import LightGlueConfig, LightGlueNet
 from ..matchers.nearest import NearestNeighbour
@@ -36,11 +37,13 @@ from .objectives import (
     Objective,
     Output,
     SuperGlueObjective,
+    lightglue_inputs,
     start_as_nearest_neighbour,
 )
 from .pictures import draw_pair
 from .posed import PosedPool, find_scenes
 from .presets import Preset
+from .real_pairs import LEAST, RealPairConfig, RealPool
 from .run import carry_out, claim, judge, open_photographs, origin_of, read_config, save_pictures, time_steps
 
 KINDS = ("lightglue", "superglue")
@@ -55,6 +58,7 @@ class Traits:
     input_dim: int
     scale_orientation: bool
     on_device: bool
+    harmonics: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +88,8 @@ class Task:
         Weights that training starts from.
     chunks : Path or None
         Folder that runs share finished pairs in.
+    real : RealPool or None
+        Photographs that overlap, matched by a teacher.
     """
 
     preset: Preset
@@ -99,6 +105,7 @@ class Task:
     posed: Path | None = None
     start: Path | None = None
     chunks: Path | None = None
+    real: RealPool | None = None
 
     @property
     def features(self) -> str:
@@ -112,6 +119,8 @@ class Task:
         told = {"kind": self.kind, "seed": self.seed, "photographs": names, **asdict(self.preset)}
         if self.start:
             told["start"] = weights_module.sha256(self.start)
+        if self.real:
+            told["real pairs"] = self.real.digest
         return json.loads(json.dumps(told))
 
     @property
@@ -122,6 +131,8 @@ class Task:
             "chunks": str(self.chunks.resolve()) if self.chunks else None,
             "posed": str(self.posed.resolve()) if self.posed else None,
             "start": str(self.start.resolve()) if self.start else None,
+            "teacher": self.real.config.teacher if self.real else None,
+            "pairs": str(self.real.source.resolve()) if self.real and self.real.source else None,
         }
 
     def new_net(self) -> LightGlueNet | SuperGlueNet:
@@ -151,18 +162,23 @@ class Task:
                     scale_orientation=traits.scale_orientation,
                     log_scale=traits.scale_orientation,
                     align=traits.scale_orientation,
+                    harmonics=traits.harmonics,
                 )
             )
             if self.start is None:
                 first = self.maker(0)
-                start_as_nearest_neighbour(net, first.descriptors[first.present].float())
+                descriptors, positions, _ = lightglue_inputs(first, net.config)
+                if traits.harmonics:
+                    descriptors = steer(descriptors, positions[:, 3], traits.harmonics)
+                start_as_nearest_neighbour(net, descriptors)
                 return net
         state, told = weights_module.load(self.start)
         if not told.get("features") or "layers" not in told:
             raise ArgumentError(f"{self.start} holds no LightGlue weights of ours")
         there, here = LightGlueConfig.from_dict(told), net.config
-        shape = ("features", "input_dim", "dim", "heads", "layers", "scale_orientation", "log_scale", "align")
-        if differing := [name for name in shape if getattr(there, name) != getattr(here, name)]:
+        sizes = ("input_dim", "dim", "heads", "layers")
+        inputs = ("features", "scale_orientation", "log_scale", "align", "harmonics")
+        if differing := [name for name in inputs + sizes if getattr(there, name) != getattr(here, name)]:
             what = "; ".join(
                 f"{name} is {getattr(there, name)} there, {getattr(here, name)} here" for name in differing
             )
@@ -207,6 +223,13 @@ class Task:
         """
         if self.rank == 0:
             self.held_out_maker.claim_folder()
+            if self.real is not None:
+                yield from self.real.make()
+                if not self.real.confirmed():
+                    raise InputError(
+                        f"no geometry confirms {LEAST} matches of any two of these photographs; give photographs that "
+                        "overlap, or train without a teacher"
+                    )
         if self.preset.distinct:
             yield from make_ahead(self.maker, self.steps.needed()[self.rank :: self.world], self.workers)
         if self.world > 1:
@@ -229,6 +252,8 @@ def prepare(
     device: torch.device | str | None = None,
     posed: str | os.PathLike[str] | None = None,
     start: str | os.PathLike[str] | None = None,
+    teacher: str | None = None,
+    pairs: str | os.PathLike[str] | None = None,
 ) -> Task:
     """Check everything that can be wrong with a training before its first step.
 
@@ -258,6 +283,11 @@ def prepare(
         ``preset.pairs.posed``.
     start : path, optional
         LightGlue weights of ours, of the same shape, to train on instead of starting anew.
+    teacher : str, optional
+        An extractor with a LightGlue of its own (``aliked-n16``), which matches photographs that overlap for the share
+        ``preset.pairs.real``, see `tiepoint.training.real_pairs`.
+    pairs : path, optional
+        List of the photographs that overlap, two names a line; by default they are found.
 
     Raises
     ------
@@ -286,8 +316,14 @@ def prepare(
     making = chosen if on_gpu else torch.device("cpu")
     keep_training = keep if chunks or preset.distinct else None
     pool = None if posed is None else PosedPool(find_scenes(posed), folder)
-    maker = ChunkMaker(photos, preset.pairs, seed, False, making, keep_training, pool)
-    held_out = ChunkMaker(photos, preset.pairs, seed, True, making, keep, pool)
+    real = None
+    if teacher is not None:
+        wanted = RealPairConfig(
+            teacher, preset.pairs.features, preset.pairs.keypoints, preset.pairs.detection_threshold
+        )
+        real = RealPool(photos, wanted, folder / "real", pairs)
+    maker = ChunkMaker(photos, preset.pairs, seed, False, making, keep_training, pool, real)
+    held_out = ChunkMaker(photos, preset.pairs, seed, True, making, keep, pool, real)
     task = Task(
         preset,
         kind,
@@ -302,6 +338,7 @@ def prepare(
         None if posed is None else Path(posed),
         None if start is None else weights_module.locate(start),
         None if chunks is None else Path(chunks),
+        real,
     )
     if start is not None:
         task.new_net()  # weights that do not fit are to be known now
@@ -340,7 +377,10 @@ def try_extractor(photos: PhotoCache, pairs: PairConfig, device: torch.device) -
             f"the descriptors of {pairs.features!r} are bit strings; only float descriptors can be trained on"
         )
     return Traits(
-        best.descriptors.shape[1], best.scales is not None and best.orientations is not None, best.device.type != "cpu"
+        best.descriptors.shape[1],
+        best.scales is not None and best.orientations is not None,
+        best.device.type != "cpu",
+        extractor.harmonics,
     )
 
 
@@ -460,6 +500,8 @@ def reopen(run: str | os.PathLike[str], workers: int | None = None, device: torc
         device,
         paths["posed"],
         paths["start"],
+        paths.get("teacher"),
+        paths.get("pairs"),
     )
 
 
@@ -575,7 +617,7 @@ class _Board:
     def __init__(self, writer: Any, task: Task) -> None:
         self.writer, self.task = writer, task
         self.predictions: torch.Tensor | None = None
-        self._images: torch.Tensor | None = None
+        self._images: list[torch.Tensor] = []
 
     @classmethod
     def open(cls, folder: Path, task: Task) -> _Board | None:
@@ -593,7 +635,7 @@ class _Board:
             if name != "step":
                 self.writer.add_scalar(name, value, step)
         if self.predictions is not None:
-            if self._images is None:
+            if not self._images:
                 self._images = self.task.held_out_maker.pictures(0)
             batch = self.task.held_out_maker(0)
             for pair in range(3):
@@ -624,7 +666,9 @@ def rehearse(task: Task, folder: str | os.PathLike[str], steps: int = 8, save_me
         ``memory_mb`` (peak, of the GPU or of this process), ``minutes`` (expected), ``parameters``.
     """
     preset, maker = task.preset, copy.copy(task.maker)
-    maker.folder = None  # nothing is kept
+    maker.folder = None  # nothing is kept but what a teacher says
+    for _ in task.real.make() if task.real else ():
+        pass
     task = replace(task, maker=maker)
     began = time.monotonic()
     chunks = [maker(chunk) for chunk in range(max(1, preset.batch // task.world // CHUNK))]

@@ -22,6 +22,7 @@ from ..types import Features, Image, Matches
 # One look for all pictures: 8 inches wide (two paper columns) at 200 dots per inch, 1600 pixels.
 WIDTH, DPI = 8.0, 200
 MAX_LINES = 200  # more lines than this hide the photographs; the points are always all drawn
+MAX_HEIGHT = 24.0  # inches; photographs that would be higher, 10 pixels wide and 10,000 high, are shown smaller
 GAP = 0.012  # between the photographs, as a share of the picture's width
 ABOVE, BELOW = 0.32, 0.44  # inches of room for the title, and for the legend or colour bar
 STACK_ABOVE = 3.2  # photographs that would be wider than this side by side are stacked instead
@@ -221,14 +222,14 @@ class Layout:
 
     @classmethod
     def of(cls, image0: Image, image1: Image) -> Layout:
-        """Fit both photographs to one height side by side, or to one width when stacked."""
+        """Fit both photographs to one height side by side, or to one width when stacked, and to `MAX_HEIGHT`."""
         (w0, h0), (w1, h1) = image0.size, image1.size
         gap = WIDTH * GAP
         if w0 / h0 + w1 / h1 <= STACK_ABOVE:
-            height = (WIDTH - gap) / (w0 / h0 + w1 / h1)
+            height = min(MAX_HEIGHT, (WIDTH - gap) / (w0 / h0 + w1 / h1))
             scales = height / h0, height / h1
             return cls(((0, 0), (w0 * scales[0] + gap, 0)), scales, WIDTH, height)
-        scales = WIDTH / w0, WIDTH / w1
+        scales = min(WIDTH / w0, MAX_HEIGHT / h0), min(WIDTH / w1, MAX_HEIGHT / h1)
         return cls(((0, 0), (0, h0 * scales[0] + gap)), scales, WIDTH, h0 * scales[0] + gap + h1 * scales[1])
 
     def place(self, points: NDArray[np.float32], side: int) -> NDArray[np.float64]:

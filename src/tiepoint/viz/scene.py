@@ -7,6 +7,7 @@ import html
 import json
 import os
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import ArgumentError
 from ..io.files import atomic
 from ..mapping.exports import registered
+from ..mapping.judgement import Judgement
 from ..mapping.reconstruct import Quality, Scene
 from ..mapping.store import Store
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import pycolmap
 
 MAX_POINTS = 100_000  # of a model: 2 MB of page, and fluent on a phone
+PANORAMA_CORNER = (0.5, 0.25)  # a panorama looks everywhere; it is drawn as a picture of its shape, ahead
 MAX_EDGES = 20_000  # of the match graph: more lines are one grey disc
 
 
@@ -72,7 +75,8 @@ def write_scene_page(
         "edges": [[place[id0], place[id1], inliers] for (id0, id1), inliers in strongest],
         "pairs": len(verified),
         "models": [
-            _describe(model, quality, names) for model, quality in zip(scene.models, scene.qualities, strict=True)
+            _describe(model, quality, names, judgement)
+            for model, quality, judgement in zip_longest(scene.models, scene.qualities, scene.judgements)
         ],
         "leftOut": {names[name]: reason for name, reason in scene.left_out.items()},
     }
@@ -84,13 +88,17 @@ def write_scene_page(
         temporary.write_text(page, encoding="utf-8")
 
 
-def _describe(model: pycolmap.Reconstruction, quality: Quality, names: dict[str, int]) -> dict[str, Any]:
+def _describe(
+    model: pycolmap.Reconstruction, quality: Quality, names: dict[str, int], judgement: Judgement | None
+) -> dict[str, Any]:
     """Return one model as the page's script wants it."""
     held = {image.name: image for image in quality.images}
     cameras = []
     for image in registered(model):
         camera, pose = model.cameras[image.camera_id], image.cam_from_world()
-        corner = (camera.width / 2 / camera.focal_length_x, camera.height / 2 / camera.focal_length_y)
+        corner = PANORAMA_CORNER  # it has no focal length, and pycolmap crashes when asked for one
+        if not camera.is_spherical():
+            corner = (camera.width / 2 / camera.focal_length_x, camera.height / 2 / camera.focal_length_y)
         cameras.append(
             {
                 "image": names[image.name],
@@ -106,7 +114,7 @@ def _describe(model: pycolmap.Reconstruction, quality: Quality, names: dict[str,
     points = np.array([model.points3D[point_id].xyz for point_id in chosen], "<f4").reshape(-1, 3)
     colours = np.array([model.points3D[point_id].color for point_id in chosen], np.uint8).reshape(-1, 3)
     return {
-        "summary": str(quality),
+        "summary": str(quality) if judgement is None else f"{quality}. Verdict: {judgement}",
         "total": len(ids),
         "points": _encoded(points),
         "colours": _encoded(colours),

@@ -29,7 +29,7 @@ import torch
 from filelock import FileLock
 
 from ..errors import ArgumentError, WeightsError
-from ..io.files import atomic, check_regular, parse_json
+from ..io.files import atomic, parse_json
 from .registry import ENTRIES, Entry
 
 Net = TypeVar("Net", bound=torch.nn.Module)
@@ -217,7 +217,6 @@ def load(name_or_path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
             NonCommercialWeightsWarning,
             stacklevel=2,
         )
-    check_regular(path)
     try:
         state, config = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
     except pickle.UnpicklingError as error:  # its text advises to trust the file
@@ -262,7 +261,8 @@ def read_config(kind: type[Config], values: Mapping[str, Any], source: str | os.
         if field.name in values:
             value = values[field.name]
             given[field.name] = tuple(value) if isinstance(value, list) else value
-            if not _fits(given[field.name], types[field.name], _MOST.get(field.name, 4096)):
+            limits = _LEAST.get(field.name, 1), _MOST.get(field.name, 4096)
+            if not _fits(given[field.name], types[field.name], limits):
                 shown = repr(value) if len(repr(value)) < 80 else type(value).__name__
                 raise WeightsError(f"{source}: the configuration says {field.name} = {shown}, which no weights have")
     try:
@@ -271,19 +271,20 @@ def read_config(kind: type[Config], values: Mapping[str, Any], source: str | os.
         raise WeightsError(f"{source}: the configuration makes no sense: {error}") from error
 
 
-_MOST = {"layers": 64, "levels": 32, "heads": 64, "sinkhorn_iterations": 10_000}
+_LEAST = {"depth": 0, "harmonics": 0}
+_MOST = {"layers": 64, "levels": 32, "heads": 64, "depth": 64, "sinkhorn_iterations": 10_000}
 
 
-def _fits(value: Any, kind: Any, most: int) -> bool:
+def _fits(value: Any, kind: Any, limits: tuple[int, int]) -> bool:
     """Whether a value is of a type, and no number beyond all reason."""
     if get_origin(kind) in (Union, UnionType):
-        return any(_fits(value, one, most) for one in get_args(kind))
+        return any(_fits(value, one, limits) for one in get_args(kind))
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and len(value) <= 64 and all(_fits(v, get_args(kind)[0], most) for v in value)
+        return isinstance(value, tuple) and len(value) <= 64 and all(_fits(v, get_args(kind)[0], limits) for v in value)
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
     if kind is int:
-        return type(value) is int and 1 <= value <= most
+        return type(value) is int and limits[0] <= value <= limits[1]
     return type(value) is (kind if kind is not None else type(None))
 
 

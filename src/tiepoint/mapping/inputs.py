@@ -1,0 +1,222 @@
+"""What changed since a scene was made: photographs and masks that came, went, or hold other bytes; options.
+
+A scene is what the same command would make in an empty folder. So a rerun compares what it is given with what the
+scene was made of, and does again what depends on a difference:
+
+========================================= ==============================================================
+a photograph is new, or has other bytes   extracted, and matched
+its mask came, went, or has other bytes   the same
+a photograph is gone                      leaves the scene with its features and pairs
+a photograph has another name             keeps its features and pairs
+cameras (by options, EXIF, or sharing)    pairs verified again
+pairs (another choice or list)            pairs not in it leave
+mapper, seed, fixed cameras, alignment    applied in any case: the models are made in each run
+features, matcher, keypoints, long side   refused: nothing of the scene would be left; ``--fresh`` starts over
+========================================= ==============================================================
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArgumentError, InputError
+from ..io.files import check_output_folder, read_json
+from ..io.images import check_bands
+from .extraction import mask_of
+from .store import FileFingerprints, Fingerprint, NewImage, Store
+
+OUTPUTS = (
+    "database.db", "database.db-wal", "database.db-shm", "settings.json", "sparse", "quality.json", "points.ply",
+    "trajectory.txt", "text", "undistorted", "scene.html", "report.json",
+)  # fmt: skip
+"""What ``tiepoint map`` writes into its folder, the frames of a video aside."""
+
+
+@dataclass(frozen=True)
+class FileChanges:
+    """Names of photographs that changed since the scene was made; those of an empty scene are no changes.
+
+    Attributes
+    ----------
+    added, removed, replaced, remasked : tuple of str
+        ``remasked``: the photograph is the same, its mask is not.
+    renamed : tuple of (str, str)
+        (Old name, new name).
+    """
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    remasked: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        parts = (
+            (self.added, "new"),
+            (self.removed, "gone, and left the map"),
+            (self.replaced, "replaced, and done again"),
+            (self.remasked, "with another mask, and done again"),
+            (tuple(f"{old} -> {new}" for old, new in self.renamed), "renamed"),
+        )
+        return "; ".join(f"{len(names)} {what} ({_some(names)})" for names, what in parts if names)
+
+
+def follow_files(
+    store: Store, folder: Path, found: Sequence[NewImage], masks: Path | None, update_cameras: bool = True
+) -> tuple[FileChanges, list[str]]:
+    """Make a store hold the photographs of a folder as they are now, and forget what was made of others.
+
+    Parameters
+    ----------
+    store : Store
+    folder : path
+        Of the photographs.
+    found : sequence of NewImage
+        All photographs that can be used, see `tiepoint.mapping.cameras.new_images`.
+    masks : path or None
+        Folder of masks.
+    update_cameras : bool
+        Whether images that are in the store get the cameras of ``found``, too.
+
+    Returns
+    -------
+    changes : FileChanges
+    cameras : list of str
+        Names of the images that were there and have another camera now; their pairs have to be verified again.
+
+    Raises
+    ------
+    InputError
+        None of the photographs of the store is there any more, a photograph cannot be read, or the store not written.
+
+    Notes
+    -----
+    Images that are in the store but whose files tiepoint has never seen, as in a database that another program made,
+    stay as they are.
+    """
+    stored = {image.name: image.image_id for image in store.images()}
+    known = store.fingerprints()
+
+    def look(new: NewImage) -> FileFingerprints:
+        before = known.get(stored.get(new.name, -1), {})
+        paths = {"photograph": folder / new.name, "mask": mask_of(new, masks)}
+        try:
+            return {
+                kind: Fingerprint.of(path, before.get(kind))
+                for kind, path in paths.items()
+                if path is not None and path.is_file()
+            }
+        except OSError as error:
+            raise InputError(f"{folder / new.name}: cannot be read: {error.strerror or error}") from error
+
+    with ThreadPoolExecutor() as pool:
+        now = {new.name: files for new, files in zip(found, pool.map(look, found), strict=True)}
+    names = {image_id: name for name, image_id in stored.items()}
+    gone = {image_id for image_id in known if names[image_id] not in now}
+    if gone and not now.keys() & stored.keys() and not _same_bytes(known, now, gone):
+        raise InputError(
+            f"{folder}: holds none of the {len(gone)} photographs that {store.path.parent} was made of; give the "
+            "folder that holds them, or start over with --fresh"
+        )
+    renamed: dict[int, str] = {}
+    by_content = {_content(known[image_id]): image_id for image_id in sorted(gone, reverse=True)}
+    for name in now.keys() - stored.keys():
+        image_id = by_content.pop(_content(now[name]), None)
+        if image_id is not None:
+            renamed[image_id] = name
+    removed = gone - renamed.keys()
+    kept = {name: image_id for name, image_id in stored.items() if name in now}
+    replaced = {i: name for name, i in kept.items() if i in known and _differs("photograph", known[i], now[name])}
+    remasked = {
+        i: name
+        for name, i in kept.items()
+        if i in known and i not in replaced and _differs("mask", known[i], now[name])
+    }
+    added = sorted(now.keys() - stored.keys() - set(renamed.values())) if stored else []
+
+    store.remove_images(removed)
+    store.rename_images(renamed)
+    store.set_fingerprints(
+        {image_id: now[name] for name, image_id in kept.items()}, replaced=replaced.keys() | remasked.keys()
+    )
+    cameras = store.update_cameras(found) if update_cameras else []
+    ids = store.add_images(found)
+    store.set_fingerprints({ids[name]: files for name, files in now.items()})
+    changes = FileChanges(
+        added=tuple(added),
+        removed=tuple(sorted(names[i] for i in removed)),
+        replaced=tuple(sorted(replaced.values())),
+        remasked=tuple(sorted(remasked.values())),
+        renamed=tuple(sorted((names[i], new) for i, new in renamed.items())),
+    )
+    return changes, sorted(set(cameras) - set(replaced.values()))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return what a map recorded of itself in its ``settings.json``; what is of no use for a rerun may be anything.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, lacks something, or has something of another type than tiepoint writes.
+    """
+    settings = {"bands": None, **read_json(path)}
+    kinds: dict[str, tuple[type, ...]] = {
+        **{"features": (str,), "matcher": (str,), "bands": (list, type(None))},
+        **{"max_keypoints": (int, type(None)), "long_side": (int, type(None))},
+    }
+    for key, kind in kinds.items():
+        if not isinstance(settings.get(key, ...), kind):
+            raise InputError(f"{path}: {key} is missing, or not what tiepoint writes")
+    try:
+        check_bands(settings["bands"])
+        if settings.get("video") is not None:
+            Fingerprint(**settings["video"])
+    except (ArgumentError, TypeError) as error:
+        raise InputError(f"{path}: {error}") from error
+    return settings
+
+
+def start_over(output: Path, source: Path) -> None:
+    """Delete what an earlier ``tiepoint map`` wrote into a folder, and nothing else."""
+    if not any((output / name).exists() for name in ("database.db", "settings.json")):
+        return
+    # Key frames are no one's photographs only where they were made of this video.
+    for name in (*OUTPUTS, *(("frames",) if source.is_file() else ())):
+        path = output / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def check_inputs_survive(output: Path, source: Path, others: Sequence[Path]) -> None:
+    """Raise `ArgumentError` if an input lies where ``tiepoint map`` writes: the map would replace it."""
+    for name in (*OUTPUTS, *(("frames",) if source.is_file() else ())):
+        check_output_folder(output / name, inputs=(source, *others))
+
+
+def _differs(kind: str, before: FileFingerprints, after: FileFingerprints) -> bool:
+    return _digest(kind, before) != _digest(kind, after)
+
+
+def _digest(kind: str, files: FileFingerprints) -> str | None:
+    return files[kind].digest if kind in files else None
+
+
+def _content(files: FileFingerprints) -> tuple[str | None, str | None]:
+    return _digest("photograph", files), _digest("mask", files)
+
+
+def _same_bytes(known: dict[int, FileFingerprints], now: dict[str, FileFingerprints], gone: set[int]) -> bool:
+    """Whether any photograph that is gone is there under another name."""
+    return bool({_content(known[i])[0] for i in gone} & {_content(files)[0] for files in now.values()})
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")

@@ -1,0 +1,101 @@
+"""Clocks, logos and other overlays that are burnt into the pictures: they match anywhere, and stand still.
+
+Matches that stay where they are in the picture while what surrounds them moves belong to no scene. A camera at rest
+has such matches as well, but all over the picture; and in a view ahead the horizon stands still, but what is next to
+it moves only a little more. Neither is touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..types import Features, Matches
+
+STILL = 1.5  # pixels that an overlay's keypoints differ by: compression, rounding
+JUMP = 2 * STILL  # pixels that the surroundings move by at least
+NEIGHBOURS = 5
+CELLS = 8  # along the longer side
+SMALL = 0.35  # an overlay covers at most this share of the cells that have keypoints
+LEAST_STILL = 5
+LEAST_MOVING = 15  # matches that prove that the camera moved, where nothing else does
+
+
+def without_overlay(
+    matches: Matches, features0: Features, features1: Features, least_moving: int = LEAST_MOVING
+) -> Matches:
+    """Return the matches without those of an overlay.
+
+    Parameters
+    ----------
+    matches : Matches
+    features0, features1 : Features
+        What was matched.
+    least_moving : int
+        So many matches have to move, or nothing is dropped. Two photographs of a fixed camera, by day and by night,
+        have few matches; where a camera is known to move, 0 also drops an overlay that is all that matches.
+
+    Returns
+    -------
+    Matches
+        The same object if there is no overlay.
+
+    Examples
+    --------
+    >>> import torch
+    >>> rng = np.random.default_rng(0)
+    >>> x0 = rng.uniform(0, 640, (100, 2)).astype(np.float32)
+    >>> x1 = x0 + np.float32([20, 5])
+    >>> x0[:10] = x1[:10] = np.float32([600, 460]) + np.arange(10)[:, None]  # a clock
+    >>> f0, f1 = (Features(torch.from_numpy(x), torch.ones(100), torch.eye(100), (640, 480), "sift") for x in (x0, x1))
+    >>> found = Matches(np.arange(100).repeat(2).reshape(-1, 2), np.ones(100, np.float32), x0, x1)
+    >>> len(without_overlay(found, f0, f1))
+    90
+    """
+    if features0.image_size != features1.image_size:
+        return matches
+    motion = np.linalg.norm(matches.points1 - matches.points0, axis=1)
+    still = motion <= STILL
+    if still.sum() < LEAST_STILL or (~still).sum() < least_moving:
+        return matches
+    if max(_covered(points[still], features) for points, features in _sides(matches, features0, features1)) >= SMALL:
+        return matches
+    drop = still.copy()
+    if (~still).sum() >= NEIGHBOURS:
+        # The middle of the two places, so that both images count alike.
+        middle = (matches.points0 + matches.points1) / 2
+        for i in np.flatnonzero(still):
+            near = np.argsort(np.linalg.norm(middle[~still] - middle[i], axis=1), kind="stable")[:NEIGHBOURS]
+            drop[i] = np.median(motion[~still][near]) > JUMP
+    return _select(matches, ~drop) if drop.any() else matches
+
+
+def _sides(
+    matches: Matches, features0: Features, features1: Features
+) -> tuple[tuple[NDArray[np.float32], Features], tuple[NDArray[np.float32], Features]]:
+    return (matches.points0, features0), (matches.points1, features1)
+
+
+def _covered(points: NDArray[np.float32], features: Features) -> float:
+    """Return the share of the cells with keypoints in which these points (N, 2) lie."""
+    cell = max(features.image_size) / CELLS
+    all_cells = np.unique((features.keypoints.cpu().numpy() // cell).astype(int), axis=0)
+    return len(np.unique((points // cell).astype(int), axis=0)) / max(1, len(all_cells))
+
+
+def _select(matches: Matches, keep: NDArray[np.bool_]) -> Matches:
+    covariances = matches.covariances
+    return dataclasses.replace(
+        matches,
+        matches=matches.matches[keep],
+        scores=matches.scores[keep],
+        points0=matches.points0[keep],
+        points1=matches.points1[keep],
+        covariances=None if covariances is None else (covariances[0][keep], covariances[1][keep]),
+        overlaps=None if matches.overlaps else matches.overlaps,  # it was said of all matches
+    )
+
+
+__all__ = ["without_overlay"]

@@ -1,0 +1,189 @@
+"""Every camera model that ``--camera-model`` accepts: a map at the right places, or a refusal before the work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pycolmap
+import pytest
+from numpy.typing import NDArray
+
+from textured_room import Room, align, look
+from tiepoint.mapping.exports import write_undistorted
+
+# What took the pictures of the room, 320x240 (the panorama 400x200), as COLMAP has them.
+TRUE = {
+    "SIMPLE_PINHOLE": (220, 160, 120),
+    "PINHOLE": (220, 222, 160, 120),
+    "SIMPLE_RADIAL": (220, 160, 120, -0.08),
+    "RADIAL": (220, 160, 120, -0.1, 0.02),
+    "OPENCV": (220, 222, 160, 120, -0.1, 0.02, 0.001, -0.001),
+    "FULL_OPENCV": (220, 222, 160, 120, -0.1, 0.02, 0.001, -0.001, 0, 0, 0, 0),
+    "SIMPLE_RADIAL_FISHEYE": (150, 160, 120, 0.02),
+    "RADIAL_FISHEYE": (150, 160, 120, 0.02, -0.005),
+    "OPENCV_FISHEYE": (150, 151, 160, 120, 0.02, -0.005, 0.001, 0),
+    "FOV": (220, 222, 160, 120, 0.4),
+    "THIN_PRISM_FISHEYE": (150, 151, 160, 120, 0.02, -0.005, 1e-3, -1e-3, 0.001, 0, 1e-3, 0),
+    "RAD_TAN_THIN_PRISM_FISHEYE": (150, 151, 160, 120, 0.02, -0.005, 0.001, 0, 0, 0, 1e-3, -1e-3, 1e-3, 0, 0, 0),
+    "SIMPLE_DIVISION": (220, 160, 120, -0.08),
+    "DIVISION": (220, 222, 160, 120, -0.08),
+    "SIMPLE_FISHEYE": (150, 160, 120),
+    "FISHEYE": (150, 151, 160, 120),
+    "EUCM": (220, 222, 160, 120, 0.3, 1.1),
+    "EQUIRECTANGULAR": (400, 200),
+}
+FISHEYES = [model for model in TRUE if "FISHEYE" in model]
+ROOM = 12.0  # metres, its longest side
+POSES = [
+    look((-1.4 + 0.45 * i, 0.25 * (-1) ** i, -2.2 + 0.3 * (i % 3)), 0.25 - 0.08 * i, 0.15 * (-1) ** (i // 2))
+    for i in range(7)
+]
+QUERY = 3
+PLACES = np.array([-R.T @ t for R, t in POSES])
+
+
+def camera_of(model: str) -> pycolmap.Camera:
+    width, height = (400, 200) if model == "EQUIRECTANGULAR" else (320, 240)
+    return pycolmap.Camera(model=model, width=width, height=height, params=TRUE[model])
+
+
+def photographs(model: str, folder: Path) -> None:
+    camera, room = camera_of(model), Room(1)
+    x, y = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
+    rays = np.asarray(camera.cam_ray_from_img(np.column_stack([x.ravel(), y.ravel()])))
+    folder.mkdir()
+    for number, pose in enumerate(POSES):
+        picture = room.look_along(pose, rays).reshape(camera.height, camera.width, 3)
+        cv2.imwrite(str(folder / f"{number}.png"), picture[..., ::-1])
+
+
+def places_of(model: pycolmap.Reconstruction) -> dict[int, NDArray[np.float64]]:
+    return {int(image.name[0]): image.projection_center() for image in model.images.values()}
+
+
+def test_every_model_is_here() -> None:
+    assert {*TRUE, "INVALID"} == set(pycolmap.CameraModelId.__members__)
+
+
+@pytest.mark.parametrize("model", TRUE)
+def test_map_page_undistort_text_localize(tiepoint: Any, tmp_path: Path, model: str) -> None:
+    photographs(model, tmp_path / "photos")
+    query = tmp_path / "query.png"
+    (tmp_path / "photos" / f"{QUERY}.png").rename(query)
+    out = tmp_path / "out"
+    command = ["map", tmp_path / "photos", "-o", out, "-f", "sift", "-m", "nearest", "-k", "500", "--workers", "0"]
+    command += ["--camera-model", model, "--text", "--json"]
+    panorama = model == "EQUIRECTANGULAR"
+    if panorama:
+        refused = tiepoint(*command, "--undistort")
+        assert (refused.code, "--undistort" in refused.err) == (2, True)
+        assert not (out / "database.db").exists()  # before the work
+    ran = tiepoint(*command, *([] if panorama else ["--undistort", "--focal", TRUE[model][0]]))
+    assert ran.code == 0, ran.err
+    found = places_of(pycolmap.Reconstruction(out / "sparse/0"))
+    assert len(found) == len(POSES) - 1
+    numbers = sorted(found)
+    error = np.linalg.norm(align(np.array([found[n] for n in numbers]), PLACES[numbers]) - PLACES[numbers], axis=1)
+    assert error.max() < 0.005 * ROOM
+
+    text = pycolmap.Reconstruction(out / "text")
+    assert {camera.model_name for camera in text.cameras.values()} == {model}
+    assert "@DATA@" not in (out / "scene.html").read_text()
+    if not panorama:
+        straight = pycolmap.Reconstruction(out / "undistorted/sparse/0")
+        for image in straight.images.values():
+            camera = straight.cameras[image.camera_id]
+            assert camera.model_name == "PINHOLE"
+            picture = cv2.imread(str(out / "undistorted/images" / image.name))
+            assert picture.shape[:2] == (camera.height, camera.width)
+
+    located = json.loads(tiepoint("localize", query, "--model", out, "--json").out)[0]
+    if panorama:
+        assert "panorama" in located["problem"]
+    else:
+        both = align(np.array([*(found[n] for n in numbers), located["centre"]]), PLACES[[*numbers, QUERY]])
+        assert np.linalg.norm(both[-1] - PLACES[QUERY]) < 0.005 * ROOM
+
+
+@pytest.mark.parametrize("model", [*FISHEYES, "SIMPLE_RADIAL", "EUCM", "PINHOLE"])
+def test_undistorted_pictures_are_those_of_their_pinhole_camera(tmp_path: Path, model: str) -> None:
+    """Draw the room once more through the camera that was written: pixel by pixel it is the same picture."""
+    photographs(model, tmp_path / "photos")
+    reconstruction = pycolmap.Reconstruction()
+    camera = camera_of(model)
+    camera.camera_id = 1
+    reconstruction.add_camera_with_trivial_rig(camera)
+    R, t = POSES[2]
+    pose = pycolmap.Rigid3d(np.column_stack([R, t]))
+    reconstruction.add_image_with_trivial_frame(pycolmap.Image(name="2.png", image_id=1, camera_id=1), pose)
+    write_undistorted(reconstruction, tmp_path / "photos", tmp_path / "out")
+    written = pycolmap.Reconstruction(tmp_path / "out/sparse/0").cameras[1]
+    picture = cv2.imread(str(tmp_path / "out/images/2.png"))[..., ::-1].astype(float)
+    x, y = np.meshgrid(np.arange(written.width) + 0.5, np.arange(written.height) + 0.5)
+    rays = np.asarray(written.cam_ray_from_img(np.column_stack([x.ravel(), y.ravel()])))
+    true = Room(1).look_along(POSES[2], rays).reshape(picture.shape).astype(float)
+    # Two interpolations blur the finest texture differently; what is larger has to lie where it should.
+    raw = cv2.resize(cv2.imread(str(tmp_path / "photos/2.png"))[..., ::-1], picture.shape[1::-1]).astype(float)
+    picture, true, raw = (cv2.GaussianBlur(one, (0, 0), 2) for one in (picture, true, raw))
+    assert np.abs(picture - true).mean() < 1.5
+    if model != "PINHOLE":
+        assert np.abs(raw - true).mean() > 4
+    assert written.model_name == "PINHOLE"
+
+
+def test_a_fisheye_without_a_focal_length_is_a_question(tiepoint: Any, tmp_path: Path) -> None:
+    photographs("SIMPLE_FISHEYE", tmp_path / "photos")
+    for model in FISHEYES:
+        ran = tiepoint("map", tmp_path / "photos", "-o", tmp_path / "out", "--camera-model", model)
+        assert ran.code == 2
+        assert "--focal" in ran.err
+        assert not (tmp_path / "out/database.db").exists()
+
+
+def test_a_photograph_is_no_panorama(tiepoint: Any, tmp_path: Path) -> None:
+    photographs("PINHOLE", tmp_path / "photos")
+    ran = tiepoint("map", tmp_path / "photos", "-o", tmp_path / "out", "--camera-model", "EQUIRECTANGULAR")
+    assert ran.code == 2
+    assert "twice as wide as high" in ran.err
+    ran = tiepoint(
+        "map", tmp_path / "photos", "-o", tmp_path / "out", "--camera-model", "EQUIRECTANGULAR", "--focal", 100
+    )
+    assert ran.code == 2
+
+
+def test_masks_and_transparency_are_warped_along(tmp_path: Path) -> None:
+    """Under transparent pixels lies a colour that was not meant to be seen; a mask hides another part."""
+    camera = pycolmap.Camera(model="SIMPLE_FISHEYE", width=320, height=240, params=(150, 160, 120), camera_id=1)
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    photos.mkdir()
+    masks.mkdir()
+    picture = np.full((240, 320, 4), (90, 120, 150, 255), np.uint8)
+    picture[100:140, 40:100] = (255, 0, 0, 0)  # hidden red
+    cv2.imwrite(str(photos / "a.png"), cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA))
+    cv2.imwrite(str(photos / "b.png"), picture[..., [2, 1, 0]])
+    mask = np.full((240, 320), 255, np.uint8)
+    mask[100:140, 220:280] = 0
+    cv2.imwrite(str(masks / "a.png.png"), mask)
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(camera)
+    for number, name in enumerate(("a.png", "b.png"), start=1):
+        model.add_image_with_trivial_frame(pycolmap.Image(name=name, image_id=number, camera_id=1), pycolmap.Rigid3d())
+    out = tmp_path / "out"
+    write_undistorted(model, photos, out, masks)
+    seen, warped = cv2.imread(str(out / "images/a.png"))[..., ::-1], cv2.imread(str(out / "masks/a.png.png"), 0)
+    assert warped.shape == seen.shape[:2]
+    assert set(np.unique(warped)) == {0, 255}
+    assert not ((seen[..., 0] > 160) & (seen[..., 1] < 60)).any()  # no red
+    straight = pycolmap.Reconstruction(out / "sparse/0").cameras[1]
+    for at, value in (((70, 120), 0), ((250, 120), 0), ((160, 120), 255), ((160, 60), 255)):
+        ray = camera.cam_ray_from_img(np.array([at], float) + 0.5)
+        x, y = np.asarray(straight.img_from_cam(np.asarray(ray)))[0].astype(int)
+        assert warped[y, x] == value, at
+    assert (seen[warped == 255] == (90, 120, 150)).all()  # nothing of the black bled in
+    assert (cv2.imread(str(out / "masks/b.png.png"), 0) == 255).all()
+    frames = json.loads((out / "transforms.json").read_text())["frames"]
+    assert [frame["mask_path"] for frame in frames] == ["masks/a.png.png", "masks/b.png.png"]

@@ -1,0 +1,184 @@
+"""Is a map believed for the right reasons: depth, coverage, focal length, how models hang together; and overlays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from synthetic_scene import SyntheticScene
+from textured_room import CAMERA, Room, look
+from tiepoint import Features, Matches
+from tiepoint import match as match_two
+from tiepoint.errors import InputError
+from tiepoint.mapping.judgement import judge
+from tiepoint.mapping.reconstruct import reconstruct
+from tiepoint.mapping.store import Store
+from tiepoint.mapping.tracking import Tracker
+from tiepoint.matchers.overlay import without_overlay
+
+pytest.importorskip("pycolmap")
+
+NAMES = [f"{n}.jpg" for n in range(8)]
+
+
+def judged(world: SyntheticScene, folder: Path, focal: float | None = None) -> Any:
+    """Judge the true model of a world, perhaps after its focal length was believed to be another."""
+    world.write_database(folder / "world.db")
+    model = world.model()
+    if focal is not None:
+        for camera in model.cameras.values():
+            camera.params = [focal, *camera.params[1:]]
+    with Store.open(folder / "world.db") as store:
+        return judge(model, store, store.verified_pairs(), len(world.names))
+
+
+def test_a_good_model_is_good(tmp_path: Path) -> None:
+    told = judged(SyntheticScene(NAMES, points=400, noise=0.3), tmp_path)
+    assert (told.verdict, told.reasons) == ("good", ())
+    assert 20 < told.angle < 60  # the arc spans 57 degrees
+    assert told.coverage > 0.5
+    assert told.turned == told.flat == 0
+    assert told.focal_shift == pytest.approx(0, abs=1e-9)
+
+
+def test_few_points_hardly_any_way_and_a_moved_focal_length_are_doubted(tmp_path: Path) -> None:
+    for name, world, focal, words in (
+        ("few", SyntheticScene(NAMES, points=60), None, "points for 8 photographs"),
+        ("focal", SyntheticScene(NAMES, points=400), 300.0, "given as 380 px and came out as 300 (-21%)"),
+    ):
+        (tmp_path / name).mkdir()
+        told = judged(world, tmp_path / name, focal)
+        assert told.verdict == "doubtful"
+        assert words in str(told)
+    (tmp_path / "near").mkdir()
+    world = SyntheticScene(NAMES, points=400)
+    R, t = world.poses[3]
+    world.poses = [(R, t + np.array([0.015 * n, 0.01 * (n % 2), 0])) for n in range(8)]
+    world.place_points()
+    told = judged(world, tmp_path / "near")  # 10 cm of way, 4 m from the scene
+    assert told.angle < 2
+    assert told.verdict == "no 3D"
+
+
+@pytest.mark.parametrize("mapper", ["incremental", "global"])
+def test_a_camera_that_only_turns_gives_no_model(tmp_path: Path, mapper: Any) -> None:
+    world = SyntheticScene(NAMES[:5], points=250, noise=0.4)
+    R, t = world.poses[3]
+    centre = -R.T @ t
+    turns = [cv2.Rodrigues(np.array([0.02 * (n % 3), 0.05 * n - 0.18, 0]))[0] for n in range(5)]
+    world.poses = [(turn @ R, -turn @ R @ centre) for turn in turns]
+    world.place_points()
+    world.write_database(tmp_path / "turned.db")
+    with pytest.raises(InputError, match="only turned"):
+        reconstruct(tmp_path / "turned.db", tmp_path, tmp_path / "out", mapper=mapper, threads=1)
+    assert not (tmp_path / "out/sparse").exists()
+
+
+def test_models_say_what_they_share(tmp_path: Path) -> None:
+    """Two halves that no pair connects, and two that a few weak matches do."""
+    world = SyntheticScene(NAMES, points=400, noise=0.2)
+    halves = [(i, j) for i in range(8) for j in range(i) if (i < 4) == (j < 4)]
+    world.write_database(tmp_path / "apart.db", pairs=halves)
+    world.write_photographs(tmp_path / "photos")
+    scene = reconstruct(tmp_path / "apart.db", tmp_path / "photos", tmp_path / "out", threads=1)
+    assert len(scene.models) == 2
+    assert scene.notes == ("model 1: no photograph connects it with model 0",)
+    summary = json.loads((tmp_path / "out/quality.json").read_text())
+    assert [model["judgement"]["verdict"] for model in summary["models"]] == [told.verdict for told in scene.judgements]
+
+
+CLOCK = np.random.default_rng(5).integers(0, 256, (28, 90, 3)).astype(np.uint8)
+
+
+def film(steps: list[float], clock: bool = True) -> list[np.ndarray]:
+    room = Room(2)
+    pictures = []
+    for step in steps:
+        picture = room.photograph(look((step, 0.1 * step, -1.0), 0.1 * step)).copy()
+        if clock:
+            picture[8:36, 10:100] = CLOCK
+        pictures.append(picture)
+    return pictures
+
+
+def in_clock(points: np.ndarray) -> np.ndarray:
+    return ((points >= (8, 6)) & (points <= (102, 38))).all(axis=1)
+
+
+def test_no_match_lies_on_a_clock_but_a_camera_at_rest_keeps_its_matches() -> None:
+    first, second = film([0.0, 0.5])
+    found = match_two(first, second, features="sift", matcher="nearest").matches
+    assert len(found) > 60
+    assert not (in_clock(found.points0) & in_clock(found.points1)).any()
+    still = match_two(first, first, features="sift", matcher="nearest").matches
+    assert in_clock(still.points0).sum() > 5
+    assert len(still) > 200
+
+
+def test_tracking_starts_in_spite_of_a_clock() -> None:
+    from tiepoint.io.video import Frame
+
+    tracker = Tracker(CAMERA, "sift", "nearest", max_keypoints=500)
+    states = [
+        tracker(Frame(n, n / 10, picture, f"{n}")) for n, picture in enumerate(film([0.15 * n for n in range(6)]))
+    ]
+    assert states[-1].status == "tracked"
+    images = tracker.reconstruction.images
+    for point in tracker.reconstruction.points3D.values():  # none stands still in the pictures
+        at = np.array([images[e.image_id].points2D[e.point2D_idx].xy for e in point.track.elements])
+        assert not (in_clock(at).all() and np.ptp(at, axis=0).max() < 1.5)
+
+
+def test_overlay_rules(rng: np.random.Generator) -> None:
+    def found(x0: np.ndarray, x1: np.ndarray) -> tuple[Matches, Features, Features]:
+        sides = [
+            Features(torch.tensor(x, dtype=torch.float32), torch.ones(len(x)), torch.eye(len(x)), (640, 480), "sift")
+            for x in (x0, x1)
+        ]
+        rows = np.arange(len(x0)).repeat(2).reshape(-1, 2)
+        table = Matches(rows, np.ones(len(x0), np.float32), x0.astype(np.float32), x1.astype(np.float32), overlaps=True)
+        return table, sides[0], sides[1]
+
+    x0 = rng.uniform(0, 1, (300, 2)) * (640, 480)
+    ahead = 320 + 1.1 * (x0 - 320)  # what lies ahead of a car stands still, what is around it moves a little
+    assert len(without_overlay(*found(x0, ahead), least_moving=0)) == 300
+    overlay = np.array([600.0, 30]) + rng.uniform(0, 30, (12, 2))
+    both = np.vstack([overlay, x0]), np.vstack([overlay, x0 + np.array([25, 3])])
+    kept = without_overlay(*found(*both))
+    assert len(kept) == 300
+    assert kept.overlaps is None  # it was said of all of them
+    forward, backward = without_overlay(*found(*both)), without_overlay(*found(*both[::-1]))
+    assert np.array_equal(forward.matches, backward.matches)
+    # Only the overlay matches: nothing says that the camera moved, unless the caller knows.
+    table, f0, f1 = found(*both)
+    few = Matches(table.matches[:12], table.scores[:12], table.points0[:12], table.points1[:12])
+    assert len(without_overlay(few, f0, f1)) == 12
+    assert len(without_overlay(few, f0, f1, least_moving=0)) == 0
+
+
+def test_the_verdict_is_on_the_screen_the_page_and_in_the_report(
+    tiepoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where nobody watches a bar, lines tell how far it is."""
+    monkeypatch.setattr("tiepoint.cli.console.MINUTE", 0)
+    for n, picture in enumerate(film([0.0, 0.4, 0.8, 1.2], clock=False)):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "photos" / f"{n}.png"), picture)
+    out = tmp_path / "out"
+    command = ["map", tmp_path / "photos", "-o", out, "-f", "sift", "-m", "nearest", "-k", "500", "--workers", "0"]
+    ran = tiepoint(*command, "--focal", 400)  # it is 260
+    assert ran.code == 0, ran.err
+    told = json.loads((out / "report.json").read_text())["models"][0]["judgement"]
+    assert told["verdict"] == "doubtful"
+    assert told["focal_shift"] < -0.2
+    reason = next(reason for reason in told["reasons"] if "was given as 400 px" in reason)
+    assert f"verdict: doubtful: {'; '.join(told['reasons'])}" in ran.out
+    assert reason in (out / "scene.html").read_text()
+    for line in ("tiepoint: extracting sift: 4 of 4", "tiepoint: matching: 6 of 6", "tiepoint: mapping: 4 of 4"):
+        assert line in ran.err

@@ -1,0 +1,80 @@
+"""``tiepoint map`` on the small inputs that once went wrong; what is right stands in shared/cases/README.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+pycolmap = pytest.importorskip("pycolmap")
+
+SIFT = ["-f", "sift", "-m", "nearest", "-k", "800", "--workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def cases() -> Path:
+    folder = Path(__file__).resolve().parents[2] / "shared" / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"the cases are not on this machine (looked in {folder})")
+    return folder
+
+
+@pytest.mark.parametrize("mapper", ["incremental", "global"])
+def test_of_a_tripod_no_model_is_claimed(tiepoint: Any, cases: Path, tmp_path: Path, mapper: str) -> None:
+    ran = tiepoint("map", cases / "tripod", "-o", tmp_path / "out", *SIFT, "--mapper", mapper)
+    assert ran.code == 3
+    assert "only turned" in ran.err
+    assert "no model" in ran.err
+    assert not (tmp_path / "out/sparse").exists()
+
+
+def test_a_burnt_in_clock_does_not_break_the_map(tiepoint: Any, cases: Path, tmp_path: Path) -> None:
+    ran = tiepoint("map", cases / "burnt_in", "-o", tmp_path / "out", *SIFT, "--json")
+    assert ran.code == 0, ran.err
+    models = json.loads(ran.out)["models"]
+    assert [model["registered"] for model in models] == [24]
+    assert models[0]["judgement"]["verdict"] == "good"
+    # A point on the overlay would be where it is in all pictures.
+    model = pycolmap.Reconstruction(tmp_path / "out/sparse/0")
+    for point in model.points3D.values():
+        at = np.array([model.images[e.image_id].points2D[e.point2D_idx].xy for e in point.track.elements])
+        assert len(at) < 6 or np.ptp(at, axis=0).max() > 3
+
+
+def test_a_fisheye_is_really_undistorted(tiepoint: Any, cases: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["map", cases / "fisheye150", "-o", out, *SIFT, "--camera-model", "SIMPLE_FISHEYE", "--focal", 244]
+    ran = tiepoint(*command, "--undistort", "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["models"][0]["registered"] == 10
+    straight = pycolmap.Reconstruction(out / "undistorted/sparse/0")
+    curved = pycolmap.Reconstruction(out / "sparse/0").cameras[1]
+    for image in straight.images.values():
+        camera = straight.cameras[image.camera_id]
+        written = cv2.imread(str(out / "undistorted/images" / image.name)).astype(np.float32)
+        assert (camera.model_name, written.shape[:2]) == ("PINHOLE", (camera.height, camera.width))
+        # The picture is the fisheye one, looked up along the rays of the pinhole camera.
+        x, y = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
+        rays = np.asarray(camera.cam_ray_from_img(np.column_stack([x.ravel(), y.ravel()])))
+        at = np.asarray(curved.img_from_cam(rays)).reshape(*x.shape, 2).astype(np.float32) - 0.5
+        source = cv2.imread(str(cases / "fisheye150" / image.name)).astype(np.float32)
+        expected = cv2.remap(source, at[..., 0], at[..., 1], cv2.INTER_LINEAR)
+        assert np.abs(written - expected).mean() < 4
+        same = cv2.resize(source, written.shape[1::-1])
+        assert np.abs(same - expected).mean() > 10
+
+
+def test_panoramas(tiepoint: Any, cases: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = tiepoint("map", cases / "panorama", "-o", out, *SIFT, "--camera-model", "EQUIRECTANGULAR", "--json")
+    assert ran.code == 0, ran.err
+    model = json.loads(ran.out)["models"][0]
+    assert (model["registered"], model["judgement"]["verdict"]) == (8, "good")
+    assert model["error"] < 0.5
+    ran = tiepoint("map", cases / "panorama", "-o", tmp_path / "lens", *SIFT)
+    assert "bug" not in ran.err
+    assert "EQUIRECTANGULAR" in ran.out + ran.err
