@@ -101,6 +101,7 @@ def test_other_verbs_keep_their_inputs(photos: Path, tmp_path: Path, capsys: pyt
     for words in (
         ["extract", str(disguised), "-o", str(disguised), "-f", "sift"],
         ["track", str(clip), "-o", str(clip)],
+        ["track", str(photos), "-o", str(clip), "--camera", str(clip)],
         ["db", "export", str(database), "--pairs", str(database)],
     ):
         assert main(words) == 2, words
@@ -433,6 +434,8 @@ def test_a_reader_that_has_seen_enough_is_no_bug(tmp_path: Path) -> None:
 
 @posix_only
 def test_pipes_do_not_hang_a_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tiepoint.mapping.alignment import read_distances, read_positions
+    from tiepoint.mapping.cameras import given_cameras
     from tiepoint.mapping.pairs import from_list
     from tiepoint.mapping.store import Store
 
@@ -440,6 +443,9 @@ def test_pipes_do_not_hang_a_reader(tmp_path: Path, capsys: pytest.CaptureFixtur
     os.mkfifo(pipe)
     for read in (
         lambda: from_list(pipe, {}),
+        lambda: given_cameras(pipe),
+        lambda: read_distances(pipe, ["a.jpg"]),
+        lambda: read_positions(pipe, ["a.jpg"]),
         lambda: Store.open(pipe),
         lambda: next(video.read_frames(pipe)),
         lambda: files.read_json(pipe),

@@ -23,8 +23,10 @@ import tiepoint as tp
 from tiepoint import weights
 from tiepoint.cli import main
 from tiepoint.errors import ArgumentError, InputError, WeightsError
+from tiepoint.features.cairn import CairnConfig
 from tiepoint.io import files
 from tiepoint.mapping import Store, exports, hloc
+from tiepoint.mapping.inputs import read_settings
 from tiepoint.mapping.model_files import read_model
 from tiepoint.mapping.store import NewImage, PairResult
 from tiepoint.matchers.lightglue import LightGlueConfig
@@ -378,6 +380,42 @@ def test_odd_json_is_named(content: bytes, tmp_path: Path) -> None:
         files.read_json(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features": 3},
+        {"matcher": None},
+        {"long_side": "1600"},
+        {"bands": [0]},
+        {"bands": "1"},
+        {"video": {"digest": "a"}},
+        {"video": 7},
+    ],
+)
+def test_settings_of_a_map_are_validated(change: dict[str, object], tmp_path: Path) -> None:
+    good = {"features": "sift", "matcher": "nearest", "max_keypoints": None, "long_side": 1600, "video": None}
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(good))
+    assert read_settings(path) == {**good, "bands": None}
+    path.write_text(json.dumps({**good, **change}))
+    with pytest.raises(InputError, match=r"settings\.json: "):
+        read_settings(path)
+
+
+@pytest.mark.parametrize("harmonics", [[-2, 65], [64.0, 32], ["64", 32], 128, [[128]], [128, True]])
+def test_harmonics_that_no_weights_have(harmonics: object) -> None:
+    assert CairnConfig.from_dict({"dim": 128, "harmonics": [64, 32]}).harmonics == (64, 32)
+    with pytest.raises(WeightsError, match=r"mine: the configuration says harmonics"):
+        CairnConfig.from_dict({"dim": 128, "harmonics": harmonics}, "mine")
+
+
+def test_fingerprints_of_no_image_are_passed_over(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "a.db") as store:
+        store._db.execute("PRAGMA foreign_keys = OFF")
+        store._db.execute("INSERT INTO tiepoint_files VALUES (7, 'photograph', 1, 2, 3, 'f')")
+        assert store.fingerprints() == {}
+
+
 def test_weights_with_numbers_that_are_not_finite_are_damaged(tmp_path: Path) -> None:
     state, config = weights.load("sift-lightglue")
     state["confidence.0.bias"][0] = float("nan")
@@ -411,6 +449,7 @@ import resource, sys
 import numpy as np, torch
 from pathlib import Path
 from tiepoint.errors import InputError
+from tiepoint.features.cairn import CairnConfig
 from tiepoint.io import files
 from tiepoint.mapping import Store, model_files
 from tiepoint.types import Features

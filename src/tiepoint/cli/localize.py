@@ -53,7 +53,7 @@ def localize(
         for path in ([query / name for name in find_images([query])] if query.is_dir() else [query])
     ]
     for path in output:
-        files.check_output(path, FILES, inputs=[*photographs, *weights_files(matcher)])
+        files.check_output(path, FILES, inputs=[*photographs, camera, *weights_files(matcher)])
     localizer = Localizer.open(model, matcher, none_if_auto(device), candidates=candidates)
     results = []
     unreadable = 0

@@ -72,7 +72,7 @@ def track(
     from ..io.video import read_frames
     from ..mapping.tracking import Tracker, write_tum
 
-    files.check_output(output, (".txt",), inputs=[source, *weights_files(features, matcher)])
+    files.check_output(output, (".txt",), inputs=[source, camera, *weights_files(features, matcher)])
     live = source.isdigit() and not Path(source).exists()
     frames = read_frames(int(source) if live else source)
     first = next(frames)

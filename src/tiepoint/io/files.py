@@ -357,6 +357,23 @@ def _is_same(final: Path, given: str | os.PathLike[str]) -> bool:
         return False
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a UTF-8 file, without the byte order mark that some programs put before it.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, is no regular file, or is not UTF-8.
+    """
+    try:
+        with open_file(path) as stream:
+            return stream.read().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text") from error
+
+
 def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict) -> Any:
     """Read a JSON file.
 
@@ -372,13 +389,9 @@ def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict
     InputError
         It cannot be read, is no JSON, is nested too deep, or holds another kind of value.
     """
+    text = read_text(path)
     try:
-        with open_file(path) as stream:
-            return parse_json(stream.read().decode("utf-8"), kind)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return parse_json(text, kind)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -17,7 +17,7 @@ from ..errors import ArgumentError, InputError
 from ..geometry.camera import FOCAL_FACTOR
 from ..geometry.colmap import import_pycolmap
 from ..io.exif import Exif, read_exif
-from ..io.files import check_image_name
+from ..io.files import check_image_name, read_text
 from ..io.folders import in_order, list_images
 from ..io.images import open_file
 from ..types import Image
@@ -298,8 +298,8 @@ def given_cameras(
         raise ArgumentError("--camera and --focal exclude each other: the camera's parameters begin with its focal")
     path = Path(text)
     cameras: dict[Size | None, pycolmap.Camera] = {}
-    if is_there(path):
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    if is_there(text):
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
             fields = line.split()
             if not fields or line.lstrip().startswith("#"):
                 continue
