@@ -150,6 +150,7 @@ def test_calibrate_then_export(tiepoint, images: Path, finished: Path, tmp_path:
     ran = tiepoint("calibrate", run, "--images", images, "--count", 299, "--keep", 0.9, "-k", 64, "--workers", 0)
     assert ran.code == 0 and "at least 29 photographs; there are 4 (held out of the training)" in ran.err
     ran = tiepoint("calibrate", run, *options, "--match-threshold", 0.35, "--json")
+    assert ran.code == 0, ran.err
     told = json.loads(ran.out)
     assert told["overlap_threshold"] is not None
     _, config = weights.load(run / "calibrated.safetensors")

@@ -240,6 +240,10 @@ def test_a_local_cluster_listens_to_this_machine_alone(four_workers: None) -> No
 
     assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
     assert os.environ["RAY_AUTH_TOKEN"]
+    # Ray lets everybody into its folder of a session, so that lies in one that is ours alone.
+    session = Path(ray.worker._global_node.get_session_dir_path())
+    closed = [place for place in session.parents if place.name.startswith("tiepoint-")]
+    assert [place.stat().st_mode & 0o777 for place in closed] == [0o700]
 
 
 @needs_ray

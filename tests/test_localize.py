@@ -236,3 +236,41 @@ def test_wrong_use(localizer: Localizer, scene: Path, tmp_path: Path) -> None:
     (tmp_path / "copy" / "settings.json").write_text("[]")
     with pytest.raises(InputError, match="cannot be read as a map"):
         Localizer.open(tmp_path / "copy")
+
+
+def test_folders_of_queries(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    queries = tmp_path / "queries"
+    (queries / "day 2").mkdir(parents=True)
+    shutil.copy(scene / "near.png", queries)
+    shutil.copy(scene / "aside.png", queries / "day 2")
+    assert main(["localize", str(queries), "--model", str(scene), "--focal", "260", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {(Path(row["name"]).relative_to(queries).as_posix(), row["found"]) for row in rows} == {
+        ("near.png", True),
+        ("day 2/aside.png", True),
+    }
+
+
+def test_the_exit_code_says_that_no_query_could_be_read(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, output = tmp_path / "bad.jpg", tmp_path / "poses.json"
+    bad.write_bytes(b"no photograph")
+    words = ["--model", str(scene), "--focal", "260", "-o", str(output)]
+    assert main(["localize", str(bad), str(tmp_path / "none.jpg"), *words]) == 3
+    assert "none of the photographs could be read" in capsys.readouterr().err
+    assert len(json.loads(output.read_text())["localizations"]) == 2  # why, for each of them
+    assert main(["localize", str(bad), str(scene / "near.png"), *words]) == 0
+
+
+def test_a_scene_that_cannot_be_written_to(scene: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(scene, copy)
+    before = sorted(path.relative_to(copy) for path in copy.rglob("*"))
+    # As on a read-only disk, which would refuse root, too.
+    monkeypatch.setattr("tiepoint.mapping.store.os.access", lambda path, mode: False)
+    found = Localizer.open(copy)(scene / "near.png", focal=260.0)
+    assert found.pose is not None
+    assert sorted(path.relative_to(copy) for path in copy.rglob("*")) == before
+    with Store.open(copy / "database.db", read_only=True) as store, pytest.raises(InputError, match="readonly"):
+        store.write_features([(1, store.features(1))])

@@ -423,7 +423,7 @@ def test_an_input_where_the_map_writes_is_refused(again: Again, place: str) -> N
     again.photos = inside
     ran, _ = again("--undistort", "--text", "--fresh")
     assert ran.code == 2
-    assert "which the map replaces" in ran.err
+    assert f"is replaced as a whole, and the input {inside} lies in it" in ran.err
     assert len(list(inside.iterdir())) == 4
 
 

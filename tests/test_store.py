@@ -647,7 +647,7 @@ def test_files_that_are_no_colmap_database(tmp_path: Path) -> None:
     assert not missing.exists()
     with pytest.raises(InputError, match=r"the folder .* does not exist; create it"):
         Store.open(tmp_path / "no" / "a.db")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is a folder"):
         Store.open(tmp_path)
     text = tmp_path / "text.db"
     text.write_text("this is not a database, only a text\n")

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from tiepoint import viz
-from tiepoint.errors import ArgumentError, InputError, MissingDependencyError
+from tiepoint.errors import ArgumentError, MissingDependencyError
 from tiepoint.matchers.base import make_matches
 from tiepoint.types import Features, Image, Matches
 from tiepoint.viz import pictures
@@ -162,7 +162,7 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         viz.plot_matches(image, image, matches, tmp_path / "a.png", color="inlier")
     with pytest.raises(ArgumentError, match="color"):
         viz.plot_matches(image, image, matches, tmp_path / "a.png", color="red")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(ArgumentError, match="does not exist"):
         viz.plot_matches(image, image, matches, tmp_path / "no" / "a.png")
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(MissingDependencyError, match="tiepoint\\[viz\\]"):

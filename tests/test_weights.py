@@ -9,6 +9,7 @@ import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -348,3 +349,16 @@ def test_files_at_hand_fit_their_entries() -> None:
             assert state["posenc.Wr.weight"].shape == (head_dim // 2, 4 if config["scale_orientation"] else 2)
             assert f"log_assignment.{config['layers'] - 1}.final_proj.weight" in state
             assert f"log_assignment.{config['layers']}.final_proj.weight" not in state
+
+
+def test_processes_that_pull_the_same_weights_wait_for_each_other(
+    register: Callable[..., Entry], serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve()
+    register(url=server.url)
+    with ThreadPoolExecutor(6) as pool:
+        paths = list(pool.map(weights.pull, ["toy"] * 6))
+    assert set(paths) == {tmp_path / "cache" / "weights" / "toy.pth"}
+    assert paths[0].read_bytes() == PAYLOAD
+    assert server.asked == [None]  # one download, from its beginning
+    assert [path.name for path in paths[0].parent.iterdir()] == ["toy.pth"]

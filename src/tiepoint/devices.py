@@ -1,9 +1,12 @@
-"""Which device to compute on, and what this machine is."""
+"""Which device to compute on, under which settings of torch, and what this machine is."""
 
 from __future__ import annotations
 
 import os
 import platform
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,68 @@ def pick_device(device: torch.device | str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"the device {str(device)!r} cannot be used here: {reason}") from error
     return torch.device(device)
+
+
+_dtype_lock = threading.Lock()
+_dtype_users = 0
+_dtype_before = torch.float32
+
+
+@contextmanager
+def plain_torch(keep_seed: bool = False) -> Iterator[None]:
+    """Compute as if the user had left torch's settings alone, in a ``with`` block or as a decorator.
+
+    Default dtype and default device, which decide about every tensor that is made without naming them, and autocast
+    are those of a fresh process inside, and the user's again afterwards.
+
+    Parameters
+    ----------
+    keep_seed : bool
+        Also leave torch's random numbers where they are: a network draws some when it is made.
+
+    Notes
+    -----
+    The default dtype belongs to the whole process. It is set when the first of several threads enters, and set back
+    when the last leaves.
+
+    Examples
+    --------
+    >>> torch.set_default_dtype(torch.float64)
+    >>> with plain_torch():
+    ...     torch.ones(1).dtype
+    torch.float32
+    >>> torch.ones(1).dtype
+    torch.float64
+    >>> torch.set_default_dtype(torch.float32)
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_default_dtype())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if keep_seed:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+        yield
+
+
+@contextmanager
+def _default_dtype() -> Iterator[None]:
+    global _dtype_before, _dtype_users
+    with _dtype_lock:
+        if _dtype_users == 0:
+            _dtype_before = torch.get_default_dtype()
+            if _dtype_before != torch.float32:
+                torch.set_default_dtype(torch.float32)
+        _dtype_users += 1
+    try:
+        yield
+    finally:
+        with _dtype_lock:
+            _dtype_users -= 1
+            if _dtype_users == 0 and _dtype_before != torch.float32:
+                torch.set_default_dtype(_dtype_before)
 
 
 def describe() -> dict[str, Any]:

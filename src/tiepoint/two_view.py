@@ -159,7 +159,13 @@ class TwoView:
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
         }
 
-    def plot(self, path: str | os.PathLike[str], picture: Picture = "matches", color: str | None = None) -> None:
+    def plot(
+        self,
+        path: str | os.PathLike[str],
+        picture: Picture = "matches",
+        color: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
         """Draw the result to a .png, .jpg, .pdf or .svg file, or the matches to an interactive .html page.
 
         Parameters
@@ -172,11 +178,14 @@ class TwoView:
         color : {"score", "inlier"}, optional
             What the colour of a match says; by default inliers where a geometry was asked for, else the
             score.
+        overwrite : bool
+            Replace a .png or .jpg file that is there already; it may be somebody's photograph.
 
         Raises
         ------
         ArgumentError
-            Unknown suffix, picture or colour, or one that this result has no data for.
+            Unknown suffix, picture or colour, or one that this result has no data for; ``path`` is one of the two
+            photographs, or a picture that is not to be replaced.
         MissingDependencyError
             matplotlib is not installed; the page does not need it.
         """
@@ -185,6 +194,7 @@ class TwoView:
         views = self.image0, self.image1
         if picture not in PICTURES:
             raise ArgumentError(f"no picture is called {picture!r}; there are: {', '.join(PICTURES)}")
+        self._check_output(path, FILES, overwrite)
         if Path(path).suffix.lower() == ".html":
             viz.write_page(*views, self.matches, path, inliers=self.inliers, description=self.choice)
         elif picture == "pruning":
@@ -195,7 +205,7 @@ class TwoView:
             color = color or ("score" if self.inliers is None else "inlier")
             viz.plot_matches(*views, self.matches, path, inliers=self.inliers, color=color)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the result; the suffix says how. The file appears whole or not at all.
 
         Parameters
@@ -205,17 +215,19 @@ class TwoView:
             geometry, ``inliers`` (K,) and ``model``. ``.csv``: one match a line. ``.json``: `summary` and
             the matches. ``.h5``: keypoints and matches in hloc's layout. ``.html``, ``.png``, ``.jpg``,
             ``.pdf``, ``.svg``: see `plot`.
+        overwrite : bool
+            See `plot`; files that are no pictures are replaced in any case.
 
         Raises
         ------
         ArgumentError
-            Unknown suffix, or the folder does not exist.
+            Unknown suffix, the folder does not exist, or ``path`` is one of the two photographs.
         InputError
             The file cannot be written.
         MissingDependencyError
             h5py or matplotlib is needed and not installed.
         """
-        target = files.check_output(path, FILES)
+        target = self._check_output(path, FILES, overwrite)
         suffix = target.suffix.lower()
         if suffix == ".npz":
             arrays = {"matches": self.matches.matches, **self._columns()}
@@ -239,7 +251,10 @@ class TwoView:
             both = (self.features0, self.features1)
             files.write_hloc_pair(target, names, both, self.matches.matches, self.scores)
         else:
-            self.plot(target)
+            self.plot(target, overwrite=overwrite)
+
+    def _check_output(self, path: str | os.PathLike[str], suffixes: tuple[str, ...], overwrite: bool) -> Path:
+        return files.check_output(path, suffixes, inputs=(self.image0.name, self.image1.name), overwrite=overwrite)
 
     def _columns(self) -> dict[str, NDArray[Any]]:
         """Return what every file holds of each match."""

@@ -2,23 +2,27 @@
 
 Rules that all verbs keep: results go to stdout, everything else to stderr; ``--json`` prints one JSON value
 and nothing else; progress is shown on a terminal only; errors are one message, and the exit code says which
-kind (0 fine, 2 usage, 3 input, 4 weights, 5 missing package, 130 interrupted, 1 anything else). Modules of
-tiepoint that import torch are imported inside the verbs, so that ``--help`` and completion are quick.
+kind (0 fine, 2 usage, 3 input, 4 weights, 5 missing package, 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by
+SIGHUP, 1 anything else). Modules of tiepoint that import torch are imported inside the verbs, so that ``--help``
+and completion are quick.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from .. import __version__
-from ..errors import TiepointError
+from ..errors import InputError, TiepointError
 from . import calibrate, db, evaluate, extract, info, localize, map, match, track, train, weights
 from .console import say, show_warning
 
@@ -77,23 +81,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     tiepoint ...
     0
     """
+    received: list[int] = []
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what the terminal, or UTF-8, does not
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _stopped_by_signals(received):
             warnings.showwarning = show_warning
             app(args=None if argv is None else list(argv), prog_name="tiepoint")
     except SystemExit as stop:  # how typer ends, also when all went well
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if code == INTERRUPTED:
             say("tiepoint: interrupted")
+            return 128 + received[0] if received else code
         return code
     except KeyboardInterrupt:
         say("tiepoint: interrupted")
-        return INTERRUPTED
+        return 128 + received[0] if received else INTERRUPTED
     except TiepointError as error:
         say(f"tiepoint: {error}")
         return error.exit_code
+    except BrokenPipeError:  # who read our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain when it ends
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"tiepoint: {where}{error.strerror or error}; check the path, the permissions and the space on the disk")
+        return InputError.exit_code
     except Exception as error:
         if os.environ.get("TIEPOINT_DEBUG"):
             raise
@@ -101,6 +114,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("Please report it with the traceback that you see if you set TIEPOINT_DEBUG=1 and run it again.")
         return 1
     return 0
+
+
+@contextmanager
+def _stopped_by_signals(received: list[int]) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, where nobody has decided otherwise; note which it was."""
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, stop)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,11 @@ class Minutely:
             say(text)
 
 
+def weights_files(*names: str) -> list[str]:
+    """Return the files that names of extractors and matchers hold: FILE of ``cairn@FILE``."""
+    return [file for file in (name.partition("@")[2] for name in names) if file]
+
+
 def none_if_auto(name: str) -> str | None:
     """Return None, the library's word for its own choice, for ``auto``, the command line's."""
     return None if name == "auto" else name

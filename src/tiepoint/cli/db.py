@@ -21,7 +21,7 @@ def info(database: DatabaseArgument, json: JsonOption = False) -> None:
 
     from ..mapping.store import Store
 
-    with Store.open(database, create=False) as store:
+    with Store.open(database, create=False, read_only=True) as store:
         images, have = store.images(), sorted(store.has_features())
         counts = [len(store.features(image_id, descriptors=False)) for image_id in have]
         verified = list(store.verified_pairs().values())
@@ -115,12 +115,16 @@ def export(
 ) -> None:
     """Write features, matches and pairs of a database as hloc reads them."""
     from ..errors import ArgumentError
+    from ..io.files import check_output
     from ..mapping import hloc
     from ..mapping.store import Store
 
     if features is None and matches is None and pairs is None:
         raise ArgumentError("nothing to export: give --features, --matches or --pairs")
-    with Store.open(database, create=False) as store:
+    for path, suffixes in ((features, (".h5",)), (matches, (".h5",)), (pairs, None)):
+        if path is not None:
+            check_output(path, suffixes, inputs=[database])
+    with Store.open(database, create=False, read_only=True) as store:
         if features is not None:
             print(f"wrote the features of {hloc.export_features(store, features)} images to {features}")
         if matches is not None:

@@ -22,6 +22,7 @@ from .console import (
     print_json,
     progress,
     say,
+    weights_files,
 )
 
 
@@ -53,13 +54,14 @@ def extract(
     from .. import two_view
     from ..devices import pick_device
     from ..errors import InputError
-    from ..io.files import FeatureWriter
+    from ..io.files import FeatureWriter, check_image_name
     from ..io.folders import find_images, find_masks
     from ..io.images import printable
 
     paths = find_images(images)
     masked = None if masks is None else find_masks(masks, list(paths))
-    writer = FeatureWriter(output)
+    inputs: list[str | Path] = [*paths.values(), *(masked or {}).values(), *weights_files(features)]
+    writer = FeatureWriter(output, inputs=inputs)
     name, _, _ = two_view.choose(features) if features == "auto" else (features, "", "")
     extractor = extractors.load(
         name,
@@ -76,7 +78,7 @@ def extract(
     with writer:
         for key, path in progress(list(paths.items()), f"extracting {name}"):
             try:
-                writer.check_name(key)
+                writer.check_name(check_image_name(key, path.parent))
                 if masked is not None and key not in masked:
                     lacking = printable(f"{masks}/{key}.png")
                     raise InputError(f"{printable(str(path))}: has no mask {lacking}; make one, all white if need be")

@@ -7,12 +7,24 @@ from typing import Annotated
 
 import typer
 
-from .console import DeviceOption, JsonOption, MatcherOption, none_if_auto, print_json, print_table, progress
+from .console import (
+    DeviceOption,
+    JsonOption,
+    MatcherOption,
+    none_if_auto,
+    print_json,
+    print_table,
+    progress,
+    say,
+    weights_files,
+)
 from .track import CameraOption, FocalOption, parse_camera
 
 
 def localize(
-    queries: Annotated[list[Path], typer.Argument(metavar="PHOTOS...", help="The photographs to find.")],
+    queries: Annotated[
+        list[Path], typer.Argument(metavar="PHOTOS...", help="The photographs to find, or folders of them.")
+    ],
     model: Annotated[Path, typer.Option("--model", help="The folder that 'tiepoint map' wrote.")],
     output: Annotated[list[Path], typer.Option("--output", "-o", help=".json or .csv file; repeatable.")] = [],  # noqa: B006  typer reads the default and never changes it
     focal: FocalOption = None,
@@ -27,35 +39,46 @@ def localize(
     """Find out where photographs were taken, in a map that exists already.
 
     Poses are in the map's frame, world to camera as COLMAP has them. Without --focal or --camera the focal length comes
-    from EXIF, or is estimated.
+    from EXIF, or is estimated. The exit code is 3 if none of the photographs could be read.
     """
     from ..errors import InputError
     from ..io import files
     from ..io.exif import read_exif
+    from ..io.folders import find_images
     from ..mapping.localize import FILES, Localization, Localizer, write_localizations
 
+    photographs = [
+        path
+        for query in queries
+        for path in ([query / name for name in find_images([query])] if query.is_dir() else [query])
+    ]
     for path in output:
-        files.check_output(path, FILES)
+        files.check_output(path, FILES, inputs=[*photographs, camera, *weights_files(matcher)])
     localizer = Localizer.open(model, matcher, none_if_auto(device), candidates=candidates)
     results = []
-    for query in progress(queries, "localizing"):
+    unreadable = 0
+    for query in progress(photographs, "localizing"):
         try:
             known = None if camera is None else parse_camera(camera, focal, read_exif(query).size)
             results.append(localizer(query, camera=known, focal=focal if camera is None else None))
         except InputError as error:  # the others are found all the same
+            unreadable += 1
             results.append(Localization(str(query), None, problem=str(error)))
     for path in output:
         write_localizations(path, results)
     if json:
         print_json([result.summary() for result in results])
-        return
-    rows = []
-    for result in results:
-        place = result.problem
-        if result.pose is not None and result.pose.centre is not None:
-            place = " ".join(f"{value:.4f}" for value in result.pose.centre)
-        rows.append((result.name, str(result.inliers), place))
-    print_table(("photograph", "inliers", "position"), rows)
-    print(f"{sum(not result.problem for result in results)} of {len(results)} found")
-    for path in output:
-        print(f"wrote {path}")
+    else:
+        rows = []
+        for result in results:
+            place = result.problem
+            if result.pose is not None and result.pose.centre is not None:
+                place = " ".join(f"{value:.4f}" for value in result.pose.centre)
+            rows.append((result.name, str(result.inliers), place))
+        print_table(("photograph", "inliers", "position"), rows)
+        print(f"{sum(not result.problem for result in results)} of {len(results)} found")
+        for path in output:
+            print(f"wrote {path}")
+    if unreadable == len(photographs):
+        say("tiepoint: none of the photographs could be read")
+        raise typer.Exit(InputError.exit_code)

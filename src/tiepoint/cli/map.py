@@ -186,7 +186,10 @@ def map_photographs(
 
 @contextmanager
 def _watched() -> Iterator[Report]:
-    """Give a callback that shows progress on stderr if a person watches; notes are printed in any case."""
+    """Give a callback that shows progress on stderr, as bars, or as a line a minute where no person watches.
+
+    Notes are printed in any case.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars

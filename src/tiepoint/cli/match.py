@@ -23,6 +23,7 @@ from .console import (
     none_if_zero,
     parse_bands,
     print_json,
+    weights_files,
 )
 
 
@@ -74,6 +75,9 @@ def match(
         ),
     ] = None,
     picture: Annotated[Picture, typer.Option(help="What .png, .jpg, .pdf and .svg files show.")] = Picture.matches,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a .png or .jpg file that is there already.")
+    ] = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -90,7 +94,12 @@ def match(
     from ..io.images import read_image
 
     for path in output:
-        files.check_output(path, two_view.FILES)
+        files.check_output(
+            path,
+            two_view.FILES,
+            inputs=(image0, image1, mask0, mask1, *weights_files(features, matcher)),
+            overwrite=overwrite,
+        )
     if focal is not None and geometry is not Geometry.essential:
         raise ArgumentError("--focal is for --geometry essential only")
     chosen = parse_bands(bands)
@@ -116,9 +125,9 @@ def match(
     result.seconds["read"] = read
     for path in output:
         if path.suffix.lower() in (".png", ".jpg", ".pdf", ".svg"):
-            result.plot(path, picture.value)
+            result.plot(path, picture.value, overwrite=overwrite)
         else:
-            result.save(path)
+            result.save(path, overwrite=overwrite)
 
     if json:
         print_json({**result.summary(), "outputs": [str(path) for path in output]})

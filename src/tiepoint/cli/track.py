@@ -20,11 +20,12 @@ from .console import (
     none_if_zero,
     print_json,
     say,
+    weights_files,
 )
 
 if TYPE_CHECKING:
     from ..geometry import Camera
-    from ..mapping.tracking import State
+    from ..mapping.tracking import State, Tracker
 
 FocalOption = Annotated[
     Optional[float],  # noqa: UP045
@@ -59,17 +60,19 @@ def track(
 ) -> None:
     """Follow a moving camera, and show its path while it runs.
 
-    Ctrl-C ends it, as a live camera never does by itself; the path so far is written. The unit of length is the median
+    Ctrl-C ends it, as a live camera never does by itself; the path so far is written, also when the source fails on
+    the way. The unit of length is the median
     depth of the first points: one camera does not measure scale. For a map of the whole clip, with closed loops, use
     'tiepoint map'.
     """
+    from ..errors import InputError
     from ..geometry import Camera
     from ..geometry.camera import FOCAL_FACTOR
     from ..io import files
     from ..io.video import read_frames
     from ..mapping.tracking import Tracker, write_tum
 
-    files.check_output(output, (".txt",))
+    files.check_output(output, (".txt",), inputs=[source, camera, *weights_files(features, matcher)])
     live = source.isdigit() and not Path(source).exists()
     frames = read_frames(int(source) if live else source)
     first = next(frames)
@@ -88,6 +91,7 @@ def track(
     )
     begin = time.perf_counter()
     count = lost = 0
+    problem = ""
     with _Screen() as screen:
         try:
             for frame in chain([first], frames):
@@ -97,6 +101,9 @@ def track(
                 screen.show(state, f"{frame.name}  {count / (time.perf_counter() - begin):.1f} frames/s")
         except KeyboardInterrupt:
             say("tiepoint: stopped; writing the path so far")
+        except InputError as error:
+            problem = str(error)
+            say(f"tiepoint: {problem}; writing the path so far")
     seconds = time.perf_counter() - begin
     poses = tracker.trajectory()
     write_tum(output, poses)
@@ -113,10 +120,16 @@ def track(
                 "output": str(output),
             }
         )
-        return
+    else:
+        _print(tracker, count, lost, len(poses), seconds, output)
+    if problem:
+        raise typer.Exit(InputError.exit_code)
+
+
+def _print(tracker: Tracker, count: int, lost: int, poses: int, seconds: float, output: Path) -> None:
     print(tracker.choice)
     print(
-        f"{len(poses)} of {count} frames have a pose, {lost} were lost; {tracker.reconstruction.num_reg_images()} key "
+        f"{poses} of {count} frames have a pose, {lost} were lost; {tracker.reconstruction.num_reg_images()} key "
         f"frames, {tracker.reconstruction.num_points3D()} points, {seconds:.1f} s"
     )
     if not poses:

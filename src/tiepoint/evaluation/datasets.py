@@ -17,7 +17,6 @@ All matrices are for pixel coordinates with (0, 0) at the centre of the top-left
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from ..io.exif import read_exif
+from ..io.files import parse_json
 from ..io.images import read_image
 from ..types import Image
 
@@ -201,7 +201,7 @@ def read_set(folder: str | Path) -> list[EvalPair]:
     folder = Path(folder)
     file = folder / "pairs.json"
     try:
-        listing = json.loads(file.read_text("utf-8"))
+        listing = parse_json(file.read_text("utf-8"))
         pairs = [_pair_of_set(folder, listing, entry) for entry in listing["pairs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not a list of evaluation pairs ({type(error).__name__}: {error})") from error

@@ -38,6 +38,7 @@ from ..geometry.camera import Camera
 from ..geometry.epipolar import pose_error
 from ..geometry.homography import corner_error, estimate_dlt
 from ..geometry.robust import estimate_homography, estimate_relative_pose
+from ..io.files import check_output, explained, make_folder, parse_json
 from ..matchers import Matcher
 from ..two_view import choose
 from ..types import Features, Image, Matches
@@ -168,7 +169,7 @@ def run(
     Raises
     ------
     InputError, ArgumentError
-        See `load_pairs`; also if ``output`` holds rows of another configuration.
+        See `load_pairs`; also if ``output`` holds rows of another configuration, or cannot be written.
     WeightsError, MissingDependencyError
         The extractor or the matcher cannot be loaded.
     """
@@ -188,7 +189,9 @@ def run(
         if Path(file).is_file():
             configuration[f"sha256 of {file}"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         short.append(f"{name}@{Path(file).name}" if file else name)
-    path = None if output is None else Path(output) / f"{'+'.join(short)}.jsonl"
+    path = None
+    if output is not None:
+        path = check_output(make_folder(output) / f"{'+'.join(short)}.jsonl", None, inputs=[data])
     return evaluate(pairs, extract, match, combination.label, configuration, path, resume, progress)
 
 
@@ -317,13 +320,14 @@ def evaluate(
     known: dict[tuple[str, str], Row] = {}
     surroundings = environment()
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        before = path.read_text("utf-8") if resume and path.exists() else ""
-        if "\n" in before:
-            surroundings, known = _continue(path, before, configuration)
-        else:
-            header = {"label": label, "configuration": configuration, "environment": surroundings}
-            path.write_text(json.dumps(header) + "\n", "utf-8")
+        make_folder(path.parent)
+        with explained(path):
+            before = path.read_text("utf-8", errors="replace") if resume and path.exists() else ""
+            if "\n" in before:
+                surroundings, known = _continue(path, before, configuration)
+            else:
+                header = {"label": label, "configuration": configuration, "environment": surroundings}
+                path.write_text(json.dumps(header) + "\n", "utf-8")
 
     @lru_cache(maxsize=CACHED_PICTURES)
     def extracted(picture: Picture) -> tuple[Features, float]:
@@ -336,7 +340,7 @@ def evaluate(
         if row is None:
             row = _measure(pair, extracted, match)
             if path is not None:
-                with path.open("a", encoding="utf-8") as file:
+                with explained(path), path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(row)) + "\n")
         rows.append(row)
         if progress is not None:
@@ -364,7 +368,7 @@ def _continue(
     """
     complete = text[: text.rfind("\n") + 1]
     try:
-        header, *lines = (json.loads(line) for line in complete.splitlines())
+        header, *lines = map(parse_json, complete.splitlines())
         rows = [Row(**line) for line in lines]
         before, first_environment = header["configuration"], header["environment"]
     except (ValueError, TypeError, KeyError) as error:

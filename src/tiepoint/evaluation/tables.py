@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import rich.box
 from rich.table import Table
 
+from ..io.files import atomic, make_folder
 from .evaluate import MATCH_PX, RANSAC_PX, Row, Run
 from .metrics import auc
 
@@ -172,9 +174,14 @@ def _columns(lines: list[dict[str, Value]]) -> list[Column]:
 
 
 def save(runs: Sequence[Run], folder: str | Path) -> list[Path]:
-    """Write ``summary.json``, ``summary.csv`` and ``summary.md`` into a folder and return their paths."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``summary.json``, ``summary.csv`` and ``summary.md`` into a folder and return their paths.
+
+    Raises
+    ------
+    InputError
+        They cannot be written.
+    """
+    folder = make_folder(folder)
     paths = [folder / f"summary.{kind}" for kind in ("json", "csv", "md")]
     document = [
         {
@@ -185,10 +192,12 @@ def save(runs: Sequence[Run], folder: str | Path) -> list[Path]:
         }
         for run in runs
     ]
-    paths[0].write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    with paths[1].open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["label", "set", *KEYS])
-        writer.writeheader()
-        writer.writerows(line for run in runs for line in summarise(run))
-    paths[2].write_text(markdown(runs), "utf-8")
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, ["label", "set", *KEYS])
+    writer.writeheader()
+    writer.writerows(line for run in runs for line in summarise(run))
+    texts = (json.dumps(document, indent=1) + "\n", table.getvalue(), markdown(runs))
+    for path, text in zip(paths, texts, strict=True):
+        with atomic(path) as temporary:
+            temporary.write_bytes(text.encode("utf-8"))
     return paths

@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..devices import plain_torch
 from ..errors import ArgumentError, InputError, TiepointError
 from ..io.images import ImageSource, check_bands, read_image, resize, resize_mask
 from ..types import Features, Image
@@ -117,6 +118,12 @@ class Extractor(ABC):
         photograph are extracted one by one, and their keypoints compared by score. Both arrays are read-only.
         """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):  # where networks are made
+            cls.__init__ = plain_torch(keep_seed=True)(cls.__init__)  # type: ignore[method-assign]
+
+    @plain_torch()
     def __call__(self, image: ImageSource, mask: ImageSource | None = None) -> Features:
         """Extract the features of one image.
 

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -102,11 +103,9 @@ class CairnConfig:
         return RADIUS * 2 ** ((self.rings - 1) / RINGS_PER_OCTAVE)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> CairnConfig:
-        """Read the configuration that a weights file carries; what else it says is ignored."""
-        known: dict[str, Any] = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        ours: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-        return cls(**ours)
+    def from_dict(cls, values: Mapping[str, Any], source: str | os.PathLike[str] = "these weights") -> CairnConfig:
+        """Read the configuration that a weights file carries, see `tiepoint.weights.read_config`."""
+        return weights_module.read_config(cls, values, source)
 
 
 class Level(NamedTuple):
@@ -674,7 +673,9 @@ class Cairn(Extractor):
         self.bfloat16 = bfloat16
         source = weights or self.name
         state, config = weights_module.load(source)
-        self.net = weights_module.load_into(CairnNet(CairnConfig.from_dict(config)), state, source)
+        with torch.device("meta"):
+            net = CairnNet(CairnConfig.from_dict(config, source))
+        self.net = weights_module.load_into(net, state, source)
         self.harmonics = self.net.config.harmonics
         # channels-last convolutions are 1.3 times as fast on CPUs
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,10 +17,14 @@ Matrix = NDArray[np.float64]
 
 def import_pycolmap() -> Any:
     """Return the package pycolmap, or raise `MissingDependencyError` with the line that installs it."""
+    before = None if "pycolmap" in sys.modules else signal.getsignal(signal.SIGTERM)
     try:
         import pycolmap
     except ImportError as error:
         raise MissingDependencyError("pycolmap", "map", "mapping") from error
+    if before is not None:
+        with suppress(ValueError):  # not in the main thread, where alone it can be done
+            signal.signal(signal.SIGTERM, before)  # pycolmap's own handler prints a trace of its C++ functions
     return pycolmap
 
 

@@ -1,4 +1,4 @@
-"""Writing results to files that other tools read: .npz, .h5, .csv, .json.
+"""Writing results to files that other tools read: .npz, .h5, .csv, .json; and reading JSON back.
 
 Every file is written beside its final place and moved there when it is whole, so that a full disk, a crash or
 Ctrl-C never leaves half a file, nor harms the one that was there before.
@@ -7,13 +7,20 @@ Ctrl-C never leaves half a file, nor harms the one that was there before.
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
+import stat
+import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +30,34 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError, MissingDependencyError
 from ..types import Features
+from .images import is_picture, open_file
+
+_NEEDED_PACKAGES = {".h5": ("h5py", "hdf5")} | dict.fromkeys((".png", ".jpg", ".pdf", ".svg"), ("matplotlib", "viz"))
+
+
+@contextmanager
+def explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn every refusal of the operating system in the block into an `InputError` that names ``path``.
+
+    Examples
+    --------
+    >>> with explained("out.txt"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    ...
+    tiepoint.errors.InputError: out.txt: cannot be written: No space left on device
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder and its parents where they do not exist yet; raises `InputError` where that is refused."""
+    with explained(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    return Path(path)
 
 
 @contextmanager
@@ -32,7 +67,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     Parameters
     ----------
     path : path
-        The final place. A file there is replaced.
+        The final place. A regular file there is replaced; where it is a symbolic link, the file that it points to.
 
     Yields
     ------
@@ -42,7 +77,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     InputError
-        The operating system refuses (no such folder, no permission, disk full).
+        The operating system refuses (no such folder, no permission, disk full), or a device, a pipe or a folder
+        is in the way.
 
     Examples
     --------
@@ -53,21 +89,25 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     ...     sorted(p.name for p in Path(folder).iterdir())
     ['a.txt']
     """
-    final = Path(path)
-    temporary = final.with_name(f".{final.stem[:80]}-{secrets.token_hex(6)}{final.suffix}")
-    try:
-        yield temporary
-        temporary.replace(final)
-    except OSError as error:
-        raise _cannot_write(final, error) from error
-    finally:
-        with suppress(OSError):  # it was moved, or never made; a read-only disk refuses even then
-            temporary.unlink()
+    with explained(path):
+        final = _regular(Path(path))
+        _remove_leftovers(final.parent)
+        temporary = _beside(final, final.suffix)
+        try:
+            yield temporary
+            temporary.replace(final)
+        finally:
+            with suppress(OSError):  # it was moved, or never made; a read-only disk refuses even then
+                temporary.unlink()
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary folder beside ``path``; it takes its place if the block ends without an error.
+
+    At every moment at least one of the two, the old folder and the new one, is whole. A process that is killed
+    between the two renames leaves the old one under a temporary name; the next output to the same parent folder
+    puts it back.
 
     Parameters
     ----------
@@ -93,44 +133,156 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     ...     sorted(p.as_posix()[len(parent):] for p in Path(parent).rglob("*"))
     ['/out', '/out/a.txt']
     """
-    final = Path(path)
-    if final.exists() and not final.is_dir():
-        raise InputError(f"{final}: is a file; give the name of a folder")
-    temporary = final.with_name(f".{final.name}-{secrets.token_hex(6)}")
-    old = temporary.with_name(f"{temporary.name}-old")
+    with explained(path):
+        final = Path(os.path.realpath(path))
+        if final.exists() and not final.is_dir():
+            raise InputError(f"{path}: is a file; give the name of a folder")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(final.parent)
+        temporary = _beside(final)
+        old = temporary.with_name(f"{temporary.name}{_OLD}")
+        try:
+            temporary.mkdir()
+            yield temporary
+            if final.exists():
+                final.rename(old)
+            try:
+                temporary.rename(final)
+            except OSError:
+                if old.exists():
+                    old.rename(final)
+                raise
+        finally:
+            leftovers = (temporary, old) if final.exists() else (temporary,)
+            for leftover in leftovers:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _regular(path: Path) -> Path:
+    """Return the file that an output goes to, behind symbolic links; nothing there or a regular file."""
+    final = Path(os.path.realpath(path))
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if final.exists():
-            final.rename(old)
-        temporary.rename(final)
-    except OSError as error:
-        raise InputError(f"{final}: cannot be written: {error.strerror or error}") from error
+        mode = final.stat().st_mode
+    except FileNotFoundError:
+        return final
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path}: is a folder; give the name of a file")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is a device or a pipe; give the name of a regular file")
+    return final
+
+
+# Temporary names say which process made them, so that those of processes that were killed can be told and removed.
+_HERE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+_OLD = "-old"
+_LEFTOVER = re.compile(rf"\.(?P<name>.*)-{_HERE}-(?P<process>[0-9]+)-[0-9a-f]{{8}}(?P<rest>\..*|{_OLD})?")
+_looked_through: set[Path] = set()
+
+
+def _beside(final: Path, suffix: str = "") -> Path:
+    """Return a new hidden name in the same folder."""
+    stem = final.name.removesuffix(suffix) if suffix else final.name
+    limit = 120  # bytes, of 255; the folder's name of `atomic_folder` is kept whole, as it is put back by it
+    while suffix and len(os.fsencode(stem)) > limit:
+        stem = stem[:-1]
+    if len(os.fsencode(suffix)) > 60:  # a dot in the middle of a long name
+        suffix = ""
+    return final.with_name(f".{stem}-{_HERE}-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left in a folder; once per folder, since folders may be large."""
+    if os.name != "posix" or folder in _looked_through:  # elsewhere there is no harmless way to ask for a process
+        return
+    _looked_through.add(folder)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _LEFTOVER.fullmatch(entry.name)
+            if found is None or _is_alive(int(found["process"])):
+                continue
+            place = folder / found["name"]
+            if found["rest"] == _OLD and not place.exists():  # killed between the two renames of `atomic_folder`
+                Path(entry.path).rename(place)
+            elif entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it belongs to somebody else
+        return True
+    return True
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give a new folder for files that nobody else sees; it goes with the block, or, after a kill, with the next one.
+
+    Raises
+    ------
+    InputError
+        The system has no place for temporary files.
+
+    Examples
+    --------
+    >>> with scratch_folder() as folder:
+    ...     _ = Path(folder, "a.txt").write_text("for a while")
+    >>> folder.exists()
+    False
+    """
+    with explained("temporary files (TMPDIR names their folder)"):
+        parent = Path(tempfile.gettempdir())
+        folder = Path(tempfile.mkdtemp(prefix=f"tiepoint-{_HERE[:4]}-{os.getpid()}-"))
+    try:
+        if os.name == "posix":
+            with suppress(OSError), os.scandir(parent) as entries:
+                for entry in entries:
+                    found = re.fullmatch(rf"tiepoint-{_HERE[:4]}-([0-9]+)-\w{{8}}", entry.name)
+                    if (
+                        found
+                        and not _is_alive(int(found[1]))
+                        and entry.stat(follow_symlinks=False).st_uid == os.getuid()
+                    ):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+        yield folder
     finally:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be written: {error.strerror or error}")
-
-
-def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
+def check_output(
+    path: str | os.PathLike[str],
+    suffixes: tuple[str, ...] | None,
+    *,
+    inputs: Iterable[str | os.PathLike[str] | None] = (),
+    overwrite: bool = True,
+) -> Path:
     """Return ``path`` as a `Path` if a file of a known kind can go there; call it before the work starts.
 
     Parameters
     ----------
     path : path
         The file to be written.
-    suffixes : tuple of str
-        The kinds on offer, lower case, with their dots.
+    suffixes : tuple of str, or None
+        The kinds on offer, lower case, with their dots; None allows any name.
+    inputs : iterable of paths
+        Files that are read for this output, which is none of them, also not through links. What does not exist,
+        and None, is passed over.
+    overwrite : bool
+        False refuses to replace a picture by its content, which may be somebody's photograph.
 
     Raises
     ------
     ArgumentError
-        Unknown suffix, or the folder does not exist.
+        Unknown suffix, the folder does not exist, the output is one of the inputs, or a picture is there already.
     InputError
-        The folder may not be written to.
+        The folder may not be written to, or a device or a pipe has that name.
+    MissingDependencyError
+        Files of this kind need a package that is not installed.
 
     Examples
     --------
@@ -140,15 +292,130 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Pat
     tiepoint.errors.ArgumentError: matches.doc: the name must end in one of .npz, .csv
     """
     target = Path(path)
-    if target.suffix.lower() not in suffixes:
+    suffix = target.suffix.lower()
+    if suffixes is not None and suffix not in suffixes:
         raise ArgumentError(f"{target}: the name must end in one of {', '.join(suffixes)}")
     if not target.parent.is_dir():
         raise ArgumentError(f"{target}: the folder {target.parent} does not exist; create it first")
     if target.is_dir():
         raise ArgumentError(f"{target} is a folder")
-    if not os.access(target.parent, os.W_OK):
-        raise InputError(f"{target}: no permission to write to the folder {target.parent}")
+    with explained(target):
+        final = _regular(target)
+    for given in inputs:
+        if given is not None and _is_same(final, given):
+            raise ArgumentError(f"{target}: is one of the inputs ({given}) and would be lost; give another output")
+    if not overwrite and is_picture(final):
+        raise ArgumentError(
+            f"{target}: this picture exists; give another name, or --overwrite (overwrite=True) to replace it"
+        )
+    if not os.access(final.parent, os.W_OK):
+        raise InputError(f"{target}: no permission to write to the folder {final.parent}")
+    if suffixes is not None and suffix in _NEEDED_PACKAGES:
+        package, extra = _NEEDED_PACKAGES[suffix]
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, extra, f"writing {suffix} files")
     return target
+
+
+def check_output_folder(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str] | None] = ()) -> Path:
+    """Return ``path`` as a `Path` if a folder there can be replaced as a whole without the loss of an input.
+
+    Parameters
+    ----------
+    path : path
+        The folder to be written.
+    inputs : iterable of paths
+        Files and folders that are read for it. None of them may lie in it, or be it. None is passed over.
+
+    Raises
+    ------
+    ArgumentError
+        An input lies in the folder.
+
+    Examples
+    --------
+    >>> check_output_folder("scene/undistorted", ["scene/undistorted/images"])
+    Traceback (most recent call last):
+    ...
+    tiepoint.errors.ArgumentError: scene/undistorted: is replaced as a whole, and the input \
+scene/undistorted/images lies in it; move it, or choose another output
+    """
+    target = Path(path)
+    for given in inputs:
+        if given is not None and Path(os.path.realpath(given)).is_relative_to(os.path.realpath(target)):
+            raise ArgumentError(
+                f"{target}: is replaced as a whole, and the input {given} lies in it; move it, or choose another output"
+            )
+    return target
+
+
+def _is_same(final: Path, given: str | os.PathLike[str]) -> bool:
+    """Whether two paths lead to one file; names of inputs that are no files are none."""
+    try:
+        return os.path.realpath(given) == str(final) or final.samefile(given)
+    except (OSError, ValueError):
+        return False
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a UTF-8 file, without the byte order mark that some programs put before it.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, is no regular file, or is not UTF-8.
+    """
+    try:
+        with open_file(path) as stream:
+            return stream.read().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text") from error
+
+
+def read_json(path: str | os.PathLike[str], kind: type | tuple[type, ...] = dict) -> Any:
+    """Read a JSON file.
+
+    Parameters
+    ----------
+    path : path
+        UTF-8 text.
+    kind : type, or tuple of types
+        What its value has to be.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, is no JSON, is nested too deep, or holds another kind of value.
+    """
+    text = read_text(path)
+    try:
+        return parse_json(text, kind)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def parse_json(text: str, kind: type | tuple[type, ...] = dict) -> Any:
+    """Read JSON text; raises `ValueError`, whatever is wrong with it.
+
+    Examples
+    --------
+    >>> parse_json('[1, 2]')
+    Traceback (most recent call last):
+    ...
+    ValueError: holds a list, not a dict
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+    except ValueError as error:
+        raise ValueError(f"is not JSON ({error})") from error
+    if not isinstance(value, kind):
+        wanted = kind if isinstance(kind, tuple) else (kind,)
+        raise ValueError(f"holds a {type(value).__name__}, not a {' or '.join(one.__name__ for one in wanted)}")
+    return value
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -174,6 +441,44 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write named arrays, to be read with `numpy.load`."""
     with atomic(path) as temporary:
         np.savez(temporary, **arrays)
+
+
+def check_image_name(name: object, source: str | os.PathLike[str]) -> str:
+    """Return the name of an image as it stands in a file of others, if it names a place below a folder.
+
+    Parameters
+    ----------
+    name : object
+        Relative path with forward slashes.
+    source : path
+        The file that it was read from, for the message.
+
+    Raises
+    ------
+    InputError
+        No text, empty, absolute, with ``..``, or with control characters, which would forge lines of text files.
+
+    Examples
+    --------
+    >>> check_image_name("day 1/a.jpg", "database.db")
+    'day 1/a.jpg'
+    >>> check_image_name("../../x.jpg", "database.db")
+    Traceback (most recent call last):
+    ...
+    tiepoint.errors.InputError: database.db: an image is called '../../x.jpg', which is no path below the folder of \
+the photographs; rename it there
+    """
+    if isinstance(name, str) and name and not any(_forges_lines(letter) for letter in name):
+        parts = re.split(r"[/\\]" if os.sep == "\\" else "/", name)
+        if ".." not in parts and not Path(name).anchor:
+            return name
+    raise InputError(
+        f"{source}: an image is called {name!r}, which is no path below the folder of the photographs; rename it there"
+    )
+
+
+def _forges_lines(letter: str) -> bool:
+    return letter < " " or "\x7f" <= letter <= "\x9f" or letter in "\u2028\u2029"
 
 
 def feature_arrays(features: Features) -> dict[str, NDArray[Any]]:
@@ -209,6 +514,8 @@ class FeatureWriter:
         ``descriptors`` (D, N), ``image_size`` (2,). ``name.npz``: the arrays of image ``a.jpg`` are
         ``a.jpg/keypoints`` and so on. Anything else is a folder, made if need be, that gets one
         ``a.jpg.npz`` per image.
+    inputs : iterable of paths
+        See `check_output`.
 
     Notes
     -----
@@ -216,13 +523,11 @@ class FeatureWriter:
     went well.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
         self.path = Path(path)
         self.kind = self.path.suffix.lower()
         if self.kind in (".h5", ".npz"):
-            check_output(self.path, (".h5", ".npz"))
-            if self.kind == ".h5":
-                import_h5py()
+            check_output(self.path, (".h5", ".npz"), inputs=inputs)
         elif self.kind and not self.path.is_dir():
             raise ArgumentError(f"{self.path}: the output is a folder, or a file ending in .npz or .h5")
         elif self.path.exists() and not self.path.is_dir():
@@ -233,9 +538,11 @@ class FeatureWriter:
     def __enter__(self) -> FeatureWriter:
         with ExitStack() as stack:
             if self.kind in (".h5", ".npz"):
-                temporary = stack.enter_context(atomic(self.path))
-                opener = import_h5py().File if self.kind == ".h5" else zipfile.ZipFile
-                self._file = stack.enter_context(opener(temporary, "w"))
+                if self.kind == ".h5":
+                    self._file = stack.enter_context(writing_hdf5(self.path))
+                else:
+                    temporary = stack.enter_context(atomic(self.path))
+                    self._file = stack.enter_context(zipfile.ZipFile(temporary, "w"))
             self._stack = stack.pop_all()
         return self
 
@@ -266,11 +573,9 @@ class FeatureWriter:
                 with self._file.open(f"{name}/{key}.npy", "w", force_zip64=True) as stream:
                     np.lib.format.write_array(stream, array)
         else:
+            check_image_name(name, self.path)
             target = self.path / f"{name}.npz"
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise _cannot_write(target.parent, error) from error
+            make_folder(target.parent)
             write_npz(target, feature_arrays(features))
 
 
@@ -293,7 +598,7 @@ def write_hloc_pair(
     ``<name0>/keypoints`` and so on are as in hloc's feature files, ``<name0>/<name1>/matches0`` (N,) and
     ``matching_scores0`` (N,) as in its match files: the row of the partner in image 1, or -1.
     """
-    with atomic(path) as temporary, import_h5py().File(temporary, "w") as file:
+    with writing_hdf5(path) as file:
         for name, one in zip(names, features, strict=True):
             write_hloc_features(file, name, one)
         partner = np.full(len(features[0]), -1, np.int32)
@@ -303,6 +608,54 @@ def write_hloc_pair(
         pair = file.create_group("/".join(name.replace("/", "-") for name in names))
         pair.create_dataset("matches0", data=partner)
         pair.create_dataset("matching_scores0", data=score)
+
+
+@contextmanager
+def writing_hdf5(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Give a new HDF5 file to fill; it appears at ``path`` when it is whole, as in `atomic`.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    MissingDependencyError
+        h5py is not installed.
+    """
+    h5py = import_h5py()
+    with atomic(path) as temporary, _Unfailing(temporary) as stream:
+        with h5py.File(stream, "w") as file:
+            yield file
+        if stream.error is not None:
+            raise stream.error
+
+
+class _Unfailing(io.FileIO):
+    """A file that keeps the first error of writing for later.
+
+    The HDF5 library crashes the process when it cannot write what it still holds while it closes a file. So it does
+    not learn of errors: from the first one on, what it writes is dropped, and the caller raises the error at the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while self.error is None and len(rest):
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
 
 
 def import_h5py() -> Any:

@@ -342,6 +342,16 @@ def _format_of(start: bytes, name: str) -> str:
     )
 
 
+def is_picture(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file exists that begins as an image that can be read, whatever its name."""
+    try:
+        with open_file(path) as file:
+            _format_of(file.read(16), os.fsdecode(path))
+    except (InputError, OSError):
+        return False
+    return True
+
+
 def _has_raw_suffix(name: str) -> bool:
     return name.lower().endswith(RAW_SUFFIXES)
 

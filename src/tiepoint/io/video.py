@@ -6,7 +6,6 @@ picture has moved far enough since the last one kept, and of the frames at hand 
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from .exif import order_in_time
-from .files import atomic, write_json
+from .files import atomic, check_image_name, make_folder, read_json, write_json
 from .folders import list_images, times_in_names
 from .images import SUFFIXES, open_file, read_image, resize
 
@@ -101,7 +100,7 @@ def read_frames(source: int | str | os.PathLike[str], start: int = 0) -> Iterato
     ------
     Frame
         A picture in a folder that cannot be read is left out with a warning. A file that ends long before its
-        header says so is used as far as it goes, with a warning.
+        header says so is used as far as it goes, with a warning; so is a camera that is taken away.
 
     Raises
     ------
@@ -113,8 +112,6 @@ def read_frames(source: int | str | os.PathLike[str], start: int = 0) -> Iterato
     path = Path(source)
     if path.is_dir():
         return _from_folder(path, start)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; check the path")
     open_file(path).close()  # a pipe would block OpenCV for ever
     return _from_video(path, start)
 
@@ -144,6 +141,9 @@ def _from_camera(number: int) -> Iterator[Frame]:
         index, begin = 0, time.monotonic()
         while True:
             read, bgr = capture.read()
+            if not read and index:
+                warnings.warn(f"camera {number}: gives no more pictures after {index}", stacklevel=2)
+                return
             if not read:
                 raise InputError(f"camera {number}: gives no pictures; is it connected, and free?")
             yield Frame(index, time.monotonic() - begin, _rgb(bgr), f"frame_{index:06d}")
@@ -219,7 +219,8 @@ def write_key_frames(
     Raises
     ------
     ArgumentError
-        An option out of range, or the folder holds the key frames of another video or of other options.
+        An option out of range, or the folder holds the key frames of another video or of other options, or other
+        pictures.
     InputError
         The video cannot be read, or the folder not written.
     """
@@ -349,11 +350,14 @@ def _size(video: Path) -> int:
 
 def _resume(folder: Path, made_from: dict[str, Any]) -> tuple[list[KeyFrame], bool]:
     """Return (the key frames that an earlier run wrote, whether it came to its end)."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made: {error.strerror}") from error
+    make_folder(folder)
     if not (folder / LIST_NAME).exists():
+        # Written before the first picture, so that pictures without it are somebody's own.
+        if pictures := list_images(folder, recursive=False):
+            raise ArgumentError(
+                f"{folder}: holds pictures that are no key frames ({pictures[0]}); choose another folder"
+            )
+        _write_list(folder, made_from, [], done=False)
         return [], False
     kept, content = _read_list(folder / LIST_NAME)
     other = [key for key, value in made_from.items() if content.get(key) != value]
@@ -366,13 +370,18 @@ def _resume(folder: Path, made_from: dict[str, Any]) -> tuple[list[KeyFrame], bo
 
 def _read_list(path: Path) -> tuple[list[KeyFrame], dict[str, Any]]:
     """Return (the key frames, all that the file says)."""
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return [KeyFrame(**row) for row in content["key_frames"]], content
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+        kept = [
+            KeyFrame(str(row["name"]), int(row["index"]), float(row["time"]), float(row["sharpness"]))
+            for row in content["key_frames"]
+        ]
+        for frame in kept:
+            check_image_name(frame.name, path)
+        content["done"] = bool(content["done"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{path}: is not a list of key frames that tiepoint wrote") from error
+    return kept, content
 
 
 def _write_list(folder: Path, made_from: dict[str, Any], kept: list[KeyFrame], done: bool) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from ..geometry.colmap import import_pycolmap
+from ..io.files import read_text
 from .cameras import is_file
 from .exports import registered
 
@@ -119,10 +120,7 @@ def read_positions(path: str | os.PathLike[str], names: Sequence[str]) -> dict[s
         The file cannot be read, a line is no position, or fewer than three names are those of photographs.
     """
     target, known = Path(path), set(names)
-    try:
-        lines = target.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{target}: cannot be read as a list of positions; a line is NAME X Y Z") from error
+    lines = read_text(target).splitlines()
     found: dict[str, NDArray[np.float64]] = {}
     count = 0
     for number, line in enumerate(lines, start=1):
@@ -156,7 +154,7 @@ def read_distances(text: str | os.PathLike[str], names: Sequence[str]) -> list[D
     """
     path, known = Path(text), set(names)
     from_file = is_file(path)
-    lines = path.read_text(encoding="utf-8-sig").splitlines() if from_file else [str(text)]
+    lines = read_text(path).splitlines() if from_file else [str(text)]
     found = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):

@@ -17,6 +17,7 @@ from ..errors import ArgumentError, InputError
 from ..geometry.camera import FOCAL_FACTOR
 from ..geometry.colmap import import_pycolmap
 from ..io.exif import Exif, read_exif
+from ..io.files import check_image_name, read_text
 from ..io.folders import in_order, list_images
 from ..io.images import open_file
 from ..types import Image
@@ -224,6 +225,7 @@ def _try_exif(root: Path, name: str) -> Exif | str:
     except UnicodeEncodeError:
         return "its name is not valid UTF-8, and a database cannot hold it; rename the file"
     try:
+        check_image_name(name, root)
         return read_exif(root / name)
     except InputError as error:
         return str(error)
@@ -297,7 +299,7 @@ def given_cameras(
     path = Path(text)
     cameras: dict[Size | None, pycolmap.Camera] = {}
     if is_file(text):
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
             fields = line.split()
             if not fields or line.lstrip().startswith("#"):
                 continue

@@ -26,9 +26,10 @@ import os
 import secrets
 import shutil
 import socket
-import tempfile
+import struct
 import time
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError, InputError, MissingDependencyError, TiepointError
 from ..features import Extractor
-from ..io.files import feature_arrays, write_npz
+from ..io.files import feature_arrays, make_folder, scratch_folder, write_npz
 from ..matchers import Matcher
 from ..matchers.overlay import without_overlay
 from ..types import Features
@@ -62,7 +63,7 @@ from .extraction import (
 )
 from .matching import Matching, Tally, batch_size, unverified, what_to_match
 from .progress import Progress, Report, silent
-from .store import PairResult, Store
+from .store import PairResult, Store, fault_of
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -118,11 +119,11 @@ def cluster(address: str, workers: int | None = None) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # its name for "other machines may join"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray = _ray()
+    ray = import_ray()
     if ray.is_initialized():
         raise ArgumentError("this process belongs to a Ray cluster already; leave out the call of cluster()")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with tempfile.TemporaryDirectory(prefix="tiepoint-ray-", ignore_cleanup_errors=True) as scratch:
+    with scratch_folder() as scratch:
         try:
             if address == "local":
                 count = workers or cores()
@@ -132,7 +133,7 @@ def cluster(address: str, workers: int | None = None) -> Iterator[None]:
                     object_store_memory=count * BYTES_PER_WORKER,
                     include_dashboard=False,
                     _node_ip_address="127.0.0.1",
-                    _temp_dir=scratch,
+                    _temp_dir=str(scratch / "r"),  # Ray opens it to everybody: below one that is open to us alone
                     **quiet,
                 )
             else:
@@ -292,7 +293,7 @@ def match_on_ray(
     report(Progress("matching", already, total))
     for at in workers.in_order(_match_shard, shards, task_of):
         path = path_of(at)
-        found = list(_read_results(path))
+        found = _read_results(path)
         store.write_matches(result for result, _ in found)
         path.unlink()
         for result, stop_layer in found:
@@ -307,7 +308,7 @@ class _Workers:
     """What the cluster has for tasks that run on ``device``, and the way to run many of them."""
 
     def __init__(self, device: torch.device) -> None:
-        self.ray = _ray()
+        self.ray = import_ray()
         if not self.ray.is_initialized():
             raise ArgumentError("this process belongs to no Ray cluster; call this inside of 'with cluster(...)'")
         has = self.ray.cluster_resources()
@@ -433,17 +434,21 @@ def _outcome_arrays(outcomes: list[dict[str, Any] | str]) -> Arrays:
 def _read_outcomes(path: Path) -> list[Features | str]:
     """Read what `_outcome_arrays` made."""
     fields: dict[int, dict[str, Any]] = {}
-    for key, value in _read(path).items():
-        n, _, name = key.partition("/")
-        if name:
-            fields.setdefault(int(n), {})[name] = value
     outcomes: list[Features | str] = []
-    for _, one in sorted(fields.items()):
-        if "failed" in one:
-            outcomes.append(str(one["failed"]))
-        else:
-            width, height = one.pop("image_size").tolist()
-            outcomes.append(as_features({**one, "image_size": (width, height), "extractor": str(one["extractor"])}))
+    with _reading(path) as arrays:
+        for key, value in arrays.items():
+            n, _, name = key.partition("/")
+            if name:
+                fields.setdefault(int(n), {})[name] = value
+        for _, one in sorted(fields.items()):
+            if "failed" in one:
+                outcomes.append(str(one["failed"]))
+            else:
+                width, height = one.pop("image_size").tolist()
+                features = as_features({**one, "image_size": (width, height), "extractor": str(one["extractor"])})
+                if fault := fault_of(features):
+                    raise ValueError(fault)
+                outcomes.append(features)
     return outcomes
 
 
@@ -472,24 +477,36 @@ def _result_arrays(found: list[tuple[PairResult, int | None]]) -> Arrays:
     return arrays
 
 
-def _read_results(path: Path) -> Iterator[tuple[PairResult, int | None]]:
+def _read_results(path: Path) -> list[tuple[PairResult, int | None]]:
     """Read what `_result_arrays` made."""
-    a = _read(path)
-    at, models = 0, {name: iter(a[name]) for name in _MODELS}
-    for n, ((id0, id1), count) in enumerate(zip(a["pairs"].tolist(), a["counts"].tolist(), strict=True)):
-        rows = slice(at, at + count)
-        at += count
-        result = PairResult(
-            id0,
-            id1,
-            a["matches"][rows],
-            a["scores"][rows],
-            overlaps=None if a["overlaps"][n] < 0 else bool(a["overlaps"][n]),
-            inliers=a["inliers"][rows] if a["verified"][n] else None,
-            config=str(a["configs"][n]),  # type: ignore[arg-type]
-            **{name: next(models[name]) if a[f"has_{name}"][n] else None for name in _MODELS},
-        )
-        yield result, None if a["stop_layers"][n] < 0 else int(a["stop_layers"][n])
+    results: list[tuple[PairResult, int | None]] = []
+    with _reading(path) as a:
+        at, models = 0, {name: iter(a[name]) for name in _MODELS}
+        for n, ((id0, id1), count) in enumerate(zip(a["pairs"].tolist(), a["counts"].tolist(), strict=True)):
+            rows = slice(at, at + count)
+            at += count
+            result = PairResult(
+                id0,
+                id1,
+                a["matches"][rows],
+                a["scores"][rows],
+                overlaps=None if a["overlaps"][n] < 0 else bool(a["overlaps"][n]),
+                inliers=a["inliers"][rows] if a["verified"][n] else None,
+                config=str(a["configs"][n]),  # type: ignore[arg-type]
+                **{name: next(models[name]) if a[f"has_{name}"][n] else None for name in _MODELS},
+            )
+            results.append((result, None if a["stop_layers"][n] < 0 else int(a["stop_layers"][n])))
+    return results
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Arrays]:
+    """Give the arrays of a shard that a worker has made; what is wrong with them is said of the file."""
+    arrays = _read(path)
+    try:
+        yield arrays
+    except (ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{path}: is not what a worker wrote ({error}); delete it, and run the same again") from error
 
 
 def _read(path: Path) -> Arrays:
@@ -497,7 +514,10 @@ def _read(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        *(OSError, EOFError, MemoryError, ValueError, TypeError, LookupError, RuntimeError),
+        *(zipfile.BadZipFile, zlib.error, struct.error),  # which of them depends on where the file is damaged
+    ) as error:
         raise InputError(
             f"{path}: a worker wrote this file, but it cannot be read here: {error}; the folder must be on a file "
             "system that all machines of the cluster share, at the same path"
@@ -508,11 +528,7 @@ def _folder_of(store: Store) -> Path:
     """Make the folder of the shards, beside the database."""
     path = store.path.absolute()
     folder = path.with_name(f"{path.name}-shards")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made: {error.strerror}; it is to hold what workers find") from error
-    return folder
+    return make_folder(folder)
 
 
 def _digest(*parts: Any) -> str:
@@ -536,7 +552,8 @@ def _explained(error: Exception, ray: Any) -> Exception:
     )
 
 
-def _ray() -> Any:
+def import_ray() -> Any:
+    """Return the package ray, or raise `MissingDependencyError` with the line that installs it."""
     try:
         import ray
     except ImportError as error:

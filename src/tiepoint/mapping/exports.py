@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from ..errors import ArgumentError, InputError
 from ..geometry.colmap import import_pycolmap
 from ..io.exif import read_exif
-from ..io.files import atomic, atomic_folder, write_json
+from ..io.files import atomic, atomic_folder, check_image_name, check_output_folder, write_json
 from ..io.folders import natural_key
 from ..io.images import read_image
+from . import model_files
 from .extraction import mask_of
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def write_model(
     if kind not in ("binary", "text"):
         raise ArgumentError(f"a model is written as 'binary' or 'text', not {kind!r}")
     with atomic_folder(folder) as temporary:
-        (model.write_binary if kind == "binary" else model.write_text)(temporary)
+        model_files.write_model(model, temporary, text=kind == "text")
 
 
 def write_ply(model: pycolmap.Reconstruction, path: str | os.PathLike[str]) -> None:
@@ -76,7 +77,7 @@ def write_ply(model: pycolmap.Reconstruction, path: str | os.PathLike[str]) -> N
     with atomic(path) as temporary:
         if not temporary.parent.is_dir():  # COLMAP's own message would be about its source code
             raise InputError(f"{path}: the folder {temporary.parent} does not exist; create it first")
-        model.export_PLY(temporary)
+        model_files.write_points(model, temporary)
 
 
 def write_trajectory(
@@ -159,10 +160,11 @@ def write_undistorted(
     Raises
     ------
     ArgumentError
-        A camera takes panorama pictures, which no pinhole camera can.
+        The photographs or masks lie in the folder that is to be replaced, or a camera takes panorama pictures, which
+        no pinhole camera can.
     InputError
-        A photograph is missing, damaged, or has another size than when the model was made; or the folder cannot
-        be written.
+        A photograph is missing, damaged, or has another size than when the model was made, or its name leads out of
+        the folder; or the folder cannot be written.
 
     Notes
     -----
@@ -173,7 +175,10 @@ def write_undistorted(
     """
     pycolmap = import_pycolmap()
     source, mask_folder = Path(images), None if masks is None else Path(masks)
+    check_output_folder(folder, inputs=[source, mask_folder])
     check_can_be_undistorted(model.cameras.values())
+    for image in registered(model):
+        check_image_name(image.name, "the model")
     straight, options = copy.deepcopy(model), pycolmap.UndistortCameraOptions()
     _undistort_cameras(straight, options)
     written: dict[str, NDArray[np.uint8] | None] = {}  # name -> mask
@@ -218,8 +223,8 @@ def write_undistorted(
             PIL.Image.fromarray(np.full((height, width), 255, np.uint8) if mask is None else mask).save(path)
         sparse = temporary / "sparse" / "0"
         sparse.mkdir(parents=True)
-        straight.write_binary(sparse)
-        straight.export_PLY(temporary / "points.ply")
+        model_files.write_model(straight, sparse)
+        model_files.write_points(straight, temporary / "points.ply")
         write_json(temporary / "transforms.json", _transforms(straight, masked))
 
 

@@ -8,8 +8,12 @@ transactions of about a second: whatever kills the run costs no more than that, 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import os
+import pickle
 import signal
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -231,7 +236,7 @@ def _outcomes(
         return
 
     # A fresh interpreter for each process: copies of this one (fork) would inherit torch's threads in odd states.
-    context = multiprocessing.get_context("spawn")
+    context = _context_for(extractor)
     with stopping(ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)) as processes:
         work = partial(_extract_in_worker, extractor)
         jobs = ((folder / image.name, mask_of(image, masks)) for image in images)
@@ -241,13 +246,54 @@ def _outcomes(
         except BrokenProcessPool as error:
             raise TiepointError(
                 "a process that extracted features died, most often because memory ran out; what was done is kept: "
-                "run the same again, with fewer workers or a smaller --long-side"
+                "run the same again, with fewer workers or a smaller --long-side. (In a script with an extractor of "
+                "its own, the call belongs under: if __name__ == '__main__':)"
             ) from error
+
+
+def _context_for(extractor: Extractor) -> multiprocessing.context.BaseContext:
+    """Return how to start workers for an extractor.
+
+    Usually a worker begins with running the script again that the user started, all but what stands under
+    ``if __name__ == "__main__"``. Workers need that only to know classes of the script. Without it, a script does not
+    start itself over and over where it has no such line.
+    """
+    return multiprocessing.get_context("spawn") if b"__main__" in pickle.dumps(extractor) else _Context()
+
+
+class _Process(multiprocessing.context.SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            return multiprocessing.context.SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Context(multiprocessing.context.SpawnContext):
+    Process = _Process
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it does, however that happens.
+
+    A worker waits for its next job on a pipe that the other workers hold open too, and would wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 def _begin_worker() -> None:
     import cv2
 
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process decides
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

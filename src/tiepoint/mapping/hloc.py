@@ -12,22 +12,25 @@ leave files of keypoints without descriptors: with their matches they make a map
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..io.files import FeatureWriter, atomic, check_output, import_h5py
+from ..errors import InputError, TiepointError
+from ..io.files import FeatureWriter, atomic, check_output, import_h5py, writing_hdf5
+from ..io.images import open_file
 from ..types import Features
-from .store import PairResult, Store, pairs_of
+from .store import PairResult, Store, fault_of, pairs_of
 
 BATCH = 256  # images or pairs in one transaction
+MOST_BYTES = 1 << 28  # of one array of one photograph: a file of a kilobyte may claim to hold terabytes
+DEEPEST = 32  # folders in the name of a photograph
 
 
 def export_features(store: Store, path: str | os.PathLike[str]) -> int:
@@ -131,8 +134,7 @@ def export_matches(store: Store, path: str | os.PathLike[str]) -> int:
     check_output(path, (".h5",))
     names = {image_id: key for key, image_id in _keys(store).items()}
     pairs = pairs_of(store.matched_pair_ids()).tolist()
-    h5py = import_h5py()
-    with atomic(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+    with writing_hdf5(path) as file:
         counts = store.keypoint_counts()
         for id0, id1 in pairs:
             found = store.matches(id0, id1)
@@ -221,48 +223,70 @@ def write_pairs(store: Store, path: str | os.PathLike[str], pairs: Iterable[tupl
 
 def _features(group: Any, size: tuple[int, int], extractor: str, name: str) -> Features:
     """Return the features of one image of a file."""
-    n = len(group["keypoints"])
-    arrays = {
-        key: np.asarray(group[key]) for key in ("keypoints", "descriptors", "scores", "image_size") if key in group
-    }
-    arrays.setdefault("descriptors", np.zeros((0, n), np.float32))  # dense matchers have none
-    scores = arrays.get("scores", np.ones(n)).astype(np.float32)
-    found = tuple(int(side) for side in arrays.get("image_size", size))
-    shapes = arrays["keypoints"].shape, arrays["descriptors"].shape[1:], scores.shape
-    if shapes != ((n, 2), (n,), (n,)):
+    keypoints = _array(group, "keypoints", name)
+    n = len(keypoints) if keypoints.ndim else 0
+    # dense matchers have no descriptors
+    descriptors = _array(group, "descriptors", name) if "descriptors" in group else np.zeros((0, n), np.float32)
+    scores = _array(group, "scores", name).astype(np.float32) if "scores" in group else np.ones(n, np.float32)
+    sides = _array(group, "image_size", name) if "image_size" in group else np.array(size)
+    if (keypoints.shape, descriptors.shape[1:], scores.shape, sides.shape) != ((n, 2), (n,), (n,), (2,)):
         raise InputError(
-            f"{name}: keypoints (N, 2), descriptors (D, N) and scores (N,) do not fit; is the file damaged?"
+            f"{name}: keypoints (N, 2), descriptors (D, N), scores (N,) and image_size (2,) do not fit; is the file "
+            "damaged?"
         )
-    if found != size:
+    if tuple(sides.tolist()) != size:
         raise InputError(
-            f"{name}: features of {found[0]}x{found[1]} pixels, but the image in the store has {size[0]}x{size[1]}; "
-            "they belong to another version of the photograph"
+            f"{name}: features of {sides[0]:g}x{sides[1]:g} pixels, but the image in the store has "
+            f"{size[0]}x{size[1]}; they belong to another version of the photograph"
         )
-    binary = arrays["descriptors"].dtype == np.uint8
-    descriptors = np.ascontiguousarray(arrays["descriptors"].T, np.uint8 if binary else np.float32)
-    return Features(
-        keypoints=torch.from_numpy(arrays["keypoints"].astype(np.float32)),
+    binary = descriptors.dtype == np.uint8
+    features = Features(
+        keypoints=torch.from_numpy(keypoints.astype(np.float32)),
         scores=torch.from_numpy(scores / max(1.0, float(scores.max(initial=0)))),
-        descriptors=torch.from_numpy(descriptors),
+        descriptors=torch.from_numpy(np.ascontiguousarray(descriptors.T, np.uint8 if binary else np.float32)),
         image_size=size,
         extractor=extractor,
     )
+    if fault := fault_of(features):
+        raise InputError(f"{name}: {fault}; is the file damaged, or of other photographs?")
+    return features
 
 
 def _matches(group: Any, counts: tuple[int, int], name: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the matches (K, 2) and scores (K,) of one pair of a file."""
-    partner = np.asarray(group["matches0"]).astype(np.int64)
-    if partner.shape != (counts[0],) or (partner >= counts[1]).any():
+    partner = _array(group, "matches0", name)
+    if partner.dtype.kind not in "iu" or partner.shape != (counts[0],) or (partner >= counts[1]).any():
         raise InputError(
-            f"{name}: matches of {len(partner)} keypoints, up to number {partner.max(initial=-1)} of the other image, "
+            f"{name}: matches of {partner.shape} keypoints, up to number {partner.max(initial=-1)} of the other image, "
             f"but the store has {counts[0]} and {counts[1]}; import the features that they were made with"
         )
-    scores = np.asarray(group["matching_scores0"] if "matching_scores0" in group else np.ones(len(partner)), np.float32)
+    partner = partner.astype(np.int64)
+    scores = np.ones(len(partner), np.float32)
+    if "matching_scores0" in group:
+        scores = _array(group, "matching_scores0", name).astype(np.float32)
     matched = np.flatnonzero(partner >= 0)
+    if scores.shape != partner.shape or not np.isfinite(scores[matched]).all():
+        raise InputError(f"{name}: scores that are not one finite number for each match; is the file damaged?")
     best_first = matched[np.argsort(-scores[matched], kind="stable")]
     _, first = np.unique(partner[best_first], return_index=True)
     kept = np.sort(best_first[first])
     return np.stack([kept, partner[kept]], axis=1), scores[kept]
+
+
+def _array(group: Any, key: str, name: str) -> NDArray[Any]:
+    """Return an array of a file, if it holds real numbers, is of a sane size, and lies in the file itself."""
+    item = group.get(key, getlink=True)
+    data = group.get(key) if isinstance(item, import_h5py().HardLink) else None
+    if not isinstance(data, import_h5py().Dataset) or data.external or data.is_virtual:
+        raise InputError(f"{name}: {key} is no array of this file; copy what it refers to into one file")
+    if data.dtype.kind not in "buif" or data.shape is None:
+        raise InputError(f"{name}: {key} holds no real numbers, but {data.dtype}")
+    if max(data.nbytes, math.prod(data.chunks or (0,)) * data.dtype.itemsize) > MOST_BYTES:
+        raise InputError(f"{name}: {key} of {data.shape} numbers is more than any photograph has; is the file damaged?")
+    try:
+        return np.asarray(data[()])
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: {key} cannot be read ({error}); is the file damaged?") from error
 
 
 def _keys(store: Store) -> dict[str, int]:
@@ -279,24 +303,35 @@ def _keys(store: Store) -> dict[str, int]:
     return keys
 
 
-def _groups_with(file: Any, dataset: str) -> Iterator[str]:
-    """Yield the names of all groups that hold the dataset, in order."""
-    for name, item in file.items():
-        if not hasattr(item, "items"):
+def _groups_with(file: Any, dataset: str, depth: int = 0) -> Iterator[str]:
+    """Yield the names of all groups that hold the dataset, in order.
+
+    Links to other places are not followed: they may lead into other files, or round in a circle.
+    """
+    h5py = import_h5py()
+    if depth > DEEPEST:
+        raise InputError(f"{file.file.filename}: groups more than {DEEPEST} deep; is the file damaged?")
+    for name in file:
+        if (
+            not isinstance(file.get(name, getlink=True), h5py.HardLink)
+            or file.get(name, getclass=True) is not h5py.Group
+        ):
             continue
+        item = file[name]
         if dataset in item:
             yield name
         else:
-            yield from (f"{name}/{inner}" for inner in _groups_with(item, dataset))
+            yield from (f"{name}/{inner}" for inner in _groups_with(item, dataset, depth + 1))
 
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     h5py = import_h5py()
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; give an HDF5 file in hloc's layout")
     try:
+        open_file(path).close()  # a pipe would block for ever
         with h5py.File(path, "r") as file:
             yield file
-    except OSError as error:
+    except TiepointError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # HDF5's own, whatever is damaged
         raise InputError(f"{path}: damaged, or not an HDF5 file in hloc's layout ({error})") from error

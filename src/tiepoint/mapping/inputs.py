@@ -22,8 +22,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import ArgumentError, InputError
+from ..io.files import check_output_folder, read_json
+from ..io.images import check_bands
 from .extraction import mask_of
 from .store import FileFingerprints, Fingerprint, NewImage, Store
 
@@ -154,6 +157,31 @@ def follow_files(
     return changes, sorted(set(cameras) - set(replaced.values()))
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return what a map recorded of itself in its ``settings.json``; what is of no use for a rerun may be anything.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, lacks something, or has something of another type than tiepoint writes.
+    """
+    settings = {"bands": None, **read_json(path)}
+    kinds: dict[str, tuple[type, ...]] = {
+        **{"features": (str,), "matcher": (str,), "bands": (list, type(None))},
+        **{"max_keypoints": (int, type(None)), "long_side": (int, type(None))},
+    }
+    for key, kind in kinds.items():
+        if not isinstance(settings.get(key, ...), kind):
+            raise InputError(f"{path}: {key} is missing, or not what tiepoint writes")
+    try:
+        check_bands(settings["bands"])
+        if settings.get("video") is not None:
+            Fingerprint(**settings["video"])
+    except (ArgumentError, TypeError) as error:
+        raise InputError(f"{path}: {error}") from error
+    return settings
+
+
 def start_over(output: Path, source: Path) -> None:
     """Delete what an earlier ``tiepoint map`` wrote into a folder, and nothing else."""
     if not any((output / name).exists() for name in ("database.db", "settings.json")):
@@ -169,13 +197,8 @@ def start_over(output: Path, source: Path) -> None:
 
 def check_inputs_survive(output: Path, source: Path, others: Sequence[Path]) -> None:
     """Raise `ArgumentError` if an input lies where ``tiepoint map`` writes: the map would replace it."""
-    written = [(output / name).resolve() for name in (*OUTPUTS, *(("frames",) if source.is_file() else ()))]
-    for given in (source, *others):
-        for path in written:
-            if given.resolve().is_relative_to(path):
-                raise ArgumentError(
-                    f"{given}: lies in {path}, which the map replaces; move it, or choose another --output"
-                )
+    for name in (*OUTPUTS, *(("frames",) if source.is_file() else ())):
+        check_output_folder(output / name, inputs=(source, *others))
 
 
 def _differs(kind: str, before: FileFingerprints, after: FileFingerprints) -> bool:

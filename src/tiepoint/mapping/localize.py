@@ -6,7 +6,6 @@ those observed, and a pose follows from these. Only the photographs that look mo
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +31,8 @@ from ..matchers import Matcher
 from ..types import Features
 from . import retrieval
 from .cameras import camera_of
+from .inputs import read_settings
+from .model_files import read_model
 from .store import Store
 
 if TYPE_CHECKING:
@@ -359,25 +360,25 @@ class Localizer:
         WeightsError, MissingDependencyError
             What the features of the map need is not on this machine.
         """
-        folder, pycolmap = Path(scene), import_pycolmap()
+        folder = Path(scene)
         sparse = folder / "sparse" / "0"
         for part in (folder / "database.db", folder / "settings.json", sparse):
             if not part.exists():
                 raise InputError(f"{part}: does not exist; give the folder that 'tiepoint map' wrote")
         try:
-            settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-            name, limits = settings["features"], {key: settings[key] for key in ("max_keypoints", "long_side")}
-            bands = settings.get("bands")
-            matcher = settings["matcher"] if matcher == "auto" else matcher
-            model = pycolmap.Reconstruction(sparse)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            settings = read_settings(folder / "settings.json")
+        except InputError as error:
             raise InputError(f"{folder}: cannot be read as a map ({error}); make it anew") from error
+        model = read_model(sparse)
+        limits = {key: settings[key] for key in ("max_keypoints", "long_side", "bands")}
         where = pick_device(device)
         return cls(
             model,
-            Store.open(folder / "database.db", create=False),
-            extractors.load(name, device=where, bands=bands, **limits),
-            matchers.load(matcher, features=name, device=where),
+            Store.open(folder / "database.db", create=False, read_only=True),
+            extractors.load(settings["features"], device=where, **limits),
+            matchers.load(
+                settings["matcher"] if matcher == "auto" else matcher, features=settings["features"], device=where
+            ),
             **options,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,11 +15,12 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from ..geometry.colmap import import_pycolmap
-from ..io.files import atomic_folder, write_json
+from ..io.files import atomic_folder, scratch_folder, write_json
 from ..io.images import read_image
 from . import refinement
 from .exports import registered
 from .judgement import ONLY_TURNED, TURNED, Judgement, judge, turned_and_flat
+from .model_files import write_model
 from .store import Store
 
 if TYPE_CHECKING:
@@ -237,9 +237,9 @@ def reconstruct(
         target.mkdir(parents=True, exist_ok=True)  # before the long work, not after
     except OSError as error:
         raise InputError(f"{target}: cannot be made: {error.strerror or error}; give another folder") from error
-    with tempfile.TemporaryDirectory(prefix="tiepoint-") as work, _quiet():
+    with scratch_folder() as work, _quiet():
         found = _map(
-            Path(database), Path(work), mapper, refine_cameras, seed, threads or -1, on_image, collection.camera_models
+            Path(database), work, mapper, refine_cameras, seed, threads or -1, on_image, collection.camera_models
         )
     models = tuple(sorted(found, key=lambda model: (-model.num_reg_images(), -model.num_points3D())))
     for model in models:
@@ -263,7 +263,7 @@ def reconstruct(
     with atomic_folder(target / "sparse") as folder:
         for number, model in enumerate(models):
             (folder / str(number)).mkdir()
-            model.write_binary(folder / str(number))
+            write_model(model, folder / str(number))
     thrown = [told.reasons[0] for told in judged if told.verdict == "no 3D"]
     notes = [f"a model was thrown away: {reason}" for reason in thrown]
     scene = Scene(

@@ -16,7 +16,6 @@ Everything it knows between the steps is in one folder, which a run that was int
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,9 +33,10 @@ from .. import matchers, two_view
 from ..devices import pick_device
 from ..errors import ArgumentError, InputError
 from ..features import ExtractorOptions
+from ..geometry.colmap import import_pycolmap
 from ..io import video
 from ..io.exif import order_in_time
-from ..io.files import write_json
+from ..io.files import make_folder, write_json
 from ..io.folders import find_masks, times_in_names
 from ..io.images import check_bands
 from . import distributed, exports, pairs, retrieval
@@ -51,7 +51,7 @@ from .alignment import (
 )
 from .cameras import Share, is_file, new_images
 from .extraction import Extraction, extract_into
-from .inputs import FileChanges, check_inputs_survive, follow_files, start_over
+from .inputs import FileChanges, check_inputs_survive, follow_files, read_settings, start_over
 from .lookalikes import SuspiciousPair, drop_lookalikes, restore_lookalikes
 from .matching import Matching, match_into
 from .progress import Progress, Report, silent
@@ -242,14 +242,11 @@ def map_photographs(
     masks = None if masks is None else Path(masks)
     files = [Path(one) for one in (pairs, camera, align, scale) if one is not None and is_file(one)]
     files += [masks] if masks is not None else []
-    _check(source, out, pairs, files)
+    _check(source, out, pairs, files, ray)
     seconds: dict[str, float] = {}
     notes: list[str] = []
     where, bands = pick_device(device), check_bands(bands)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made: {error.strerror or error}; give another folder") from error
+    make_folder(out)
 
     begun = {} if fresh else _begun(out / "settings.json")
     chosen_cameras = (share, camera_model, focal, camera) != ("auto", "SIMPLE_RADIAL", None, None)
@@ -368,8 +365,11 @@ def map_photographs(
     return result
 
 
-def _check(source: Path, out: Path, pairs: str | os.PathLike[str], files: list[Path]) -> None:
+def _check(source: Path, out: Path, pairs: str | os.PathLike[str], files: list[Path], ray: str | None) -> None:
     """Complain before the work begins."""
+    import_pycolmap()
+    if ray is not None:
+        distributed.import_ray()
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; give a folder of photographs, or a video")
     if source.is_file() and source.suffix.lower() not in video.VIDEO_SUFFIXES:
@@ -434,13 +434,10 @@ def _workplace(
 
 def _begun(path: Path) -> dict[str, Any]:
     """Return what an earlier run recorded of itself, {} if there was none."""
-    if not path.exists():
-        return {}
     try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        return {key: begun[key] for key in EXTRACTION} | begun
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read; start over with --fresh, or choose another folder") from error
+        return read_settings(path) if path.exists() else {}
+    except InputError as error:
+        raise InputError(f"{error}; start over with --fresh, or choose another folder") from error
 
 
 def _settings(out: Path, begun: dict[str, Any], store: Store, wanted: dict[str, Any]) -> tuple[dict[str, Any], str]:

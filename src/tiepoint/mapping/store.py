@@ -20,11 +20,12 @@ half of our diameter. A keypoint comes back bit for bit, except that x + 0.5 in 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -34,9 +35,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ArgumentError, InputError
+from ..errors import ArgumentError, InputError, TiepointError
 from ..geometry.colmap import Matrix, import_pycolmap, quaternion_of, rotation_of
-from ..io.files import atomic
+from ..io.files import atomic, check_image_name, scratch_folder
+from ..io.images import open_file
 from ..types import Features
 
 if TYPE_CHECKING:
@@ -217,6 +219,8 @@ class PairResult:
             raise ArgumentError(
                 f"{pair}: inliers must be bool ({count},), not {self.inliers.dtype} {self.inliers.shape}"
             )
+        if not np.isfinite(self.scores).all():
+            raise ArgumentError(f"{pair}: scores must be finite numbers")
         if self.config not in CONFIGS:
             raise ArgumentError(f"{pair}: no geometry is called {self.config!r}; there are: {', '.join(CONFIGS)}")
         if (self.R is None) != (self.t is None):
@@ -284,13 +288,14 @@ class Store:
 
     path: Path
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, immutable: bool = False) -> None:
         self.path = path
+        self._immutable = immutable
         self._closed = False
         self._db = self._connect()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], create: bool = True) -> Store:
+    def open(cls, path: str | os.PathLike[str], create: bool = True, read_only: bool = False) -> Store:
         """Open a database, of ours or of COLMAP's making.
 
         Parameters
@@ -299,11 +304,15 @@ class Store:
             The database file.
         create : bool
             Make it if it does not exist; its folder must.
+        read_only : bool
+            True does without the right to write to the file and its folder, where it is missing; nothing can then be
+            written.
 
         Raises
         ------
         InputError
-            Missing, read-only, not a COLMAP database, or one that a newer or a much older COLMAP made.
+            Missing, read-only, not a COLMAP database, or one that a newer or a much older COLMAP made; or one that was
+            not closed properly and cannot be written to.
         MissingDependencyError
             pycolmap is not installed.
         """
@@ -313,34 +322,74 @@ class Store:
             if not create:
                 raise InputError(f"{path}: does not exist; 'tiepoint map' makes one")
             _create(path)
+            try:
+                return cls.open(path, create=False)
+            except BaseException:  # most often the disk is full; what has nothing in it yet is no use to anybody
+                for suffix in ("", "-wal", "-shm"):
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+                raise
         try:
-            with path.open("rb") as stream:
+            with open_file(path) as stream:
                 start = stream.read(16)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}; give the path of a COLMAP database") from error
         if start != b"SQLite format 3\0":
             raise InputError(f"{path}: not a database; give the path of a COLMAP database, or a new one")
-        _check_version(path, pycolmap.__version__)
-        store = cls(path)
+        immutable = read_only and not (os.access(path, os.W_OK) and os.access(path.absolute().parent, os.W_OK))
+        if immutable and (log := path.with_name(f"{path.name}-wal")).exists() and log.stat().st_size:
+            raise InputError(
+                f"{path}: was not closed properly, and what {log.name} holds can be taken over only where both may be "
+                "written to; work on a copy of both"
+            )
+        _check_version(path, pycolmap.__version__, immutable)
+        store = cls(path, immutable)
         try:
-            with store._transaction() as db:  # also finds out whether the file may be written to
-                for statement in _OWN_TABLES:
-                    db.execute(statement)
+            if immutable:
+                store._check_own_tables()
+            else:
+                with store._transaction() as db:  # also finds out whether the file may be written to
+                    for statement in _OWN_TABLES:
+                        db.execute(statement)
         except BaseException:
-            store.close()
+            with suppress(InputError):
+                store.close()
             raise
         return store
 
     def close(self) -> None:
-        """Close the file; nothing is waiting to be written."""
+        """Close the file; nothing is waiting to be written.
+
+        Raises
+        ------
+        InputError
+            Not all could be moved from the log into the file, most often because the disk is full. It is kept in the
+            log.
+        """
+        if self._closed:
+            return
         self._closed = True
-        self._db.close()
+        try:
+            if not self._immutable and self._log == self._log_now():
+                with _explained(self.path):  # SQLite does the same when it closes, but would not say that it failed
+                    self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        finally:
+            self._db.close()
 
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with suppress(InputError) if kind is not None else nullcontext():  # the first error says more
+            self.close()
+
+    def _check_own_tables(self) -> None:
+        with self._reading() as db:
+            present = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+        if lacking := [name for name in (*_OWN_COLUMNS, *_OWN_INDICES) if name not in present]:
+            raise InputError(
+                f"{self.path}: lacks {lacking[0]}, which tiepoint adds to a database, and cannot be written to; work "
+                "on a copy"
+            )
 
     # ---- images ----
 
@@ -361,39 +410,37 @@ class Store:
         ArgumentError
             Two images of different size are to share a camera.
         InputError
-            The database cannot be written to.
+            The database cannot be written to, or a name leads out of the folder of the photographs.
         """
         with self._transaction() as db:
             known = dict(db.execute("SELECT name, image_id FROM images"))
             first = {new.name: new for new in reversed(images)}  # of several with one name
-            entered = _enter(db, [new for new in images if new.name not in known and first[new.name] is new])
-        known.update(entered)
+            fresh = [new for new in images if new.name not in known and first[new.name] is new]
+            for new in fresh:
+                check_image_name(new.name, "add_images")
+            known.update(_enter(db, fresh))
         return {new.name: known[new.name] for new in images}
 
     def images(self) -> list[StoredImage]:
-        """Return all photographs, sorted by name; those that share a camera hold the same object."""
-        pycolmap = import_pycolmap()
-        with self._reading() as db:
-            cameras = {
-                row[0]: pycolmap.Camera(
-                    camera_id=row[0],
-                    model=pycolmap.CameraModelId(row[1]),
-                    width=row[2],
-                    height=row[3],
-                    params=np.frombuffer(row[4], np.float64),
-                    has_prior_focal_length=bool(row[5]),
-                )
-                for row in db.execute("SELECT camera_id, model, width, height, params, prior_focal_length FROM cameras")
-            }
+        """Return all photographs, sorted by name; those that share a camera hold the same object.
+
+        Raises
+        ------
+        InputError
+            A camera or a position is damaged, or a name leads out of the folder of the photographs
+            (`tiepoint.io.files.check_image_name`).
+        """
+        with self._reading() as db, self._well_formed("images"):
+            cameras = {row[0]: _camera(*row) for row in db.execute(f"SELECT {_COLUMNS['cameras']} FROM cameras")}
             priors = db.execute(
                 "SELECT corr_data_id, position FROM pose_priors WHERE corr_sensor_type = 0 AND coordinate_system = ?",
                 (_WGS84,),
             )
-            positions = {image_id: tuple(np.frombuffer(blob, np.float64).tolist()) for image_id, blob in priors}
+            positions = {image_id: tuple(_numbers(blob, np.float64, 3).tolist()) for image_id, blob in priors}
             return [
                 StoredImage(
                     image_id,
-                    name,
+                    check_image_name(name, self.path),
                     camera_id,
                     cameras[camera_id],
                     (cameras[camera_id].width, cameras[camera_id].height),
@@ -409,7 +456,10 @@ class Store:
     def fingerprints(self) -> dict[int, FileFingerprints]:
         """Return image id -> the files that the image was made of, for the images of which that is known."""
         with self._reading() as db:
-            rows = db.execute("SELECT image_id, kind, bytes, modified, changed, digest FROM tiepoint_files").fetchall()
+            rows = db.execute(
+                "SELECT image_id, kind, bytes, modified, changed, digest "
+                "FROM tiepoint_files JOIN images USING (image_id)"
+            ).fetchall()
         found: dict[int, FileFingerprints] = {}
         for image_id, kind, *values in rows:
             found.setdefault(image_id, {})[kind] = Fingerprint(*values)
@@ -428,6 +478,8 @@ class Store:
 
     def rename_images(self, names: Mapping[int, str]) -> None:
         """Give images (by id) other names; they keep their features and pairs."""
+        for name in names.values():
+            check_image_name(name, "rename_images")
         ids = [int(image_id) for image_id in names]
         with self._transaction() as db:
             # By way of names that no file has, because a may become b while b becomes a.
@@ -516,7 +568,8 @@ class Store:
         Raises
         ------
         ArgumentError
-            An id that is not in the store, or features made of a photograph of another size.
+            An id that is not in the store, features made of a photograph of another size, or with keypoints outside
+            of it, or with numbers that are not finite.
         InputError
             The database cannot be written to.
         """
@@ -548,7 +601,12 @@ class Store:
     def keypoint_counts(self) -> dict[int, int]:
         """Return image id -> number of keypoints, for the images whose features are in the store."""
         with self._reading() as db:
-            return dict(db.execute("SELECT image_id, rows FROM keypoints"))
+            found = db.execute("SELECT image_id, rows, cols, coalesce(length(data), 0) FROM keypoints").fetchall()
+        with self._well_formed("keypoints"):
+            for image_id, rows, columns, size in found:
+                if rows * columns * 4 != size or rows < 0:
+                    raise ValueError(f"{rows!r}x{columns!r} numbers of image {image_id} in {size} bytes")
+        return {image_id: rows for image_id, rows, _, _ in found}
 
     def has_features(self) -> set[int]:
         """Return the ids of the images whose features are in the store, be it that none were found."""
@@ -570,7 +628,7 @@ class Store:
         ArgumentError
             No such image, or its features are not in the store.
         InputError
-            COLMAP made them by a method other than SIFT.
+            COLMAP made them by a method other than SIFT, or they are damaged.
         """
         image_id = int(image_id)
         with self._reading() as db:
@@ -584,7 +642,10 @@ class Store:
             if found is None:
                 raise ArgumentError(f"the features of image {image_id} are not in {self.path}; extract them first")
             n, columns, data, width, height, extractor, shape, scores, covariances = found
-            table = _array(data, np.float32, columns)
+            with self._well_formed(f"the keypoints of image {image_id}"):
+                table = _numbers(data, np.float32, n, columns) if n else np.zeros((0, 2), np.float32)
+                if table.shape[1] not in (2, 4, 6):
+                    raise ValueError(f"{columns} numbers each")
             if extractor is None:
                 kind = db.execute("SELECT type FROM descriptors WHERE image_id = ?", (image_id,)).fetchone()
                 if kind is None or kind[0] != _SIFT:
@@ -593,32 +654,37 @@ class Store:
                         "into a new database"
                     )
                 extractor, shape = "sift", "so" if columns > 2 else ""
-            values = self._descriptors(db, image_id) if descriptors else np.zeros((n, 0), np.float32)
-            if values.shape[1] == 0:  # of a dense matcher
-                values = np.zeros((n, 0), np.float32)
-        scales, orientations = _scale_and_orientation(table)
-        return Features(
-            keypoints=torch.from_numpy(table[:, :2] - np.float32(0.5)),
-            scores=torch.ones(n) if scores is None else torch.from_numpy(np.frombuffer(scores, np.float32).copy()),
-            descriptors=torch.from_numpy(values),
-            image_size=(width, height),
-            extractor=extractor,
-            scales=torch.from_numpy(scales) if "s" in shape else None,
-            orientations=torch.from_numpy(orientations) if "o" in shape else None,
-            covariances=None
-            if covariances is None
-            else torch.from_numpy(np.frombuffer(covariances, np.float32).reshape(n, 2, 2).copy()),
-        )
+            with self._well_formed(f"the features of image {image_id}"):
+                values = self._descriptors(db, image_id, n) if descriptors else np.zeros((n, 0), np.float32)
+                scores = np.ones(n, np.float32) if scores is None else _numbers(scores, np.float32, n)
+                covariances = None if covariances is None else _numbers(covariances, np.float32, n, 2, 2)
+                scales, orientations = _scale_and_orientation(table)
+                features = Features(
+                    keypoints=torch.from_numpy(table[:, :2] - np.float32(0.5)),
+                    scores=torch.from_numpy(scores),
+                    descriptors=torch.from_numpy(values),
+                    image_size=(width, height),
+                    extractor=str(extractor),
+                    scales=torch.from_numpy(scales) if "s" in shape else None,
+                    orientations=torch.from_numpy(orientations) if "o" in shape else None,
+                    covariances=None if covariances is None else torch.from_numpy(covariances),
+                )
+                if fault := fault_of(features):
+                    raise ValueError(fault)
+        return features
 
-    def _descriptors(self, db: sqlite3.Connection, image_id: int) -> NDArray[Any]:
+    def _descriptors(self, db: sqlite3.Connection, image_id: int, n: int) -> NDArray[Any]:
         own = db.execute("SELECT kind, cols, descriptors FROM tiepoint_features WHERE image_id = ?", (image_id,))
         kind, columns, data = own.fetchone() or ("colmap", 0, None)
         if kind == "float16":
-            return _array(data, np.float16, columns).astype(np.float32)
+            return _numbers(data, np.float16, n, columns).astype(np.float32)
         if kind == "bits":
-            return _array(data, np.uint8, columns).copy()
-        columns, data = db.execute("SELECT cols, data FROM descriptors WHERE image_id = ?", (image_id,)).fetchone()
-        values = _array(data, np.uint8, columns).astype(np.float32)
+            return _numbers(data, np.uint8, n, columns)
+        if kind != "colmap":
+            raise ValueError(f"descriptors of the kind {kind!r}")
+        found = db.execute("SELECT cols, data FROM descriptors WHERE image_id = ?", (image_id,)).fetchone()
+        columns, data = found or (128, None)
+        values = _numbers(data, np.uint8, n, columns).astype(np.float32)
         return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1)
 
     # ---- pairs ----
@@ -626,7 +692,8 @@ class Store:
     def write_matches(self, items: Iterable[PairResult]) -> None:
         """Write the matches of some pairs, and the geometry of those that were verified, in one transaction.
 
-        What was there of a pair is replaced; if the new result is not verified, the old geometry goes.
+        What was there of a pair is replaced; if the new result is not verified, the old geometry goes. Of a pair that
+        is given twice, in whatever order of its images, the last result counts.
 
         Parameters
         ----------
@@ -639,7 +706,7 @@ class Store:
         InputError
             The database cannot be written to.
         """
-        batch = list(items)
+        batch = list({_pair_id(item.id0, item.id1): item for item in items}.values())
         with self._reading() as db:
             counts = {}
             for image_id in {int(i) for item in batch for i in (item.id0, item.id1)}:
@@ -664,7 +731,7 @@ class Store:
 
     def matched_pair_ids(self) -> NDArray[np.int64]:
         """Return the ids (see `pair_ids`) of all pairs that were matched, sorted: int64 (P,), 8 bytes a pair."""
-        with self._reading() as db:
+        with self._reading() as db, self._well_formed("matches"):
             ids = (pair_id for (pair_id,) in db.execute("SELECT pair_id FROM matches INDEXED BY tiepoint_matched"))
             return np.sort(np.fromiter(ids, np.int64))
 
@@ -678,7 +745,7 @@ class Store:
 
     def verified_pair_ids(self) -> NDArray[np.int64]:
         """Return the ids of all pairs that were verified, be it that no geometry was found, sorted: int64 (P,)."""
-        with self._reading() as db:
+        with self._reading() as db, self._well_formed("two-view geometries"):
             found = db.execute("SELECT pair_id FROM two_view_geometries INDEXED BY tiepoint_verified")
             return np.sort(np.fromiter((pair_id for (pair_id,) in found), np.int64))
 
@@ -689,24 +756,37 @@ class Store:
         -------
         PairMatches or None
             None if the pair was not matched yet.
+
+        Raises
+        ------
+        InputError
+            The matches are damaged, or of keypoints that do not exist.
         """
+        first, second = sorted((int(id0), int(id1)))
         with self._reading() as db:
             row = db.execute(
-                "SELECT m.data, t.scores, t.overlaps FROM matches AS m LEFT JOIN tiepoint_matches AS t USING (pair_id) "
-                "WHERE pair_id = ?",
-                (_pair_id(id0, id1),),
+                "SELECT m.rows, m.data, t.scores, t.overlaps, (SELECT rows FROM keypoints WHERE image_id = ?), "
+                "(SELECT rows FROM keypoints WHERE image_id = ?) "
+                "FROM matches AS m LEFT JOIN tiepoint_matches AS t USING (pair_id) WHERE pair_id = ?",
+                (first, second, _pair_id(id0, id1)),
             ).fetchone()
         if row is None:
             return None
-        data, scores, overlaps = row
-        indices = _indices(data, swap=id0 > id1)
+        with self._well_formed(f"the matches of images {first} and {second}"):
+            count, data, scores, overlaps, *have = row
+            indices = _indices(count, data, have)
+            if scores is not None and len(scores) != 4 * count:
+                scores = None  # of matches that COLMAP has replaced
+            values = np.ones(count, np.float32) if scores is None else _numbers(scores, np.float32, count)
+            if not np.isfinite(values).all():
+                raise ValueError("scores that are not finite")
+        indices = indices[:, :: -1 if id0 > id1 else 1]
         order = np.lexsort(indices.T[::-1])
-        values = np.ones(len(indices), np.float32) if scores is None else np.frombuffer(scores, np.float32)
         return PairMatches(indices[order], values[order], None if overlaps is None else bool(overlaps))
 
     def verified_pairs(self) -> dict[tuple[int, int], int]:
         """Return the pairs (smaller id, larger id) with a two-view geometry -> the number of its inliers, above 0."""
-        with self._reading() as db:
+        with self._reading() as db, self._well_formed("two-view geometries"):
             found = db.execute(
                 "SELECT pair_id, rows FROM two_view_geometries INDEXED BY tiepoint_verified WHERE rows > 0"
             )
@@ -716,33 +796,52 @@ class Store:
         return dict(zip(zip(smaller, larger, strict=True), table[:, 1].tolist(), strict=True))
 
     def geometry(self, id0: int, id1: int) -> StoredGeometry | None:
-        """Return the two-view geometry from image ``id0`` to image ``id1``; None if the pair was not verified."""
+        """Return the two-view geometry from image ``id0`` to image ``id1``; None if the pair was not verified.
+
+        Raises
+        ------
+        InputError
+            It is damaged, or its matches are of keypoints that do not exist.
+        """
+        first, second = sorted((int(id0), int(id1)))
         with self._reading() as db:
             row = db.execute(
-                "SELECT data, config, F, E, H, qvec, tvec FROM two_view_geometries WHERE pair_id = ?",
-                (_pair_id(id0, id1),),
+                "SELECT (SELECT rows FROM keypoints WHERE image_id = ?), "
+                "(SELECT rows FROM keypoints WHERE image_id = ?), rows, data, config, F, E, H, qvec, tvec "
+                "FROM two_view_geometries WHERE pair_id = ?",
+                (first, second, _pair_id(id0, id1)),
             ).fetchone()
         if row is None:
             return None
-        data, config, *blobs = row
-        F, E, H, q, t = (None if blob is None else np.frombuffer(blob, np.float64).copy() for blob in blobs)
-        F, E, H = (None if matrix is None else matrix.reshape(3, 3) for matrix in (F, E, H))
-        model = F, E, H, None if q is None else rotation_of(q), t
-        if id0 > id1:
-            model = _inverse(*model)
-        indices = _indices(data, swap=id0 > id1)
+        with self._well_formed(f"the geometry of images {first} and {second}"):
+            *have, count, data, config, F, E, H, q, t = row
+            indices = _indices(count, data, have)
+            F, E, H = (None if blob is None else _numbers(blob, np.float64, 3, 3) for blob in (F, E, H))
+            R = None if q is None else rotation_of(_numbers(q, np.float64, 4))
+            t = None if t is None else _numbers(t, np.float64, 3)
+            if config not in range(len(CONFIGS)):
+                raise ValueError(f"its kind is {config!r}")
+            model = (F, E, H, R, t) if id0 < id1 else _inverse(F, E, H, R, t)
+        indices = indices[:, :: -1 if id0 > id1 else 1]
         return StoredGeometry(indices[np.lexsort(indices.T[::-1])], CONFIGS[config], *model)
 
     # ---- the file ----
 
     def _connect(self) -> sqlite3.Connection:
         with _explained(self.path):
-            db = _connect(self.path)
-            db.execute("PRAGMA journal_mode = WAL")
-            # In this mode a power failure may undo the last transactions, a dying process none; neither does harm.
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("PRAGMA foreign_keys = ON")
-            db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # makes the log exist
+            db = _connect(self.path, self._immutable)
+            if self._immutable:
+                self._log = None
+                return db
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                # In this mode a power failure may undo the last transactions, a dying process none; neither does harm.
+                db.execute("PRAGMA synchronous = NORMAL")
+                db.execute("PRAGMA foreign_keys = ON")
+                db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # makes the log exist
+            except BaseException:
+                db.close()
+                raise
             self._log = self._log_now()
         return db
 
@@ -758,11 +857,26 @@ class Store:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         if self._closed:
             raise ArgumentError(f"{self.path}: the store is closed; open it again with Store.open")
-        if self._log != self._log_now():  # pycolmap took it away, after moving its content into the database
+        if (
+            not self._immutable and self._log != self._log_now()
+        ):  # pycolmap took it away, after moving its content into the database
             self._db.close()
             self._db = self._connect()
         with _explained(self.path):
             yield self._db
+
+    @contextmanager
+    def _well_formed(self, what: str) -> Iterator[None]:
+        """Say what is damaged where the content of the file makes no sense."""
+        try:
+            yield
+        except TiepointError:
+            raise
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, np.linalg.LinAlgError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"{self.path}: damaged: {what} ({reason}); go back to a copy, or start with a new one"
+            ) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -829,6 +943,9 @@ _OWN_TABLES = (
 )
 
 
+_OWN_INDICES = ("tiepoint_matched", "tiepoint_verified")
+
+
 def _enter(
     db: sqlite3.Connection, images: Sequence[NewImage], there: Mapping[str, int] = MappingProxyType({})
 ) -> dict[str, int]:
@@ -890,27 +1007,44 @@ def _enter(
 
 
 def _create(path: Path) -> None:
-    """Make an empty COLMAP database, whole or not at all."""
+    """Make an empty COLMAP database, whole or not at all.
+
+    COLMAP does not notice when a disk is full. So it makes the file elsewhere, and what it made is checked and copied.
+    """
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
-    with atomic(path) as temporary:
-        try:
-            import_pycolmap().Database.open(temporary).close()
-        except RuntimeError as error:
-            raise InputError(
-                f"{path}: the database cannot be made; is there space on the disk, and permission to write to "
-                f"{path.parent}?"
-            ) from error
+    pycolmap = import_pycolmap()
+    try:
+        with scratch_folder() as folder:
+            made = folder / "database.db"
+            pycolmap.Database.open(made).close()
+            Store.open(made).close()  # adds our own tables
+            content = made.read_bytes()
+    except (RuntimeError, OSError, InputError) as error:
+        raise InputError(
+            f"{path}: the database cannot be made: no space for temporary files ({error}); free some, or name another "
+            "folder in the environment variable TMPDIR"
+        ) from error
+    try:
+        with atomic(path) as temporary:
+            temporary.write_bytes(content)
+    except InputError as error:
+        raise InputError(f"{path}: the database cannot be made: {error.__cause__ or error}") from error
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open a file that exists; SQLite would make one where there is none."""
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=60, isolation_level=None)
+def _connect(path: Path, immutable: bool = False) -> sqlite3.Connection:
+    """Open a file that exists; SQLite would make one where there is none.
+
+    ``immutable`` is SQLite's word for a file that nobody changes: it is read without the log beside it, which could not
+    be made where nothing can be written.
+    """
+    how = "mode=ro&immutable=1" if immutable else "mode=rw"
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=60, isolation_level=None)
 
 
-def _check_version(path: Path, installed: str) -> None:
+def _check_version(path: Path, installed: str, immutable: bool = False) -> None:
     """Raise `InputError` unless this is a COLMAP database with the tables and columns that are used here."""
-    with _explained(path), closing(_connect(path)) as db:
+    with _explained(path), closing(_connect(path, immutable)) as db:
         version = db.execute("PRAGMA user_version").fetchone()[0]  # 4020100 is 4.2.1
         present = {
             table: {row[1] for row in db.execute(f"PRAGMA table_info({table})")}  # of a table that is not there: none
@@ -947,10 +1081,13 @@ def _explained(path: Path) -> Iterator[None]:
                 raise  # a fault of ours
             advice = "check the disk and the permissions"
         raise InputError(f"{path}: {reason}; {advice}") from error
+    except UnicodeDecodeError as error:  # the message of an SQLite error that quotes the file
+        raise InputError(f"{path}: damaged; go back to a copy, or start with a new one") from error
 
 
 _ADVICE = {
     "disk is full": "free some space and run the same again: what was written before is kept",
+    "disk I/O error": "is the disk full, or failing? What was written before is kept",
     "readonly": "give the right to write to the file and its folder, or work on a copy",
     "unable to open": "if it is there, give the right to write to it and its folder, or work on a copy",
     "locked": "another program has been writing to it for a minute; wait until it is done, or end it",
@@ -959,8 +1096,32 @@ _ADVICE = {
 }
 
 
+def fault_of(features: Features) -> str:
+    """Return what no extractor would say of a photograph, or an empty string.
+
+    Examples
+    --------
+    >>> f = Features(torch.tensor([[9.0, 0.0]]), torch.ones(1), torch.eye(4)[:1], (8, 8), "mine")
+    >>> fault_of(f)
+    'a keypoint at (9, 0), outside of the picture of 8x8 pixels'
+    """
+    for name in ("keypoints", "scores", "descriptors", "scales", "orientations", "covariances"):
+        value = getattr(features, name)
+        if value is not None and value.is_floating_point() and not torch.isfinite(value).all():
+            return f"{name} that are not finite numbers"
+    size = torch.tensor(features.image_size, dtype=torch.float32, device=features.keypoints.device)
+    # Pixels end half a pixel beyond their centres; another half for what is placed between pixels.
+    outside = ((features.keypoints < -1) | (features.keypoints > size)).any(dim=1)
+    if outside.any():
+        x, y = features.keypoints[outside][0].tolist()
+        return f"a keypoint at ({x:g}, {y:g}), outside of the picture of {size[0]:g}x{size[1]:g} pixels"
+    return ""
+
+
 def _feature_rows(image_id: int, features: Features) -> dict[str, tuple[Any, ...]]:
     """Return table -> row."""
+    if fault := fault_of(features):
+        raise ArgumentError(f"image {image_id}: features with {fault}")
     parts = [
         None if part is None else part.detach().cpu().numpy().astype(np.float32, copy=False)
         for part in (features.keypoints, features.scales, features.orientations)
@@ -1073,13 +1234,44 @@ def _blob(array: NDArray[Any]) -> bytes | None:
     return array.tobytes() if array.size else None
 
 
-def _array(blob: bytes | None, dtype: type, columns: int) -> NDArray[Any]:
+def _numbers(blob: bytes | None, dtype: type, *shape: int) -> NDArray[Any]:
+    """Return an array of its own that was stored as its bytes; NULL stands for no rows.
+
+    Raises
+    ------
+    ValueError
+        The bytes are not those of an array of this shape, or there are none.
+    """
     values: NDArray[Any] = np.frombuffer(blob or b"", dtype)
-    return values.reshape(-1, columns) if values.size else np.zeros((0, columns), dtype)
+    if min(shape) < 0 or values.size != math.prod(shape):
+        raise ValueError(f"{values.size} numbers instead of {' x '.join(map(str, shape))}")
+    return values.reshape(shape).copy()
 
 
-def _indices(blob: bytes | None, swap: bool) -> NDArray[np.int64]:
-    return _array(blob, np.uint32, 2)[:, :: -1 if swap else 1].astype(np.int64)
+def _indices(count: int, blob: bytes | None, have: list[int | None]) -> NDArray[np.int64]:
+    """Return matches (K, 2) of keypoints, of which two images have so many, where that is known."""
+    indices = _numbers(blob, np.uint32, count, 2).astype(np.int64)
+    for column, most in zip(indices.T, have, strict=True):
+        if most is not None and column.max(initial=-1) >= most:
+            raise ValueError(f"a match of keypoint {column.max()}, of {most}")
+    return indices
+
+
+def _camera(camera_id: int, model: int, width: int, height: int, params: bytes, prior: int) -> pycolmap.Camera:
+    """Return a camera as a row of the database describes it; raises `ValueError` if that makes no sense."""
+    pycolmap = import_pycolmap()
+    values = np.frombuffer(params, np.float64)
+    camera = pycolmap.Camera(
+        camera_id=camera_id,
+        model=pycolmap.CameraModelId(model),
+        width=width,
+        height=height,
+        params=values,
+        has_prior_focal_length=bool(prior),
+    )
+    if not camera.verify_params() or not np.isfinite(values).all() or min(width, height) < 1:
+        raise ValueError(f"camera {camera_id}: {width}x{height} pixels, parameters {values.tolist()}")
+    return camera
 
 
 def _inverse(

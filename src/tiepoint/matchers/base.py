@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..devices import plain_torch
 from ..errors import ArgumentError
 from ..types import Features, Matches
 
@@ -28,6 +29,11 @@ class Matcher(ABC):
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):  # where networks are made
+            cls.__init__ = plain_torch(keep_seed=True)(cls.__init__)  # type: ignore[method-assign]
+
     @abstractmethod
     def _match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
         """Match pairs whose two sides are never empty and already on ``self.device``."""
@@ -45,6 +51,7 @@ class Matcher(ABC):
         """
         return self.match_many([(features0, features1)])[0]
 
+    @plain_torch()
     def match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
         """Match many pairs, of any numbers of keypoints; the result equals matching one by one.
 

@@ -17,8 +17,9 @@ Two things differ from the paper's own code, neither of them in what is computed
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import weights as weights_module
-from ..errors import ArgumentError
+from ..errors import ArgumentError, WeightsError
 from ..features.steerable import length, steer
 from ..types import Features, Matches
 from .base import Matcher, Pair, make_matches
@@ -95,11 +96,9 @@ class LightGlueConfig:
                 raise ArgumentError(f"{name} needs {self.layers - 1} values, not {len(schedule)}")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LightGlueConfig:
-        """Read the configuration from a weights file's metadata (JSON has lists where we have tuples)."""
-        known = {f.name for f in fields(cls)}
-        ours: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        return cls(**ours)
+    def from_dict(cls, values: Mapping[str, Any], source: str | os.PathLike[str] = "these weights") -> LightGlueConfig:
+        """Read the configuration that a weights file carries, see `tiepoint.weights.read_config`."""
+        return weights_module.read_config(cls, values, source)
 
 
 class Layout:
@@ -460,9 +459,12 @@ _WAVES = torch.tensor(
         for wave in (1.0, 2.2, 5.0)
         for direction in (0.0, math.pi / 4, math.pi / 2, 3 * math.pi / 4)
     ]
-    + [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.8, 0.0], [0.0, 0.0, 1.6, 0.0]]
+    + [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.8, 0.0], [0.0, 0.0, 1.6, 0.0]],
+    dtype=torch.float32,  # whatever the user has chosen as defaults before this is imported
+    device="cpu",
 )
-_WAVE_WEIGHTS = torch.tensor([1.0] * 12 + [2.0] * 4)  # as much for orientation and scale together as for two octaves
+# As much for orientation and scale together as for two octaves.
+_WAVE_WEIGHTS = torch.tensor([1.0] * 12 + [2.0] * 4, dtype=torch.float32, device="cpu")
 FRAME_CODE = 2 * len(_WAVES)
 
 
@@ -557,16 +559,21 @@ class LightGlue(Matcher):
                 )
             weights = WEIGHTS_FOR[features]
         state, config = weights_module.load(weights)
-        self.config = LightGlueConfig.from_dict(config or shape_of_upstream(state))
+        try:
+            self.config = LightGlueConfig.from_dict(config or shape_of_upstream(state), weights)
+            if any(name.endswith("Wqkv.weight") for name in state):
+                state = from_upstream(state, self.config.heads)
+        except (KeyError, IndexError, ValueError, RuntimeError, ZeroDivisionError) as error:
+            raise WeightsError(f"{weights}: these are not weights of a LightGlue: {error}") from error
         self.features = self.config.features or tuple(f for f, name in WEIGHTS_FOR.items() if name == weights)
         self.adaptive = adaptive
         self.precision = precision
         self.match_threshold = self.config.match_threshold if match_threshold is None else match_threshold
-        if any(name.endswith("Wqkv.weight") for name in state):
-            state = from_upstream(state, self.config.heads)
         if features and self.config.features and features not in self.config.features:
             raise ArgumentError(f"the weights {weights} match {', '.join(self.config.features)}, not {features}")
-        self.net = weights_module.load_into(LightGlueNet(self.config), state, weights)
+        with torch.device("meta"):
+            net = LightGlueNet(self.config)
+        self.net = weights_module.load_into(net, state, weights)
         self.net.to(self.device)
 
     def _check(self, features: Features) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -62,11 +62,9 @@ class SuperGlueConfig:
             raise ArgumentError(f"dim ({self.dim}) must be a multiple of heads ({self.heads})")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SuperGlueConfig:
-        """Read the configuration from a weights file's metadata (JSON has lists where we have tuples)."""
-        known = {f.name for f in fields(cls)}
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**{k: v for k, v in given.items() if k in known})
+    def from_dict(cls, values: Mapping[str, Any], source: str | os.PathLike[str] = "these weights") -> SuperGlueConfig:
+        """Read the configuration that a weights file carries, see `tiepoint.weights.read_config`."""
+        return weights_module.read_config(cls, values, source)
 
 
 class TokenNorm(nn.BatchNorm1d):
@@ -267,14 +265,16 @@ class SuperGlue(Matcher):
                 )
             weights = WEIGHTS_FOR[features]
         state, config = weights_module.load(weights)
-        self.config = SuperGlueConfig.from_dict(config)
+        self.config = SuperGlueConfig.from_dict(config, weights)
         self.match_threshold = self.config.match_threshold if match_threshold is None else match_threshold
         if "bin_score" in state:
             try:
                 state = from_upstream(state, self.config.heads)
             except (KeyError, ValueError, RuntimeError) as error:
                 raise WeightsError(f"{weights}: these are not weights of a {self.config}: {error}") from error
-        self.net = weights_module.load_into(SuperGlueNet(self.config), state, weights)
+        with torch.device("meta"):
+            net = SuperGlueNet(self.config)
+        self.net = weights_module.load_into(net, state, weights)
         self.net.fold()
         self.net.to(self.device)  # after folding, because not every device has float64
 

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from .. import features as extractors
 from ..errors import ArgumentError, InputError, TiepointError
 from ..features import Extractor
-from ..io.files import atomic
+from ..io.files import atomic, read_json
 from ..types import Features
 from . import ground_truth, homographies, photometric, scenes
 from ._random import seeded
@@ -321,7 +321,7 @@ class ChunkMaker:
         mine = json.loads(json.dumps(told))
         note = self.folder / "pairs.json"
         if note.exists():
-            theirs = json.loads(note.read_text())
+            theirs = read_json(note)
             if differing := [name for name in mine if mine[name] != theirs.get(name)]:
                 what = "; ".join(f"{name} is {theirs.get(name)} there and {mine[name]} here" for name in differing)
                 raise InputError(f"{self.folder} holds chunks of other pairs: {what}. Give another folder")

@@ -27,6 +27,7 @@ from .. import devices
 from .. import features as extractors
 from .. import weights as weights_module
 from ..errors import ArgumentError, InputError
+from ..io.files import check_output
 from ..io.folders import list_images
 from ..matchers.lightglue import LightGlue, LightGlueConfig
 from ..types import Features, Matches
@@ -411,10 +412,11 @@ def calibrate_file(
             if target.is_dir()
             else target.with_name(f"{target.stem}-calibrated.safetensors")
         )
+    check_output(output, (".safetensors",), inputs=[source, pairs_file, cache])
     state, told = weights_module.load(source)
     if told.get("training", {}).get("kind") != "lightglue":
         raise ArgumentError(f"{source} does not hold LightGlue weights of ours")
-    trained_on = pairs_from_dict(told["training"]["pairs"])
+    trained_on = pairs_from_dict(told["training"].get("pairs"))
     if features is not None:
         trained_on = replace(trained_on, features=features)
     matcher = LightGlue(trained_on.extractor, chosen_device, weights=str(source), match_threshold=match_threshold)
@@ -434,7 +436,7 @@ def calibrate_file(
             config = replace(trained_on, keypoints=keypoints)
             photos = build_cache(images, cache or Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
             try_extractor(photos, config, torch.device("cpu"))
-            seen = told["training"]["photographs"] == photos.digest
+            seen = told["training"].get("photographs") == photos.digest
             different = len(set(photos.sources[photos.held_out if seen else slice(None)].tolist()))
             if different < needed:
                 warnings.warn(

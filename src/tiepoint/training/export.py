@@ -61,9 +61,7 @@ def export_weights(
     suffix = ".safetensors" if layout == "tiepoint" else ".pth"
     name = f"{config['features'][0]}-{kind}" if "features" in config else kind
     path = Path(output) if output else (source.parent if source == Path(run) else Path(run)) / f"{name}{suffix}"
-    if path.exists() and path.samefile(source):
-        raise ArgumentError(f"{path} would overwrite what it is made from; give another name with -o")
-    check_output(path, (suffix,))
+    check_output(path, (suffix,), inputs=[source])
     note = ""
     if layout == "upstream":
         if kind != "lightglue":

@@ -411,16 +411,11 @@ def _colmap_views(
     model: Path, images: Path, depths: Path, intrinsics: Callable[[Any, Path], Matrix | None]
 ) -> list[View]:
     """List the images of a model that have a file, a depth map and ``intrinsics(camera, file)``."""
-    try:
-        import pycolmap
-    except ImportError as error:
-        raise MissingDependencyError("pycolmap", "map", "Reading COLMAP models") from error
     if not any((model / name).is_file() for name in ("cameras.bin", "cameras.txt")):
         raise InputError(f"{model}: no COLMAP model here (neither cameras.bin nor cameras.txt)")
-    try:
-        reconstruction = pycolmap.Reconstruction(str(model))
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise InputError(f"{model}: COLMAP cannot read this model: {error}") from error
+    from ..mapping.model_files import read_model  # here, because mapping needs more than training does
+
+    reconstruction = read_model(model)
     views, unlike = [], []
     for image in sorted(reconstruction.images.values(), key=lambda image: image.name):
         file, depth = images / image.name, _find_depth(depths, image.name)

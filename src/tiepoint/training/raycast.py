@@ -407,12 +407,12 @@ def shade(
 
 
 # Which local coordinates the normal of each shape follows: none on flat sides.
-_ROUND = torch.tensor([[0, 0, 0], [1, 1, 1], [1, 1, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
+_ROUND = torch.tensor([[0, 0, 0], [1, 1, 1], [1, 1, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.bool, device="cpu")
 
 
 def _in_shadow(world: World, point: torch.Tensor, toward_sun: torch.Tensor) -> torch.Tensor:
     """Say which points (B, 3, N) an object (not the room, nor the terrain) hides from the sun."""
-    hidden = torch.zeros_like(point[:, 0], dtype=torch.bool)
+    hidden = torch.zeros_like(point[:, 0], dtype=torch.bool, device="cpu")
     for number, shape in enumerate(world.shape[:-2]):
         rows = world.present[:, number].nonzero()[:, 0]
         if len(rows):

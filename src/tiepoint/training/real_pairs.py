@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from .. import features as extractors
 from .. import matchers, weights
 from ..errors import ArgumentError, InputError
-from ..io.files import atomic
+from ..io.files import atomic, read_json, read_text
 from ..types import Features
 from .cache import PhotoCache, source_of
 from .ground_truth import IGNORED, UNMATCHABLE, Labels
@@ -132,7 +132,11 @@ class RealPool:
             found = self._find()
             with atomic(path) as unfinished:
                 unfinished.write_text(json.dumps(found))
-        return [(int(a), int(b)) for a, b in json.loads(path.read_text())]
+        last = len(self.photos.names) - 1
+        pairs = [tuple(pair) if isinstance(pair, list) else () for pair in read_json(path, list)]
+        if not all(len(pair) == 2 and all(type(i) is int and 0 <= i <= last for i in pair) for pair in pairs):
+            raise InputError(f"{path}: holds what is no pair of the {last + 1} photographs; delete the folder")
+        return [(a, b) for a, b in pairs]
 
     def make(self) -> Iterator[tuple[int, int]]:
         """Let the teacher match the candidates that are left, and yield how many are done, and of how many."""
@@ -177,7 +181,7 @@ class RealPool:
         note = self.folder / "pool.json"
         mine = {"digest": self.digest, **asdict(self.config)}
         if note.exists():
-            if json.loads(note.read_text()).get("digest") != mine["digest"]:
+            if read_json(note).get("digest") != mine["digest"]:
                 raise InputError(f"{self.folder} holds other real pairs; give another folder, or delete it")
             return
         with atomic(note) as unfinished:
@@ -271,12 +275,8 @@ def _mutual(d0: torch.Tensor, d1: torch.Tensor) -> int:
 def _read_list(path: Path, photos: PhotoCache) -> list[tuple[int, int]]:
     """Read pairs of names; what follows them on a line is ignored."""
     rows = {name: row for row, name in enumerate(photos.names)}
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the list of pairs cannot be read ({error})") from error
     found = set()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         names = line.split()
         if not names or names[0].startswith("#"):
             continue

@@ -25,7 +25,7 @@ from PIL import Image
 
 from .. import __version__, devices
 from ..errors import ArgumentError, InputError
-from ..io.files import atomic
+from ..io.files import atomic, read_json
 from .batches import share_of
 from .cache import PhotoCache, build_cache, open_cache
 from .loop import FitConfig, fit, join_processes
@@ -153,8 +153,8 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(run) / "config.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return read_json(path)
+    except InputError as error:
         raise InputError(f"{run} is not the folder of a training run ({path.name} cannot be read: {error})") from error
 
 

@@ -23,7 +23,7 @@ from .. import features as extractors
 from .. import weights as weights_module
 from ..errors import ArgumentError, InputError
 from ..features.steerable import steer
-from ..io.files import atomic
+from ..io.files import atomic, read_json
 from ..matchers.lightglue import LightGlueConfig, LightGlueNet
 from ..matchers.nearest import NearestNeighbour
 from ..matchers.superglue import SuperGlueConfig, SuperGlueNet
@@ -507,15 +507,20 @@ def reopen(run: str | os.PathLike[str], workers: int | None = None, device: torc
 
 def preset_from(config: dict[str, Any]) -> Preset:
     """Read a preset from a run's configuration (JSON has lists where we have tuples)."""
-    rest = {name: config[name] for name in ("batch", "distinct", "fewest", "reframe", "held_out")}
-    return Preset(
-        LightGlueConfig.from_dict(config["model"]), pairs_from_dict(config["pairs"]), FitConfig(**config["fit"]), **rest
-    )
+    try:
+        rest = {name: config[name] for name in ("batch", "distinct", "fewest", "reframe", "held_out")}
+        model, pairs, fit = LightGlueConfig.from_dict(config["model"]), config["pairs"], FitConfig(**config["fit"])
+        return Preset(model, pairs_from_dict(pairs), fit, **rest)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the configuration of a run makes no sense ({error}); train anew") from error
 
 
-def pairs_from_dict(values: dict[str, Any]) -> PairConfig:
+def pairs_from_dict(values: Any) -> PairConfig:
     """Read a `PairConfig` from JSON, which has lists where we have tuples."""
-    return PairConfig(**{**values, "size": tuple(values["size"])})
+    try:
+        return PairConfig(**{**values, "size": tuple(values["size"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"what weights or a run say of their pairs makes no sense ({error}); train anew") from error
 
 
 def newest_weights(run: str | os.PathLike[str], calibrated: bool = True) -> Path:
@@ -603,7 +608,7 @@ def _baseline(batches: list[Batch], features: str, folder: Path) -> dict[str, di
         told = {ratio: {"precision": s.precision, "recall": s.recall} for ratio, s in found.items()}
         with atomic(path) as unfinished:
             unfinished.write_text(json.dumps(told, indent=1))
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 class _Board:

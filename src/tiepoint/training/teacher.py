@@ -26,7 +26,7 @@ from .. import weights
 from ..errors import ArgumentError, InputError
 from ..features.base import resized
 from ..features.cairn import DIAMETER
-from ..io.files import atomic
+from ..io.files import atomic, read_json
 from ..io.images import resize
 from .batches import in_order
 from .cache import PhotoCache
@@ -161,9 +161,9 @@ class Answers:
 
     def _check(self, about: Path) -> dict[str, Any]:
         try:
-            there = json.loads(about.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{about}: cannot be read ({error}); delete the folder, or give another one") from error
+            there: dict[str, Any] = read_json(about)
+        except InputError as error:
+            raise InputError(f"{error}; delete the folder, or give another one") from error
         here = self.identity
         if differing := [name for name in here if there.get(name) != here[name]]:
             what = "; ".join(f"{name} is {there.get(name)} there and {here[name]} here" for name in differing)

@@ -15,8 +15,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError
-from ..io.files import atomic
+from ..io.files import atomic, check_output
 from ..io.images import resize
 from ..types import Image, Matches
 
@@ -50,11 +49,9 @@ def write_page(
     Raises
     ------
     ArgumentError
-        The name does not end in .html.
+        The name does not end in .html, or the folder does not exist.
     """
-    target = Path(path)
-    if target.suffix.lower() != ".html":
-        raise ArgumentError(f"{target}: the page's name must end in .html")
+    target = check_output(path, (".html",), inputs=[image0.name, image1.name])
     rows = np.column_stack([matches.points0, matches.points1, matches.scores]).astype(np.float64)
     data = {
         "images": [_embed(image0), _embed(image1)],

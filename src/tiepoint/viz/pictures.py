@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, MissingDependencyError
-from ..io.files import atomic
+from ..io.files import atomic, check_output
 from ..io.images import resize
 from ..types import Features, Image, Matches
 
@@ -61,7 +61,7 @@ def plot_matches(
     Raises
     ------
     ArgumentError
-        Unknown suffix or colour, or ``color="inlier"`` without ``inliers``.
+        Unknown suffix, no such folder, one of the photographs or colour, or ``color="inlier"`` without ``inliers``.
     MissingDependencyError
         matplotlib is not installed.
     """
@@ -69,7 +69,7 @@ def plot_matches(
         raise ArgumentError(f"color must be 'score' or 'inlier', not {color!r}")
     if color == "inlier" and inliers is None:
         raise ArgumentError("color='inlier' needs inliers: estimate a geometry first")
-    target = _check(path)
+    target = _check(path, image0, image1)
 
     title = _count(len(matches), "match", "matches")
     if inliers is not None:
@@ -133,13 +133,13 @@ def plot_pruning(
     Raises
     ------
     ArgumentError
-        Unknown suffix, or the matcher does not tell where it pruned.
+        Unknown suffix, no such folder, one of the photographs, or the matcher does not tell where it pruned.
     MissingDependencyError
         matplotlib is not installed.
     """
     if matches.stop_layer is None or matches.prune_layer0 is None or matches.prune_layer1 is None:
         raise ArgumentError("this matcher has no layers at which points are pruned; try matcher 'lightglue'")
-    target = _check(path)
+    target = _check(path, image0, image1)
     layout = Layout.of(image0, image1)
     figure, axes = layout.draw(image0, image1, dim=0.45)
     last = matches.stop_layer
@@ -181,7 +181,7 @@ def plot_scores(matches: Matches, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ArgumentError
-        Unknown suffix.
+        Unknown suffix, no such folder, one of the photographs.
     MissingDependencyError
         matplotlib is not installed.
     """
@@ -252,12 +252,9 @@ class Layout:
         return figure, axes
 
 
-def _check(path: str | os.PathLike[str]) -> Path:
-    """Return ``path`` if a picture can be written there."""
-    target = Path(path)
-    if target.suffix.lower() not in SUFFIXES:
-        raise ArgumentError(f"{target}: a picture's name must end in {', '.join(SUFFIXES)}")
-    return target
+def _check(path: str | os.PathLike[str], *shown: Image) -> Path:
+    """Return ``path`` if a picture can be written there, and not over the photographs that it shows."""
+    return check_output(path, SUFFIXES, inputs=[image.name for image in shown])
 
 
 def _figure(width: float, height: float) -> Any:

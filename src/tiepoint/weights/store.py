@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import math
 import os
 import pickle
 import sys
@@ -15,19 +16,24 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import safetensors
 import safetensors.torch
 import torch
+from filelock import FileLock
 
 from ..errors import ArgumentError, WeightsError
-from ..io.files import atomic
+from ..io.files import atomic, parse_json
 from .registry import ENTRIES, Entry
 
 Net = TypeVar("Net", bound=torch.nn.Module)
+Config = TypeVar("Config")
 BUNDLED = Path(__file__).parent / "bundled"
 _METADATA_KEY = "tiepoint"
 _BLOCK = 1 << 20
@@ -71,16 +77,34 @@ def entry(name: str) -> Entry:
 
 
 def cache_dir() -> Path:
-    """Return the folder that `pull` fills: ``$TIEPOINT_CACHE/weights``, or the platform's cache directory."""
-    if chosen := os.environ.get("TIEPOINT_CACHE"):
-        base = Path(chosen).expanduser()
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "tiepoint"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches" / "tiepoint"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tiepoint"
+    """Return the folder that `pull` fills: ``$TIEPOINT_CACHE/weights``, or the platform's cache directory.
+
+    Raises
+    ------
+    WeightsError
+        There is no home folder, and no environment variable names another.
+    """
+    try:
+        if chosen := os.environ.get("TIEPOINT_CACHE"):
+            base = Path(chosen).expanduser()
+        elif sys.platform == "win32":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "tiepoint"
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches" / "tiepoint"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tiepoint"
+    except RuntimeError as error:
+        raise WeightsError(
+            "there is no home folder for weights; name a folder in the environment variable TIEPOINT_CACHE"
+        ) from error
     return base / "weights"
+
+
+def _cached(wanted: Entry) -> list[Path]:
+    """Return where the cache has, or would have, these weights: one path, none if there is no place for a cache."""
+    with suppress(WeightsError):
+        return [cache_dir() / wanted.file]
+    return []
 
 
 def resolve(name: str) -> Path:
@@ -205,13 +229,75 @@ def load(name_or_path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
     return state, config
 
 
-def load_into(net: Net, state: Mapping[str, torch.Tensor], source: str | os.PathLike[str]) -> Net:
-    """Give a network its weights and return it, ready for inference.
+def read_config(kind: type[Config], values: Mapping[str, Any], source: str | os.PathLike[str]) -> Config:
+    """Make a configuration of what a weights file says, which may be anything.
+
+    Parameters
+    ----------
+    kind : type
+        A frozen dataclass whose fields are numbers, flags, texts, or tuples of these, or None.
+    values : mapping
+        From `load`. What ``kind`` has no field for is passed over.
+    source : str or path
+        The file, for messages.
 
     Raises
     ------
     WeightsError
-        Names or shapes differ from the network's; ``source`` is named.
+        A value of another type, a number that is not finite or beyond all reason (sizes above 4096, above 64 layers),
+        or values that do not fit together.
+
+    Examples
+    --------
+    >>> from tiepoint.matchers.lightglue import LightGlueConfig
+    >>> read_config(LightGlueConfig, {"layers": 10**6}, "mine.safetensors")
+    Traceback (most recent call last):
+    ...
+    tiepoint.errors.WeightsError: mine.safetensors: the configuration says layers = 1000000, which no weights have
+    """
+    types = get_type_hints(kind)
+    given = {}
+    for field in fields(kind):  # type: ignore[arg-type]  # any dataclass
+        if field.name in values:
+            value = values[field.name]
+            given[field.name] = tuple(value) if isinstance(value, list) else value
+            limits = _LEAST.get(field.name, 1), _MOST.get(field.name, 4096)
+            if not _fits(given[field.name], types[field.name], limits):
+                shown = repr(value) if len(repr(value)) < 80 else type(value).__name__
+                raise WeightsError(f"{source}: the configuration says {field.name} = {shown}, which no weights have")
+    try:
+        return kind(**given)
+    except ArgumentError as error:
+        raise WeightsError(f"{source}: the configuration makes no sense: {error}") from error
+
+
+_LEAST = {"depth": 0, "harmonics": 0}
+_MOST = {"layers": 64, "levels": 32, "heads": 64, "depth": 64, "sinkhorn_iterations": 10_000}
+
+
+def _fits(value: Any, kind: Any, limits: tuple[int, int]) -> bool:
+    """Whether a value is of a type, and no number beyond all reason."""
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, one, limits) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and len(value) <= 64 and all(_fits(v, get_args(kind)[0], limits) for v in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind is int:
+        return type(value) is int and limits[0] <= value <= limits[1]
+    return type(value) is (kind if kind is not None else type(None))
+
+
+def load_into(net: Net, state: Mapping[str, torch.Tensor], source: str | os.PathLike[str]) -> Net:
+    """Give a network its weights and return it, ready for inference.
+
+    A network that was made under ``torch.device("meta")`` has cost neither memory nor random numbers until here, and
+    takes the tensors of ``state`` as its own.
+
+    Raises
+    ------
+    WeightsError
+        Names or shapes differ from the network's, or numbers are not finite; ``source`` is named.
     """
     here, there = ({k: tuple(v.shape) for k, v in s.items()} for s in (net.state_dict(), state))
     if differing := [k for k in sorted({*here, *there}) if here.get(k) != there.get(k)]:
@@ -220,7 +306,13 @@ def load_into(net: Net, state: Mapping[str, torch.Tensor], source: str | os.Path
             f"{source}: these are not weights of {type(net).__name__}: {len(differing)} tensors differ; {first} is "
             f"{there.get(first, 'missing')} there and {here.get(first, 'unknown')} here"
         )
-    net.load_state_dict(state)
+    if wrong := [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]:
+        raise WeightsError(f"{source}: {wrong[0]} holds numbers that are not finite; the file is damaged")
+    if any(parameter.is_meta for parameter in net.parameters()):
+        dtypes = {k: v.dtype for k, v in net.state_dict().items()}
+        net.load_state_dict({k: v.to(dtypes[k]) for k, v in state.items()}, assign=True)
+    else:
+        net.load_state_dict(state)
     return net.eval().requires_grad_(False)
 
 
@@ -244,7 +336,7 @@ def pull(name: str, progress: Callable[[int, int | None], None] | None = None) -
     """Download weights from upstream into the cache, unless a good file is on this machine already.
 
     An interrupted download leaves a ``.part`` file, which the next call continues. The file gets its name
-    only after its SHA-256 was found right.
+    only after its SHA-256 was found right. Of several processes that want the same file, one downloads it.
 
     Parameters
     ----------
@@ -275,15 +367,20 @@ def pull(name: str, progress: Callable[[int, int | None], None] | None = None) -
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _download(wanted, wanted.url, part, progress)
+        lock = target.with_name(target.name + ".lock")
+        with FileLock(lock):  # another process may be at it
+            if not available(name):
+                _download(wanted, wanted.url, part, progress)
+                fault = _fault(wanted, part)
+                if fault is not None:
+                    part.unlink()
+                    raise WeightsError(f"{wanted.url} did not send the file on record: {fault}; nothing was kept")
+                part.replace(target)
+            with suppress(OSError):  # who waits for it will find the weights
+                lock.unlink()
     except (OSError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
         raise WeightsError("\n".join([f"could not download {wanted.url}: {error}", *_ways(wanted)])) from error
-    fault = _fault(wanted, part)
-    if fault is not None:
-        part.unlink()
-        raise WeightsError(f"{wanted.url} did not send the file on record: {fault}; nothing was kept")
-    part.replace(target)
-    return target
+    return resolve(name)
 
 
 def _download(wanted: Entry, url: str, part: Path, progress: Callable[[int, int | None], None] | None) -> None:
@@ -321,10 +418,9 @@ def _download(wanted: Entry, url: str, part: Path, progress: Callable[[int, int 
 
 def _candidates(wanted: Entry) -> list[Path]:
     """Return where the file may lie, best place first."""
-    cached = cache_dir() / wanted.file
     if wanted.sha256 is None:
-        return [cached]
-    paths = [BUNDLED / wanted.file, cached]
+        return _cached(wanted)
+    paths = [BUNDLED / wanted.file, *_cached(wanted)]
     if wanted.carrier is not None:
         spec = find_spec(wanted.carrier.package)  # of a top-level package: found without being imported
         folders = spec.submodule_search_locations if spec is not None else None
@@ -369,7 +465,8 @@ def _ways(wanted: Entry) -> list[str]:
     if wanted.url is not None and wanted.sha256 is not None:
         ways.append(f"tiepoint weights pull {wanted.name}")
     if wanted.url is not None:
-        ways.append(f"download {wanted.url} and put it, as {wanted.file}, into {cache_dir()}")
+        folder = next((path.parent for path in _cached(wanted)), "$TIEPOINT_CACHE/weights")
+        ways.append(f"download {wanted.url} and put it, as {wanted.file}, into {folder}")
     if wanted.url is not None and wanted.sha256 is None:
         ways.append("no SHA-256 of this file is on record: check yourself that it is the one you mean")
     lines = [f"licence: {wanted.licence}", *ways]
@@ -378,7 +475,9 @@ def _ways(wanted: Entry) -> list[str]:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     with safetensors.safe_open(path, framework="pt") as file:
-        config = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+        config = parse_json((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+        if odd := [key for key in ("training", "calibration") if not isinstance(config.get(key, {}), dict)]:
+            raise ValueError(f"what it says of its {odd[0]} makes no sense")
         return {key: file.get_tensor(key) for key in file.keys()}, config  # noqa: SIM118 (not a mapping)
 
 
