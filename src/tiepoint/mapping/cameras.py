@@ -280,8 +280,11 @@ def _camera(exif: Exif, model: str, focal: float | None) -> pycolmap.Camera:
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether there is such a file; a text that is no path at all, such as one of 300 letters, names none."""
-    return os.path.isfile(path)  # noqa: PTH113 - pathlib raises
+    """Whether there is such a file, or a pipe, which its reader refuses.
+
+    A text that is no path at all, such as one of 300 letters, names none.
+    """
+    return os.path.exists(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112 - pathlib raises
 
 
 def given_cameras(
