@@ -184,7 +184,7 @@ class Found:
     features: tuple[Features | None, Features | None] = (None, None)
 
 
-def climb(state: State, effort: Effort, budget: float | None = None) -> State:
+def climb(state: State, effort: Effort, budget: float | None = None, spent: float = 0.0) -> State:
     """Try rung after rung.
 
     Parameters
@@ -195,6 +195,8 @@ def climb(state: State, effort: Effort, budget: float | None = None) -> State:
         One pass on all keypoints; rungs until the evidence is `CONVINCING`; or all rungs.
     budget : float, optional
         No rung but the first begins after this many seconds.
+    spent : float
+        Seconds of the budget that are gone already.
 
     Returns
     -------
@@ -207,11 +209,12 @@ def climb(state: State, effort: Effort, budget: float | None = None) -> State:
         Unknown effort, or a budget that is not a positive number.
     """
     check(effort, budget)
+    deadline = np.inf if budget is None else time.perf_counter() + budget - spent
     if effort == "fast":
         return all_keypoints(state)
     if _order(state.images[1]) < _order(state.images[0]):
-        return _climb(state.swapped(), effort, budget).swapped()
-    return _climb(state, effort, budget)
+        return _climb(state.swapped(), effort, deadline).swapped()
+    return _climb(state, effort, deadline)
 
 
 def check(effort: str, budget: float | None) -> None:
@@ -224,11 +227,10 @@ def check(effort: str, budget: float | None) -> None:
         raise ArgumentError("a budget bounds the further tries of effort 'auto' and 'thorough'; 'fast' has none")
 
 
-def _climb(state: State, effort: Effort, budget: float | None) -> State:
-    begin = time.perf_counter()
+def _climb(state: State, effort: Effort, deadline: float) -> State:
     for rung in LADDER:
         if state.attempts:
-            if budget is not None and time.perf_counter() - begin >= budget:
+            if time.perf_counter() >= deadline:
                 break
             if effort == "auto" and state.evidence >= CONVINCING:
                 break
@@ -307,7 +309,7 @@ def synthetic_views(state: State) -> Sequence[Found]:
     pairs with most votes, at full size.
     """
     quick = _unresized(state.extractor, COARSE_KEYPOINTS)
-    small = ExtractorOptions(long_side=COARSE_SIDE)
+    small = ExtractorOptions(long_side=min(COARSE_SIDE, state.extractor.options.long_side or COARSE_SIDE))
     voters: list[dict[int, Features]] = [{}, {}]
     for side, image in enumerate(state.images):
         for i, (warp, size) in enumerate(_tilted(image.size, small)):
@@ -578,7 +580,7 @@ def _scaling(before: tuple[int, ...], after: tuple[int, ...]) -> Array:
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 
 
-def _slopes(H: Array, points: ArrayLike) -> Array:
+def _slopes(H: ArrayLike, points: ArrayLike) -> Array:
     """Return how a homography changes around points (N, 2): Jacobians (N, 2, 2), rows x and y, by differences."""
     at = np.asarray(points, np.float64)
     steps = [transform(H, at + half) - transform(H, at - half) for half in np.eye(2) / 2]

@@ -356,8 +356,7 @@ def match(
     clock.lap("load")
     state = ladder.State.begin((view0, view1), extractor, pairer, _second(extractor))
     clock.lap("extract")
-    remaining = None if budget is None else budget - sum(clock.seconds.values())
-    state = ladder.climb(state, effort, remaining)
+    state = ladder.climb(state, effort, budget, spent=sum(clock.seconds.values()))
     matches = state.matches
     clock.lap("match")
     estimate = None
