@@ -22,6 +22,7 @@ from tiepoint.cli import main
 from tiepoint.errors import ArgumentError
 from tiepoint.features import Extractor
 from tiepoint.matchers import Matcher
+from tiepoint.matchers.base import make_matches
 
 CLASSIC: Any = {"features": "sift", "matcher": "nearest"}
 TILT = np.array([[0.25, 0.05, 10], [-0.02, 0.95, 8], [0, 0, 1.0]])
@@ -30,7 +31,7 @@ TILT = np.array([[0.25, 0.05, 10], [-0.02, 0.95, 8], [0, 0, 1.0]])
 @pytest.fixture(scope="module")
 def tilted(texture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A picture, and the same tilted by about four: more than one pass with SIFT bears."""
-    large = cv2.resize(texture, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+    large = np.asarray(cv2.resize(texture, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC), np.uint8)
     fine = cv2.warpPerspective(large, np.diag([4, 1, 1]) @ TILT, (4 * 200, 480), borderMode=cv2.BORDER_REFLECT)
     return large, np.asarray(cv2.resize(fine, (200, 480), interpolation=cv2.INTER_AREA), np.uint8)
 
@@ -240,12 +241,12 @@ def test_of_rivals_the_better_score_stays(start: effort.State, seed: int) -> Non
         return tp.Features(torch.from_numpy(points), torch.ones(len(points)), rows, (640, 480), "sift")
 
     def part(count: int) -> effort.Found:
-        views = [features(rng.integers(0, 12, (count, 2)).astype(np.float32)) for _ in range(2)]
+        first, second = (features(rng.integers(0, 12, (count, 2)).astype(np.float32)) for _ in range(2))
         index = np.stack([rng.permutation(count), rng.permutation(count)], 1)
         index = index[np.argsort(index[:, 0])]
-        scores = rng.choice(np.float32([0.2, 0.5, 0.9]), count)
-        matches = tp.matchers.base.make_matches(*views, index, scores)
-        return effort.Found(matches, (views[0], views[1]))
+        scores = rng.choice(np.array([0.2, 0.5, 0.9], np.float32), count)
+        matches = make_matches(first, second, index, scores)
+        return effort.Found(matches, (first, second))
 
     old = effort._add(start, part(15), 0)
     new = part(20)
