@@ -62,6 +62,7 @@ VIEW_PAIRS = 3  # pairs of views that the matcher sees
 NEAR = 2.0  # working pixels: matches of two tries this close in both photographs are the same match
 _MARGIN = 5  # working pixels along the edge of a warped photograph that hold no keypoints
 _OPENCV_SIDE = 16_384  # cv2.warpPerspective takes sides below 2^15
+_ROWS = 1024  # matches compared with all others at one time, which bounds memory
 _FINEST = 8  # samples a pixel, along each axis, at most
 
 Array = NDArray[np.float64]
@@ -108,7 +109,7 @@ class State:
     detected : (int, int)
         How many features come from the photographs as they are.
     matches : Matches
-        Indices into ``features``. ``stop_layer``, pruning and matchability are told if a single pass over the
+        Indices into ``features``. Pruning and matchability are told only if one pass over all keypoints of the
         photographs as they are made them.
     sources : int64 array (K,)
         Which of ``attempts`` each match comes from.
@@ -265,8 +266,11 @@ def best_keypoints(state: State) -> Sequence[Found]:
     """Match the best 512 keypoints of each photograph."""
     if max(state.detected) <= BEST:
         return []
-    few = _first(state.own(0), BEST), _first(state.own(1), BEST)
-    return [Found(_padded(state.matcher(*few), state.detected))]
+    found = state.matcher(_first(state.own(0), BEST), _first(state.own(1), BEST))
+    # They would tell of these keypoints only, not of all that the state holds.
+    return [
+        Found(replace(found, prune_layer0=None, prune_layer1=None, matchability0=None, matchability1=None)),
+    ]
 
 
 @_rung("all keypoints", stronger="replace", weaker="drop")
@@ -387,19 +391,11 @@ def _add(state: State, found: Found, number: int) -> State:
     if len(old) == 0 and found.features == (None, None):
         return replace(state, matches=new, sources=np.full(len(new), number))
     theirs = [state.own(i) if features is None else features for i, features in enumerate(found.features)]
-    near = np.ones((len(old), len(new)), bool)
-    shared = np.zeros_like(near)
-    for side in (0, 1):
-        image, features = state.images[side], found.features[side]
-        rows = new.matches[:, side]
-        points = theirs[side].keypoints.cpu().numpy()[rows]
-        radius = NEAR / np.sqrt(np.linalg.det(_working(image.size, state.extractor.options)[1]))
-        near &= np.abs((old.points0, old.points1)[side][:, None] - points).max(axis=2, initial=0) <= radius
-        if features is None:
-            shared |= old.matches[:, side, None] == rows
-    rivals = near | shared
-    stays = ~(rivals & (old.scores[:, None] >= new.scores)).any(axis=0)
-    remains = ~(rivals & stays).any(axis=1)
+    i, j = _rivals(state, found, theirs)
+    stays = np.ones(len(new), bool)
+    stays[j[old.scores[i] >= new.scores[j]]] = False
+    remains = np.ones(len(old), bool)
+    remains[i[stays[j]]] = False
 
     both, columns = [], []
     for side in (0, 1):
@@ -418,6 +414,28 @@ def _add(state: State, found: Found, number: int) -> State:
     return replace(state, features=(both[0], both[1]), matches=matches, sources=sources)
 
 
+def _rivals(state: State, found: Found, theirs: Sequence[Features]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of all rivals: of the state's matches, and of those found."""
+    old, new = state.matches, found.matches
+    pairs = []
+    for begin in range(0, len(old), _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        near, shared = np.array(True), np.array(False)
+        for side in (0, 1):
+            image, index = state.images[side], new.matches[:, side]
+            points = theirs[side].keypoints.cpu().numpy()[index]
+            radius = NEAR / np.sqrt(np.linalg.det(_working(image.size, state.extractor.options)[1]))
+            away = np.abs((old.points0, old.points1)[side][rows, None] - points).max(axis=2, initial=0)
+            near = near & (away <= radius)
+            if found.features[side] is None:
+                shared = shared | (old.matches[rows, side, None] == index)
+        i, j = np.nonzero(near | shared)
+        pairs.append((i + begin, j))
+    if not pairs:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs])
+
+
 def _appended(features: Features, more: Features) -> Features:
     """Append keypoints that may come from another extractor; what one of the two does not measure is dropped."""
     if more.extractor != features.extractor:
@@ -433,21 +451,6 @@ def _appended(features: Features, more: Features) -> Features:
 def _first(features: Features, count: int) -> Features:
     """Return the ``count`` keypoints with the best scores."""
     return features.select(torch.arange(min(count, len(features))))
-
-
-def _padded(matches: Matches, counts: tuple[int, int]) -> Matches:
-    """Say of the keypoints that took no part that they took part in 0 layers; their matchability is unknown (nan)."""
-
-    def pad(values: NDArray[Any] | None, count: int, value: float) -> NDArray[Any] | None:
-        return None if values is None else np.pad(values, (0, count - len(values)), constant_values=value)
-
-    return replace(
-        matches,
-        prune_layer0=pad(matches.prune_layer0, counts[0], 0),
-        prune_layer1=pad(matches.prune_layer1, counts[1], 0),
-        matchability0=pad(matches.matchability0, counts[0], np.nan),
-        matchability1=pad(matches.matchability1, counts[1], np.nan),
-    )
 
 
 def _order(image: Image) -> tuple[tuple[int, int], bytes, bytes]:

@@ -145,6 +145,19 @@ class TwoView:
             return f"Fewer than {FEW} inliers: the photographs probably do not overlap, or only a little."
         return ""
 
+    @property
+    def tried(self) -> list[str]:
+        """Lines: what was tried if that was more than one pass, and the verdict if the matcher gives one."""
+        lines = []
+        if len(self.attempts) > 1:
+            lines += [
+                f"{a.name}: {a.matches} matches, evidence {a.evidence:.1f}, {a.kept} kept, {a.seconds:.1f} s"
+                for a in self.attempts
+            ]
+        if self.matches.overlaps is not None:
+            lines.append(f"overlap: {'yes' if self.matches.overlaps else 'no'}")
+        return lines
+
     def summary(self) -> dict[str, Any]:
         """Return the result without its points, as plain values that JSON can hold."""
         pose = self.geometry
@@ -197,7 +210,9 @@ class TwoView:
         if picture not in PICTURES:
             raise ArgumentError(f"no picture is called {picture!r}; there are: {', '.join(PICTURES)}")
         if Path(path).suffix.lower() == ".html":
-            viz.write_page(*views, self.matches, path, inliers=self.inliers, description=self.choice)
+            viz.write_page(
+                *views, self.matches, path, inliers=self.inliers, description="; ".join([self.choice, *self.tried])
+            )
         elif picture == "pruning":
             viz.plot_pruning(*views, self.features0, self.features1, self.matches, path)
         elif picture == "scores":

@@ -141,12 +141,8 @@ def match(
     if result.inliers is not None:
         line += f", {int(result.inliers.sum())} inliers ({result.kind})"
     print(f"{line}, {sum(result.seconds.values()):.1f} s")
-    if len(result.attempts) > 1:
-        for attempt in result.attempts:
-            found = f"{attempt.matches} matches, evidence {attempt.evidence:.1f}"
-            print(f"  {attempt.name}: {found}, {attempt.kept} kept, {attempt.seconds:.1f} s")
-    if result.matches.overlaps is not None:
-        print(f"overlap: {'yes' if result.matches.overlaps else 'no'}")
+    for line in result.tried:
+        print(line)
     if geometry is Geometry.essential and focal is None:
         print("Assumed a focal length of 1.2 times the long side; --focal says it better.")
     if result.note:

@@ -152,7 +152,9 @@ def plot_pruning(
         matplotlib is not installed.
     """
     if matches.stop_layer is None or matches.prune_layer0 is None or matches.prune_layer1 is None:
-        raise ArgumentError("this matcher has no layers at which points are pruned; try matcher 'lightglue'")
+        raise ArgumentError(
+            "this matcher has no layers at which points are pruned; try matcher 'lightglue' and effort 'fast'"
+        )
     target = _check(path)
     layout = Layout.of(image0, image1)
     figure, axes = layout.draw(image0, image1, dim=0.45)
