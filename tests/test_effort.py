@@ -23,6 +23,7 @@ from tiepoint.errors import ArgumentError
 from tiepoint.features import Extractor
 from tiepoint.matchers import Matcher
 from tiepoint.matchers.base import make_matches
+from tiepoint.matchers.nearest import NearestNeighbour
 
 CLASSIC: Any = {"features": "sift", "matcher": "nearest"}
 TILT = np.array([[0.25, 0.05, 10], [-0.02, 0.95, 8], [0, 0, 1.0]])
@@ -178,6 +179,28 @@ def test_wrong_arguments(texture: NDArray[np.uint8]) -> None:
             tp.match(texture, texture, effort="auto", budget=budget)
     with pytest.raises(ArgumentError, match="'fast' has none"):
         tp.match(texture, texture, budget=3)
+
+
+def test_the_verdict_asks_more_of_later_tries(start: effort.State) -> None:
+    """Evidence that convinces in a plain pass does not in one of many views; more than that does."""
+
+    class Calibrated(NearestNeighbour):
+        """Mutual nearest neighbours with a threshold."""
+
+        threshold = 0.0
+
+        @property
+        def overlap_threshold(self) -> float:
+            return self.threshold
+
+    matcher = Calibrated("sift")
+    state = replace(start, matcher=matcher)
+    evidence = effort.synthetic_views(state).evidence
+    assert evidence > 50
+    for share, verdict in ((1.1, False), (0.9, True)):
+        matcher.threshold = share * evidence / effort.LATER
+        assert effort.synthetic_views(state).matches.overlaps is verdict
+    assert effort.synthetic_views(start).matches.overlaps is None
 
 
 # Rungs alone.

@@ -54,6 +54,10 @@ EFFORTS: tuple[Effort, ...] = ("fast", "auto", "thorough")
 # "auto" stops at this evidence.
 CONVINCING = 100.0
 
+# Many tries find more chance agreements: for the verdict, a try after the plain passes needs this many times the
+# evidence at which the matcher alone calls two photographs overlapping.
+LATER = 3.0
+
 BEST = 512  # keypoints of the first rung
 HOMOGRAPHY_THRESHOLD = 6.0  # working pixels: loose, because a scene is seldom a plane
 TILTS = {2.0: 4, 4.0: 8}  # tilt -> number of directions in half a turn
@@ -341,7 +345,7 @@ def second_extractor(state: State) -> Sequence[Found]:
         return []
     extractor, matcher = state.second()
     features = extractor(state.images[0]), extractor(state.images[1])
-    return [Found(matcher(*features), features)]
+    return [Found(_judged(matcher, matcher(*features)), features)]
 
 
 LADDER: tuple[Rung, ...] = (
@@ -475,7 +479,15 @@ class _View:
 
 def _match_views(matcher: Matcher, pairs: Sequence[tuple[_View, _View]]) -> list[Found]:
     results = matcher.match_many([(a.features, b.features) for a, b in pairs])
-    return [Found(found, (a.original, b.original)) for found, (a, b) in zip(results, pairs, strict=True)]
+    return [
+        Found(_judged(matcher, found), (a.original, b.original)) for found, (a, b) in zip(results, pairs, strict=True)
+    ]
+
+
+def _judged(matcher: Matcher, matches: Matches) -> Matches:
+    """Return the matches with the verdict of a later try, see `LATER`."""
+    threshold = matcher.overlap_threshold
+    return matches if threshold is None else replace(matches, overlaps=matches.evidence > LATER * threshold)
 
 
 def _unresized(extractor: Extractor, max_keypoints: int | None = None) -> Extractor:

@@ -28,6 +28,11 @@ class Matcher(ABC):
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
 
+    @property
+    def overlap_threshold(self) -> float | None:
+        """The evidence (`Matches.evidence`) that unrelated photographs hardly reach; None if it was not calibrated."""
+        return None
+
     @abstractmethod
     def _match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
         """Match pairs whose two sides are never empty and already on ``self.device``."""
