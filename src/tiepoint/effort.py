@@ -212,6 +212,16 @@ def climb(state: State, effort: Effort, budget: float | None = None, spent: floa
     ------
     ArgumentError
         Unknown effort, or a budget that is not a positive number.
+
+    Examples
+    --------
+    >>> import tiepoint as tp
+    >>> noise = np.random.default_rng(0).integers(0, 255, (60, 80), dtype=np.uint8)
+    >>> photo = tp.read_image(np.kron(noise, np.ones((4, 4), np.uint8)))
+    >>> sift, nearest = tp.features.load("sift"), tp.matchers.load("nearest", features="sift")
+    >>> state = climb(State.begin((photo, photo), sift, nearest), "auto")
+    >>> [attempt.name for attempt in state.attempts]
+    ['best keypoints']
     """
     check(effort, budget)
     deadline = np.inf if budget is None else time.perf_counter() + budget - spent
