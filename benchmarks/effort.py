@@ -35,7 +35,7 @@ from tiepoint.geometry import (
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "eval"
-THRESHOLDS = (10.0, 25.0, 50.0, 100.0, 150.0, 200.0)
+EASY = (150.0, 200.0, 300.0)  # other values of the evidence at which the best keypoints are enough
 
 
 def main(
@@ -98,7 +98,7 @@ def _climb(images: tuple[tp.Image, tp.Image], extractor: Any, matcher: Any, trut
     extracting = spent = time.process_time() - begin
     rows: list[dict[str, Any]] = []
     state = start
-    for rung in ladder.LADDER:
+    for rung, _ in ladder.LADDER:
         begin = time.process_time()
         after = rung(state)
         cost = time.process_time() - begin
@@ -144,15 +144,18 @@ def _error(state: ladder.State, truth: Any) -> float:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="auc of homographies @1/3/5 px, of poses @5/10/20 degrees; CPU seconds a pair")
+    table = Table(title="AUC of homographies @1/3/5 px, of poses @5/10/20 degrees; CPU seconds a pair")
     names = list(dict.fromkeys(row["set"] for row in rows))
     for column in ("effort", *names):
         table.add_column(column)
-    settings: list[tuple[str, float | None]] = [("fast", None), *((f"auto {t:g}", t) for t in THRESHOLDS)]
-    for label, threshold in [*settings, ("thorough", np.inf)]:
+    auto = tuple(enough for _, enough in ladder.LADDER)
+    top = tuple(np.inf for _ in ladder.LADDER)
+    settings: dict[str, tuple[float, ...] | None] = {"fast": None, "auto": auto, "thorough": top}
+    settings |= {f"auto, easy {easy:g}": (np.inf, easy, *auto[2:]) for easy in EASY}
+    for label, enough in settings.items():
         cells = []
         for name in names:
-            mine = [_stop(row["rungs"], threshold) for row in rows if row["set"] == name]
+            mine = [_stop(row["rungs"], enough) for row in rows if row["set"] == name]
             seconds = np.mean([rung["seconds"] for rung in mine])
             if name == "unrelated":
                 cells.append(f"{sum(bool(rung['overlaps']) for rung in mine)} of {len(mine)} overlap, {seconds:.1f} s")
@@ -164,11 +167,19 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _stop(rungs: list[dict[str, Any]], threshold: float | None) -> dict[str, Any]:
-    """Return the rung at which the ladder ends: None is "fast", inf the top."""
-    if threshold is None:
+def _stop(rungs: list[dict[str, Any]], enough: tuple[float, ...] | None) -> dict[str, Any]:
+    """Return the rung at which the ladder ends, given the evidence that is enough before each; None is "fast"."""
+    if enough is None:
         return rungs[0]
-    return next((rung for rung in rungs[1:] if rung["best"] >= threshold), rungs[-1])
+    names = [rung.__name__.replace("_", " ") for rung, _ in ladder.LADDER]
+    last, place = rungs[1], 0
+    for row in rungs[1:]:
+        while names[place] != row["name"]:  # rungs that did not apply
+            place += 1
+        if row is not last and last["best"] >= enough[place]:
+            break
+        last, place = row, place + 1
+    return last
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def start(tilted: tuple[Any, Any], sift: tuple[Extractor, Matcher]) -> effort.St
 def states(start: effort.State) -> list[effort.State]:
     """The state before and after every rung of the ladder."""
     states = [start]
-    for rung in effort.LADDER:
+    for rung, _ in effort.LADDER:
         states.append(rung(states[-1]))
     return states
 
@@ -134,10 +134,15 @@ def test_further_tries_solve_what_one_pass_does_not(states: list[effort.State]) 
     assert tp.geometry.corner_error(model, TILT, states[0].images[0].size) < 1
 
 
-def test_auto_stops_where_it_is_convinced(start: effort.State, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = effort.climb(start, "thorough")
-    monkeypatch.setattr(effort, "CONVINCING", everything.attempts[2].evidence)
-    assert [a.name for a in effort.climb(start, "auto").attempts] == [a.name for a in everything.attempts[:3]]
+def test_auto_ends_where_the_evidence_is_enough(start: effort.State, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = effort.climb(start, "thorough").attempts
+    views = everything[2].evidence
+    for enough, count in ((views, 3), (views + 1, 4)):
+        limits = [np.inf, np.inf, np.inf, np.inf, enough, views]
+        ladder = tuple((rung, limit) for (rung, _), limit in zip(effort.LADDER, limits, strict=True))
+        monkeypatch.setattr(effort, "LADDER", ladder)
+        names = [attempt.name for attempt in effort.climb(start, "auto").attempts]
+        assert names == [attempt.name for attempt in everything[:count]]
 
 
 def test_the_budget_is_kept_within_one_rung(start: effort.State, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +150,7 @@ def test_the_budget_is_kept_within_one_rung(start: effort.State, monkeypatch: py
         time.sleep(0.05)
         return effort.all_keypoints(state)
 
-    monkeypatch.setattr(effort, "LADDER", (slow,) * 6)
+    monkeypatch.setattr(effort, "LADDER", ((slow, np.inf),) * 6)
     assert len(effort.climb(start, "thorough", budget=1e-9).attempts) == 1
     begin = time.perf_counter()
     attempts = effort.climb(start, "thorough", budget=0.12).attempts

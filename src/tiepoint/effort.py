@@ -51,13 +51,11 @@ from .types import Features, Image, Matches
 Effort = Literal["fast", "auto", "thorough"]
 EFFORTS: tuple[Effort, ...] = ("fast", "auto", "thorough")
 
-# "auto" stops at this evidence.
-CONVINCING = 100.0
-
 # Many tries find more chance agreements: for the verdict, a try after the plain passes needs this many times the
 # evidence at which the matcher alone calls two photographs overlapping.
 LATER = 3.0
 
+EASY, ALIKE, SOLVED = 250.0, 800.0, 100.0
 BEST = 512  # keypoints of the first rung
 HOMOGRAPHY_THRESHOLD = 6.0  # working pixels: loose, because a scene is seldom a plane
 TILTS = {2.0: 4, 4.0: 8}  # tilt -> number of directions in half a turn
@@ -197,7 +195,7 @@ def climb(state: State, effort: Effort, budget: float | None = None, spent: floa
     state : State
         From `State.begin`.
     effort : {"fast", "auto", "thorough"}
-        One pass on all keypoints; rungs until the evidence is `CONVINCING`; or all rungs.
+        One pass on all keypoints; rungs until the evidence is enough, see `LADDER`; or all rungs.
     budget : float, optional
         No rung but the first begins after this many seconds.
     spent : float
@@ -243,12 +241,11 @@ def check(effort: str, budget: float | None) -> None:
 
 
 def _climb(state: State, effort: Effort, deadline: float) -> State:
-    for rung in LADDER:
-        if state.attempts:
-            if time.perf_counter() >= deadline:
-                break
-            if effort == "auto" and state.evidence >= CONVINCING:
-                break
+    for rung, enough in LADDER:
+        if state.attempts and time.perf_counter() >= deadline:
+            break
+        if effort == "auto" and state.evidence >= enough:
+            break
         state = rung(state)
     return state
 
@@ -301,7 +298,8 @@ def second_pass(state: State) -> Sequence[Found]:
     unchanged matches does not apply.
     """
     attempts = state.attempts
-    if any(attempt.name == "second pass" for attempt in attempts) and not attempts[-1].kept:
+    before = [i for i, attempt in enumerate(attempts) if attempt.name == "second pass"]
+    if before and not any(attempt.kept for attempt in attempts[before[-1] + 1 :]):
         return []
     points0, points1 = state.matches.points0, state.matches.points1
     scales = [_working(image.size, state.extractor.options)[1] for image in state.images]
@@ -358,13 +356,16 @@ def second_extractor(state: State) -> Sequence[Found]:
     return [Found(_judged(matcher, matcher(*features)), features)]
 
 
-LADDER: tuple[Rung, ...] = (
-    best_keypoints,
-    all_keypoints,
-    second_pass,
-    synthetic_views,
-    second_pass,
-    second_extractor,
+# The rungs in order, and the evidence at which "auto" ends before it: chosen by `benchmarks/effort.py`. A second pass
+# costs about as much as the first and makes matches more precise, so that only the easiest pairs go without; views and
+# another extractor cost several times that, and are for pairs that are not solved.
+LADDER: tuple[tuple[Rung, float], ...] = (
+    (best_keypoints, np.inf),
+    (all_keypoints, EASY),
+    (second_pass, ALIKE),
+    (synthetic_views, SOLVED),
+    (second_pass, ALIKE),
+    (second_extractor, SOLVED),
 )
 
 
