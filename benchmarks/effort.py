@@ -140,7 +140,7 @@ def _error(state: ladder.State, truth: Any) -> float:
     pose = estimate_relative_pose(*points, camera0, camera1, covariances=matches.covariances)
     if pose.R is None or pose.t is None:
         return np.inf
-    return max(pose_error(pose.R, pose.t, truth.R, truth.t))
+    return float(np.degrees(max(pose_error(pose.R, pose.t, truth.R, truth.t))))
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

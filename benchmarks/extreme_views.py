@@ -163,7 +163,7 @@ def judge(pair: Pair, effort: str, extractor: tp.features.Extractor, matcher: tp
     model = estimate_homography(found.points0, found.points1, covariances=found.matches.covariances).model
     truth = transform(pair.H, pair.corners)
     error = np.inf if model is None else float(reprojection_error(model, pair.corners, truth).mean())
-    tried = ", ".join(f"{a.name} {a.kept}/{a.matches}" for a in found.attempts)
+    tried = ", ".join(f"{a.name} {a.evidence:.0f}: {a.kept}/{a.matches}" for a in found.attempts)
     return Row(effort, pair.name, pair.tilt, len(found), error, seconds, tried)
 
 

@@ -60,7 +60,7 @@ BEST = 512  # keypoints of the first rung
 HOMOGRAPHY_THRESHOLD = 6.0  # working pixels: loose, because a scene is seldom a plane
 TILTS = {2.0: 4, 4.0: 8}  # tilt -> number of directions in half a turn
 COARSE_SIDE, COARSE_KEYPOINTS = 512, 256  # of the views that only vote
-VIEW_PAIRS = 3  # pairs of views that the matcher sees
+VIEW_PAIRS, VIEW_KEYPOINTS = 3, 1024  # pairs of views that the matcher sees; a second pass follows, with all keypoints
 NEAR = 2.0  # working pixels: matches of two tries this close in both photographs are the same match
 _MARGIN = 5  # working pixels along the edge of a warped photograph that hold no keypoints
 _OPENCV_SIDE = 16_384  # cv2.warpPerspective takes sides below 2^15
@@ -337,8 +337,8 @@ def synthetic_views(state: State) -> Sequence[Found]:
     ranking = sorted(range(len(pairs)), key=lambda p: -votes[p])
     best = [pairs[p] for p in ranking[:VIEW_PAIRS] if votes[p] > 0]
 
-    full = _unresized(state.extractor)
-    views: list[dict[int, _View]] = [{0: _View(state.own(0))}, {0: _View(state.own(1))}]
+    full = _unresized(state.extractor, VIEW_KEYPOINTS)
+    views: list[dict[int, _View]] = [{0: _View(_first(state.own(side), VIEW_KEYPOINTS))} for side in (0, 1)]
     for side, image in enumerate(state.images):
         warps = _tilted(image.size, state.extractor.options)
         for i in {pair[side] for pair in best} - {0}:
