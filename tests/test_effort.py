@@ -58,6 +58,16 @@ def states(start: effort.State) -> list[effort.State]:
     return states
 
 
+class Calibrated(NearestNeighbour):
+    """Mutual nearest neighbours with a threshold."""
+
+    threshold = 0.0
+
+    @property
+    def overlap_threshold(self) -> float:
+        return self.threshold
+
+
 def right(state: effort.State | tp.TwoView) -> int:
     errors = tp.geometry.reprojection_error(TILT, state.matches.points0, state.matches.points1)
     return int((errors < 2).sum())
@@ -189,15 +199,6 @@ def test_wrong_arguments(texture: NDArray[np.uint8]) -> None:
 def test_the_verdict_asks_more_of_later_tries(start: effort.State) -> None:
     """Evidence that convinces in a plain pass does not in one of many views; more than that does."""
 
-    class Calibrated(NearestNeighbour):
-        """Mutual nearest neighbours with a threshold."""
-
-        threshold = 0.0
-
-        @property
-        def overlap_threshold(self) -> float:
-            return self.threshold
-
     matcher = Calibrated("sift")
     state = replace(start, matcher=matcher)
     evidence = effort.synthetic_views(state).evidence
@@ -251,6 +252,18 @@ def test_a_second_extractor_joins(start: effort.State) -> None:
     assert both.features[0].extractor == "sift"
     without = replace(start, second=None)
     assert effort.second_extractor(without) is without
+
+
+def test_a_try_that_sees_no_overlap_does_not_join_one_that_does(start: effort.State) -> None:
+    matcher, other = Calibrated("sift"), Calibrated("orb")
+    orb = tp.features.load("orb", max_keypoints=300)
+    solved = effort.second_pass(effort.synthetic_views(replace(start, matcher=matcher, second=lambda: (orb, other))))
+    assert solved.matches.overlaps
+    assert effort.second_extractor(solved).attempts[-1].kept > 0
+    other.threshold = 1e6
+    dropped = effort.second_extractor(solved)
+    assert dropped.attempts[-1].kept == 0 and dropped.attempts[-1].matches > 0
+    assert_equal(replace(dropped, attempts=solved.attempts), solved)
 
 
 @settings(max_examples=25, deadline=None)

@@ -257,7 +257,8 @@ def _rung(name: str, stronger: Merge, weaker: Merge) -> Callable[[Callable[[Stat
     """Make a rung of a function that finds matches; it finds nothing at all where it does not apply.
 
     What it found replaces the earlier matches, joins them or is dropped: ``stronger`` if its evidence is at least that
-    of the state, else ``weaker``.
+    of the state, else ``weaker``. A try that sees no overlap does not join others that do: it would add chance
+    agreements.
     """
 
     def decorate(find: Callable[[State], Sequence[Found]]) -> Rung:
@@ -268,7 +269,10 @@ def _rung(name: str, stronger: Merge, weaker: Merge) -> Callable[[Callable[[Stat
             if not found:
                 return state
             evidence = max(part.matches.evidence for part in found)
-            return _merge(state, name, found, begin, stronger if evidence >= state.evidence else weaker)
+            how = stronger if evidence >= state.evidence else weaker
+            if how == "join" and state.matches.overlaps and all(part.matches.overlaps is False for part in found):
+                how = "drop"
+            return _merge(state, name, found, begin, how)
 
         return rung
 
