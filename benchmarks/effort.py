@@ -83,11 +83,12 @@ def _unrelated(data: Path, count: int) -> list[tuple[Any, Any]]:
     rng = np.random.default_rng(0)
     names = sorted(folder.name for folder in data.iterdir() if (folder / "images").is_dir())
     files = {name: sorted((data / name / "images").iterdir()) for name in names}
-    pairs = []
-    for _ in range(count):
-        chosen = [files[names[i]] for i in rng.permutation(len(names))[:2]]
-        first, second = (partial(tp.read_image, those[rng.integers(len(those))]) for those in chosen)
-        pairs.append((first, second))
+    pairs: list[tuple[Any, Any]] = []
+    while len(pairs) < count:
+        two = [names[i] for i in rng.permutation(len(names))[:2]]
+        first, second = (partial(tp.read_image, files[n][rng.integers(len(files[n]))]) for n in two)
+        if set(two) != {"entry", "fountain"}:  # two sides of one courtyard
+            pairs.append((first, second))
     return pairs
 
 
