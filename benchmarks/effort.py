@@ -95,7 +95,7 @@ def _unrelated(data: Path, count: int) -> list[tuple[Any, Any]]:
 def _climb(images: tuple[tp.Image, tp.Image], extractor: Any, matcher: Any, truth: Any) -> list[dict[str, Any]]:
     """Return what is known of ``effort="fast"`` and then after every rung."""
     begin = time.process_time()
-    start = ladder.State.begin(images, extractor, matcher, two_view._second(extractor))
+    start = ladder.State.begin(images, extractor, matcher, two_view.another_choice(extractor))
     extracting = spent = time.process_time() - begin
     rows: list[dict[str, Any]] = []
     state = start

@@ -369,7 +369,7 @@ def match(
     options = ExtractorOptions(max_keypoints, detection_threshold, nms_radius, long_side)
     extractor, pairer, choice = _load(features, matcher, pick_device(device), options)
     clock.lap("load")
-    state = ladder.State.begin((view0, view1), extractor, pairer, _second(extractor))
+    state = ladder.State.begin((view0, view1), extractor, pairer, another_choice(extractor))
     clock.lap("extract")
     state = ladder.climb(state, effort, budget, spent=sum(clock.seconds.values()))
     matches = state.matches
@@ -466,8 +466,11 @@ def _load(
     return features, matcher, why
 
 
-def _second(extractor: Extractor) -> Callable[[], tuple[Extractor, Matcher]] | None:
-    """Return what loads the next usable choice of another extractor, or None if there is none."""
+def another_choice(extractor: Extractor) -> Callable[[], tuple[Extractor, Matcher]] | None:
+    """Return what loads the first usable one of `PREFERENCES` with another extractor than this, or None.
+
+    It has the number of keypoints and the long side of ``extractor``, and its own threshold and radius.
+    """
     other = next((choice for choice in PREFERENCES if choice.features != extractor.name and choice.is_usable()), None)
     if other is None:
         return None
