@@ -52,7 +52,8 @@ Effort = Literal["fast", "auto", "thorough"]
 EFFORTS: tuple[Effort, ...] = ("fast", "auto", "thorough")
 
 # Many tries find more chance agreements: for the verdict, a try after the plain passes needs this many times the
-# evidence at which the matcher alone calls two photographs overlapping.
+# evidence at which the matcher alone calls two photographs overlapping. Of 39 unrelated pairs (1024 keypoints, all
+# rungs) two were called overlapping with 1, none with 1.5 or more.
 LATER = 3.0
 
 # Evidence at which "auto" is content, chosen for Cairn with LightGlue by `benchmarks/effort.py` on a few pairs of each
