@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from . import effort as ladder
 from . import features as extractors
 from . import geometry, matchers, weights
 from .devices import pick_device
+from .effort import Attempt, Effort
 from .errors import ArgumentError
 from .features import Extractor, ExtractorOptions
 from .geometry import Camera, Estimate
@@ -24,7 +27,6 @@ from .io import files
 from .io.images import ImageSource, read_image
 from .matchers import Matcher
 from .matchers.lightglue import WEIGHTS_FOR
-from .matchers.overlay import without_overlay
 from .types import Features, Image, Matches
 
 
@@ -59,8 +61,8 @@ FEW = 15  # fewer matches than this happen by chance between photographs of diff
 
 Geometry = Literal["homography", "fundamental", "essential"]
 GEOMETRIES: tuple[Geometry, ...] = ("homography", "fundamental", "essential")
-Picture = Literal["matches", "pruning", "scores"]
-PICTURES: tuple[Picture, ...] = ("matches", "pruning", "scores")
+Picture = Literal["matches", "attempts", "pruning", "scores"]
+PICTURES: tuple[Picture, ...] = ("matches", "attempts", "pruning", "scores")
 FILES = (".npz", ".h5", ".csv", ".json", ".html", ".png", ".jpg", ".pdf", ".svg")
 
 
@@ -73,7 +75,8 @@ class TwoView:
     image0, image1 : Image
         The photographs as read.
     features0, features1 : Features
-        All keypoints, matched or not.
+        All keypoints, matched or not. Those that further tries matched (see `tiepoint.effort`) come last, in pixels of
+        the photograph; their descriptors are zeros where another extractor found them.
     matches : Matches
         Indices, scores, points, and what the matcher tells about its layers.
     choice : str
@@ -84,6 +87,10 @@ class TwoView:
         The estimated model and its inliers; None if no geometry was asked for.
     seconds : dict
         Time spent on ``read``, ``load``, ``extract``, ``match`` and ``geometry``.
+    attempts : tuple of Attempt
+        What was tried, in order: name, matches, evidence, seconds, and how many of its matches were kept.
+    sources : int64 array (K,)
+        Which of ``attempts`` each match comes from.
     """
 
     image0: Image
@@ -95,6 +102,8 @@ class TwoView:
     kind: Geometry | None = None
     geometry: Estimate | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    attempts: tuple[Attempt, ...] = ()
+    sources: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.matches)
@@ -136,6 +145,19 @@ class TwoView:
             return f"Fewer than {FEW} inliers: the photographs probably do not overlap, or only a little."
         return ""
 
+    @property
+    def tried(self) -> list[str]:
+        """Lines: what was tried if that was more than one pass, and the verdict if the matcher gives one."""
+        lines = []
+        if len(self.attempts) > 1:
+            lines += [
+                f"{a.name}: {a.matches} matches, evidence {a.evidence:.1f}, {a.kept} kept, {a.seconds:.1f} s"
+                for a in self.attempts
+            ]
+        if self.matches.overlaps is not None:
+            lines.append(f"overlap: {'yes' if self.matches.overlaps else 'no'}")
+        return lines
+
     def summary(self) -> dict[str, Any]:
         """Return the result without its points, as plain values that JSON can hold."""
         pose = self.geometry
@@ -149,6 +171,8 @@ class TwoView:
             "keypoints0": len(self.features0),
             "keypoints1": len(self.features1),
             "matches": len(self),
+            "overlaps": self.matches.overlaps,
+            "attempts": [asdict(attempt) for attempt in self.attempts],
             "stop_layer": self.matches.stop_layer,
             "geometry": self.kind,
             "model": None if model is None else model.tolist(),
@@ -172,9 +196,9 @@ class TwoView:
         ----------
         path : path
             Where to; written atomically.
-        picture : {"matches", "pruning", "scores"}
-            Matches side by side, keypoints by the layer at which they were pruned, or the histogram of the
-            scores.
+        picture : {"matches", "attempts", "pruning", "scores"}
+            Matches side by side, the same coloured by the try that found them, keypoints by the layer at which they
+            were pruned, or the histogram of the scores.
         color : {"score", "inlier"}, optional
             What the colour of a match says; by default inliers where a geometry was asked for, else the
             score.
@@ -196,11 +220,16 @@ class TwoView:
             raise ArgumentError(f"no picture is called {picture!r}; there are: {', '.join(PICTURES)}")
         self._check_output(path, FILES, overwrite)
         if Path(path).suffix.lower() == ".html":
-            viz.write_page(*views, self.matches, path, inliers=self.inliers, description=self.choice)
+            viz.write_page(
+                *views, self.matches, path, inliers=self.inliers, description="; ".join([self.choice, *self.tried])
+            )
         elif picture == "pruning":
             viz.plot_pruning(*views, self.features0, self.features1, self.matches, path)
         elif picture == "scores":
             viz.plot_scores(self.matches, path)
+        elif picture == "attempts":
+            names = [attempt.name for attempt in self.attempts]
+            viz.plot_matches(*views, self.matches, path, color="attempt", attempts=(names, self.sources))
         else:
             color = color or ("score" if self.inliers is None else "inlier")
             viz.plot_matches(*views, self.matches, path, inliers=self.inliers, color=color)
@@ -280,6 +309,8 @@ def match(
     nms_radius: int | None = None,
     mask0: ImageSource | None = None,
     mask1: ImageSource | None = None,
+    effort: Effort = "fast",
+    budget: float | None = None,
     geometry: Geometry | None = None,
     camera0: Camera | None = None,
     camera1: Camera | None = None,
@@ -305,6 +336,10 @@ def match(
         See `tiepoint.features.ExtractorOptions`; None is the extractor's own default.
     mask0, mask1 : same kinds as the images, or None
         0 means "no keypoints here".
+    effort : {"fast", "auto", "thorough"}
+        One pass; further tries while what was found does not convince; or all tries: see `tiepoint.effort`.
+    budget : float, optional
+        No further try begins this many seconds after the call; with it the result depends on the machine's speed.
     geometry : {"homography", "fundamental", "essential"}, optional
         Also estimate this model robustly and tell which matches agree with it.
     camera0, camera1 : Camera, optional
@@ -341,6 +376,7 @@ def match(
     """
     if geometry is not None and geometry not in GEOMETRIES:
         raise ArgumentError(f"no geometry is called {geometry!r}; there are: {', '.join(GEOMETRIES)}")
+    ladder.check(effort, budget)
     clock = _Clock()
     bands = features.options.bands if isinstance(features, Extractor) else None
     view0, view1 = read_image(image0, mask0, bands=bands), read_image(image1, mask1, bands=bands)
@@ -349,15 +385,27 @@ def match(
     options = ExtractorOptions(max_keypoints, detection_threshold, nms_radius, long_side)
     extractor, pairer, choice = _load(features, matcher, pick_device(device), options)
     clock.lap("load")
-    features0, features1 = extractor(view0), extractor(view1)
+    state = ladder.State.begin((view0, view1), extractor, pairer, another_choice(extractor))
     clock.lap("extract")
-    matches = without_overlay(pairer(features0, features1), features0, features1)
+    state = ladder.climb(state, effort, budget, spent=sum(clock.seconds.values()))
+    matches = state.matches
     clock.lap("match")
     estimate = None
     if geometry is not None:
         estimate = _estimate(geometry, matches, view0, view1, camera0, camera1)
         clock.lap("geometry")
-    return TwoView(view0, view1, features0, features1, matches, choice, geometry, estimate, clock.seconds)
+    return TwoView(
+        view0,
+        view1,
+        *state.features,
+        matches,
+        choice,
+        geometry,
+        estimate,
+        clock.seconds,
+        state.attempts,
+        state.sources,
+    )
 
 
 def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str]:
@@ -432,6 +480,18 @@ def _load(
     if isinstance(matcher, str):
         matcher = matchers.load(matcher_name, features=feature_name, device=device)
     return features, matcher, why
+
+
+def another_choice(extractor: Extractor) -> Callable[[], tuple[Extractor, Matcher]] | None:
+    """Return what loads the first usable one of `PREFERENCES` with another extractor than this, or None.
+
+    It has the number of keypoints and the long side of ``extractor``, and its own threshold and radius.
+    """
+    other = next((choice for choice in PREFERENCES if choice.features != extractor.name and choice.is_usable()), None)
+    if other is None:
+        return None
+    options = replace(extractor.options, detection_threshold=None, nms_radius=None)
+    return lambda: _load(other.features, other.matcher, extractor.device, options)[:2]
 
 
 def _estimate(

@@ -39,8 +39,17 @@ class Picture(str, Enum):
     """What ``--picture`` accepts."""
 
     matches = "matches"
+    attempts = "attempts"
     pruning = "pruning"
     scores = "scores"
+
+
+class Effort(str, Enum):
+    """What ``--effort`` accepts."""
+
+    fast = "fast"
+    auto = "auto"
+    thorough = "thorough"
 
 
 def match(
@@ -63,6 +72,13 @@ def match(
     mask0: Annotated[Optional[Path], typer.Option(help="Black where A must have no keypoints.")] = None,  # noqa: UP045
     mask1: Annotated[Optional[Path], typer.Option(help="Black where B must have no keypoints.")] = None,  # noqa: UP045
     bands: BandsOption = None,
+    effort: Annotated[
+        Effort, typer.Option(help="One pass; further tries while what was found does not convince; or all tries.")
+    ] = Effort.fast,
+    budget: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="No further try begins after this many seconds."),
+    ] = None,
     geometry: Annotated[
         Optional[Geometry],  # noqa: UP045
         typer.Option(help="Estimate this model as well, and tell inliers from outliers."),
@@ -117,6 +133,8 @@ def match(
         long_side=none_if_zero(long_side),
         detection_threshold=detection_threshold,
         nms_radius=nms_radius,
+        effort=effort.value,
+        budget=budget,
         geometry=None if geometry is None else geometry.value,
         camera0=cameras[0],
         camera1=cameras[1],
@@ -137,6 +155,8 @@ def match(
     if result.inliers is not None:
         line += f", {int(result.inliers.sum())} inliers ({result.kind})"
     print(f"{line}, {sum(result.seconds.values()):.1f} s")
+    for line in result.tried:
+        print(line)
     if geometry is Geometry.essential and focal is None:
         print("Assumed a focal length of 1.2 times the long side; --focal says it better.")
     if result.note:

@@ -34,6 +34,11 @@ class Matcher(ABC):
         if "__init__" in vars(cls):  # where networks are made
             cls.__init__ = plain_torch(keep_seed=True)(cls.__init__)  # type: ignore[method-assign]
 
+    @property
+    def overlap_threshold(self) -> float | None:
+        """The evidence (`Matches.evidence`) that unrelated photographs hardly reach; None if it was not calibrated."""
+        return None
+
     @abstractmethod
     def _match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
         """Match pairs whose two sides are never empty and already on ``self.device``."""

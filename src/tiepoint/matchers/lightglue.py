@@ -603,10 +603,15 @@ class LightGlue(Matcher):
         descriptors = features0.descriptors, features1.descriptors
         return align(*descriptors, p0, p1, max(features0.image_size), max(features1.image_size))
 
+    @property
+    def overlap_threshold(self) -> float | None:
+        """See `Matcher.overlap_threshold`; the weights know it."""
+        return self.config.overlap_threshold
+
     def match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
         """Match many pairs, see `Matcher.match_many`; calibrated weights also tell which pairs overlap."""
         results = super().match_many(pairs)
-        threshold = self.config.overlap_threshold
+        threshold = self.overlap_threshold
         return results if threshold is None else [replace(m, overlaps=m.evidence > threshold) for m in results]
 
     def _match_many(self, pairs: Sequence[Pair]) -> list[Matches]:

@@ -7,6 +7,7 @@ figures alive and switches back ends for the whole process, is never imported.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ ABOVE, BELOW = 0.32, 0.44  # inches of room for the title, and for the legend or
 STACK_ABOVE = 3.2  # photographs that would be wider than this side by side are stacked instead
 SCORE_COLOURS = "plasma"  # even steps in brightness for colour-blind people, and no hue of sky or grass
 INLIER, OUTLIER = "#a8ef2e", "#ff2f92"  # told apart by colour-blind people, and from sky and grass
+# Okabe and Ito's colours, told apart by colour-blind people: as many as the ladder has rungs.
+ATTEMPTS = ("#56b4e9", "#f0e442", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
@@ -39,6 +42,7 @@ def plot_matches(
     *,
     inliers: NDArray[np.bool_] | None = None,
     color: str = "score",
+    attempts: tuple[Sequence[str], NDArray[np.int64]] | None = None,
 ) -> None:
     """Draw two photographs side by side and a line for every match.
 
@@ -55,20 +59,25 @@ def plot_matches(
         Ending in .png, .jpg, .pdf or .svg; written atomically.
     inliers : bool array (K,) or None
         Which matches agree with the estimated geometry.
-    color : {"score", "inlier"}
+    color : {"score", "inlier", "attempt"}
         What the colour of a line says.
+    attempts : names and int64 array (K,), or None
+        The tries, and which of them each match comes from.
 
     Raises
     ------
     ArgumentError
-        Unknown suffix, no such folder, one of the photographs or colour, or ``color="inlier"`` without ``inliers``.
+        Unknown suffix or colour, no such folder or one of the photographs, ``color="inlier"`` without ``inliers``, or
+        ``color="attempt"`` without ``attempts``.
     MissingDependencyError
         matplotlib is not installed.
     """
-    if color not in ("score", "inlier"):
-        raise ArgumentError(f"color must be 'score' or 'inlier', not {color!r}")
+    if color not in ("score", "inlier", "attempt"):
+        raise ArgumentError(f"color must be 'score', 'inlier' or 'attempt', not {color!r}")
     if color == "inlier" and inliers is None:
         raise ArgumentError("color='inlier' needs inliers: estimate a geometry first")
+    if color == "attempt" and attempts is None:
+        raise ArgumentError("color='attempt' needs attempts: which try each match comes from")
     target = _check(path, image0, image1)
 
     title = _count(len(matches), "match", "matches")
@@ -85,6 +94,13 @@ def plot_matches(
         colours: Any = np.where(inliers, INLIER, OUTLIER)
         order = np.argsort(inliers, kind="stable")[::-1]  # the few outliers on top, where they can be seen
         _legend(axes, {INLIER: f"inlier {int(inliers.sum())}", OUTLIER: f"outlier {int((~inliers).sum())}"})
+    elif color == "attempt" and attempts is not None:
+        names, sources = attempts
+        palette = np.array(ATTEMPTS)[np.arange(len(names)) % len(ATTEMPTS)]
+        colours = palette[sources] if len(sources) else np.zeros((0, 4))
+        order = np.argsort(sources, kind="stable")  # the later ones on top
+        counts = np.bincount(sources, minlength=len(names)).tolist()
+        _legend(axes, {c: f"{n} {k}" for c, n, k in zip(palette.tolist(), names, counts, strict=True) if k})
     else:
         colours = _score_colours(matches.scores)
         order = np.argsort(matches.scores, kind="stable")  # the sure ones on top
@@ -138,7 +154,9 @@ def plot_pruning(
         matplotlib is not installed.
     """
     if matches.stop_layer is None or matches.prune_layer0 is None or matches.prune_layer1 is None:
-        raise ArgumentError("this matcher has no layers at which points are pruned; try matcher 'lightglue'")
+        raise ArgumentError(
+            "this matcher has no layers at which points are pruned; try matcher 'lightglue' and effort 'fast'"
+        )
     target = _check(path, image0, image1)
     layout = Layout.of(image0, image1)
     figure, axes = layout.draw(image0, image1, dim=0.45)
