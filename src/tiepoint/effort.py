@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .devices import plain_torch
 from .errors import ArgumentError
 from .features import Extractor, ExtractorOptions
 from .features.base import allowed
@@ -192,6 +193,7 @@ class Found:
     features: tuple[Features | None, Features | None] = (None, None)
 
 
+@plain_torch()
 def climb(state: State, effort: Effort, budget: float | None = None, spent: float = 0.0) -> State:
     """Try rung after rung.
 
@@ -265,6 +267,7 @@ def _rung(name: str, stronger: Merge, weaker: Merge) -> Callable[[Callable[[Stat
 
     def decorate(find: Callable[[State], Sequence[Found]]) -> Rung:
         @wraps(find)
+        @plain_torch()
         def rung(state: State) -> State:
             begin = time.perf_counter()
             found = [_without_overlay(state, part) for part in find(state)]

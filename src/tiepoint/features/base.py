@@ -189,6 +189,7 @@ class Extractor(ABC):
             found.append(part.select(tile.owns(part.keypoints)))
         return finish(concatenate(found), mask, self.options)
 
+    @plain_torch()
     def describe(self, image: ImageSource, keypoints: Features | ArrayLike) -> Features:
         """Describe given keypoints instead of detecting some.
 
