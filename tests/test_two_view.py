@@ -96,7 +96,7 @@ def test_epipolar_geometry_on_photographs(data_dir: Path, kind: Any) -> None:
     assert found.inliers is not None and found.inliers.sum() > 50 and found.note == ""
     if kind == "essential":
         assert found.geometry is not None and found.geometry.R is not None and found.geometry.t is not None
-        assert max(tp.geometry.pose_error(found.geometry.R, found.geometry.t, truth.R, truth.t)) < 5
+        assert np.rad2deg(max(tp.geometry.pose_error(found.geometry.R, found.geometry.t, truth.R, truth.t))) < 5
         assert np.allclose(found.summary()["R"], found.geometry.R)
 
 
