@@ -221,7 +221,7 @@ class Extractor(ABC):
         >>> tp.features.load("sift").describe(image, [[20, 30.5], [40, 10]])
         <Features: 2 sift keypoints in 80x60 pixels>
         """
-        picture = read_image(image)
+        picture = read_image(image, bands=self.options.bands)
         pixels = picture.pixels
         if self.options.long_side is not None:
             pixels = resize(pixels, self.options.long_side, self.options.enlarge)

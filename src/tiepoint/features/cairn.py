@@ -69,7 +69,7 @@ class CairnConfig:
         Of the descriptor.
     harmonics : tuple of int
         How many of the orders 0, 1, 2 … the descriptor has, see `tiepoint.features.steerable`; they make ``dim``
-        numbers. None: a descriptor that is read at the keypoint's own direction only.
+        numbers. Empty: a descriptor that is read at the keypoint's own direction only.
 
     Examples
     --------

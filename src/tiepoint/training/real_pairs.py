@@ -82,6 +82,17 @@ class RealPair:
     labels: Labels
 
 
+def check_may_teach(teacher: str) -> None:
+    """Raise `ArgumentError` if the licence of an extractor's weights forbids commercial use of what learns from it."""
+    name, _, source = teacher.partition("@")
+    known = weights.entries().get(source or name)
+    if known is not None and not known.commercial:
+        raise ArgumentError(
+            f"{teacher} may not teach: its licence ({known.licence}) forbids commercial use, and what learns from it "
+            "could not be used commercially either"
+        )
+
+
 class RealPool:
     """The confirmed pairs of a collection, made once and kept in a folder.
 
@@ -109,10 +120,7 @@ class RealPool:
         self, photos: PhotoCache, config: RealPairConfig, folder: Path, pairs: str | os.PathLike[str] | None = None
     ) -> None:
         self.photos, self.config, self.folder = photos, config, Path(folder)
-        name, _, source = config.teacher.partition("@")
-        known = weights.entries().get(source or name)
-        if known is not None and not known.commercial:
-            raise ArgumentError(f"{config.teacher} may not teach: its licence ({known.licence}) forbids commercial use")
+        check_may_teach(config.teacher)
         self.source = None if pairs is None else Path(pairs)
         self.listed = None if pairs is None else _read_list(Path(pairs), photos)
         self._claim()

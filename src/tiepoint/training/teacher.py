@@ -30,6 +30,7 @@ from ..io.files import atomic, read_json
 from ..io.images import resize
 from .batches import in_order
 from .cache import PhotoCache
+from .real_pairs import check_may_teach
 
 _ARRAYS = ("counts", "keypoints", "levels", "descriptors")
 _NOT_MADE = -1
@@ -172,13 +173,7 @@ class Answers:
 
     def _try_teacher(self) -> int:
         """Check that the teacher may teach, and return the length of its descriptors."""
-        name, _, source = self.config.teacher.partition("@")
-        known = weights.entries().get(source or name)
-        if known is not None and not known.commercial:
-            raise ArgumentError(
-                f"{self.config.teacher} may not teach: its licence ({known.licence}) forbids commercial use, and what "
-                "learns from it could not be used commercially either"
-            )
+        check_may_teach(self.config.teacher)
         described = extractors.load(self.config.teacher).describe(np.zeros((64, 64, 3), np.uint8), [[32, 32]])
         if described.is_binary:
             raise ArgumentError(f"{self.config.teacher} has binary descriptors; a teacher needs numbers")
