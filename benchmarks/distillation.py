@@ -20,7 +20,7 @@ from rich.console import Console
 import tiepoint as tp
 from tiepoint import evaluation
 from tiepoint.evaluation.datasets import load_pairs
-from tiepoint.evaluation.evaluate import evaluate
+from tiepoint.evaluation.run import evaluate
 from tiepoint.evaluation.speed import cpu_threads
 from tiepoint.features.steerable import steer
 from tiepoint.types import Features, Image

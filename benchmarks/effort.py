@@ -25,13 +25,7 @@ from tiepoint import two_view
 from tiepoint.evaluation import load_pairs
 from tiepoint.evaluation.environment import environment
 from tiepoint.evaluation.metrics import auc
-from tiepoint.geometry import (
-    Camera,
-    corner_error,
-    estimate_homography,
-    estimate_relative_pose,
-    pose_error,
-)
+from tiepoint.geometry import Camera, corner_error, estimate_homography, estimate_relative_pose, pose_error
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "eval"

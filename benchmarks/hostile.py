@@ -73,8 +73,9 @@ class _Kinds:
         import torch
 
         import tiepoint as tp
-        from tiepoint.mapping import Store, hloc
-        from tiepoint.mapping.distributed import _outcome_arrays, _result_arrays
+        from tiepoint.mapping import Store
+        from tiepoint.mapping.cluster import _outcome_arrays, _result_arrays
+        from tiepoint.mapping.exchange import hloc
         from tiepoint.mapping.store import NewImage, PairResult
         from tiepoint.types import Features
 
@@ -207,7 +208,7 @@ class _Kinds:
         return case
 
     def exif(self, rng: random.Random) -> Case:
-        from tiepoint.mapping.cameras import camera_of
+        from tiepoint.mapping.steps.images import camera_of
 
         path = self.picture(rng)
 
@@ -286,7 +287,8 @@ class _Kinds:
     def hdf5s(self, rng: random.Random) -> Case:
         import h5py
 
-        from tiepoint.mapping import Store, hloc
+        from tiepoint.mapping import Store
+        from tiepoint.mapping.exchange import hloc
 
         which = rng.randrange(2)
         path = self.put("file.h5", self.hdf5[which])
@@ -401,7 +403,7 @@ class _Kinds:
         return case
 
     def npzs(self, rng: random.Random) -> Case:
-        from tiepoint.mapping.distributed import _read_outcomes, _read_results
+        from tiepoint.mapping.cluster import _read_outcomes, _read_results
 
         np, which = self.np, rng.randrange(2)
         content = self.npz[which]
@@ -421,7 +423,7 @@ class _Kinds:
         return lambda: list((_read_outcomes, _read_results)[which](path))
 
     def models(self, rng: random.Random) -> Case:
-        from tiepoint.mapping.model_files import read_model
+        from tiepoint.mapping.exchange.model_files import read_model
 
         kind = rng.choice(["bin", "bin", "bin", "txt"])
         bent = rng.choice(sorted(self.model[kind]))

@@ -32,11 +32,11 @@ from numpy.typing import NDArray
 from tiepoint import features, matchers
 from tiepoint.errors import InputError
 from tiepoint.mapping import Store, pairs
-from tiepoint.mapping.cameras import new_images
-from tiepoint.mapping.extraction import extract_into
-from tiepoint.mapping.lookalikes import drop_lookalikes, restore_lookalikes
-from tiepoint.mapping.matching import match_into
-from tiepoint.mapping.reconstruct import reconstruct
+from tiepoint.mapping.steps.doppelgangers import drop_lookalikes, restore_lookalikes
+from tiepoint.mapping.steps.extract import extract_into
+from tiepoint.mapping.steps.images import new_images
+from tiepoint.mapping.steps.match import match_into
+from tiepoint.mapping.steps.reconstruct import reconstruct
 
 KEYPOINTS, LONG_SIDE = 2048, 1600  # what tiepoint map takes by default
 ORDINARY = ("demo/sceaux", "demo/lund", "demo/berlin", "eval/fountain", "eval/entry", "eval/lund_door")

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from tiepoint import features, matchers
-from tiepoint.mapping.cameras import new_images
-from tiepoint.mapping.extraction import extract_into
-from tiepoint.mapping.matching import match_into
 from tiepoint.mapping.pairs import exhaustive
+from tiepoint.mapping.steps.extract import extract_into
+from tiepoint.mapping.steps.images import new_images
+from tiepoint.mapping.steps.match import match_into
 from tiepoint.mapping.store import Store
 
 RESULTS = Path(__file__).parent / "results" / "mapping_kill"

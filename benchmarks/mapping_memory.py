@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from tiepoint import Features, Matches
-from tiepoint.mapping.matching import match_into
 from tiepoint.mapping.pairs import exhaustive
+from tiepoint.mapping.steps.match import match_into
 from tiepoint.mapping.store import NewImage, Store
 from tiepoint.matchers.base import Matcher, Pair, make_matches
 

@@ -27,7 +27,7 @@ import tiepoint as tp
 from tiepoint.evaluation.environment import environment
 from tiepoint.geometry import Camera, relative_pose
 from tiepoint.mapping import NewImage, Store, extract_into, map_photographs, match_into, pairs
-from tiepoint.mapping.reconstruct import Quality, reconstruct
+from tiepoint.mapping.steps.reconstruct import Quality, reconstruct
 from tiepoint.two_view import choose
 
 HERE = Path(__file__).parent

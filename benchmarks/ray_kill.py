@@ -20,12 +20,12 @@ import numpy as np
 
 from mapping_kill import digests, progress, started
 from tiepoint import features, matchers
-from tiepoint.mapping.cameras import new_images
-from tiepoint.mapping.distributed import cluster, extract_on_ray, match_on_ray
-from tiepoint.mapping.extraction import extract_into
-from tiepoint.mapping.matching import match_into
+from tiepoint.mapping.cluster import cluster, extract_on_ray, match_on_ray
 from tiepoint.mapping.pairs import exhaustive
 from tiepoint.mapping.progress import Progress, Report, silent
+from tiepoint.mapping.steps.extract import extract_into
+from tiepoint.mapping.steps.images import new_images
+from tiepoint.mapping.steps.match import match_into
 from tiepoint.mapping.store import Store
 
 RESULTS = Path(__file__).parent / "results" / "ray_kill"

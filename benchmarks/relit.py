@@ -1,6 +1,7 @@
 """The same place under another light: photographs of kodak, warped mildly and relit strongly.
 
-The relit pictures are made by a generator that training does not use (`tiepoint.training.photometric` is not imported):
+The relit pictures are made by a generator that training does not use (it does not import
+`tiepoint.training.data.photometric`):
 
 - the histogram of each channel of another photograph of the set, of its negative, or of one channel alone (a sensor of
   another band): tone curves as they occur, and reversed ones
@@ -29,8 +30,8 @@ from rich.table import Table
 
 import tiepoint as tp
 from tiepoint.evaluation.environment import environment
-from tiepoint.evaluation.evaluate import parse_combination
 from tiepoint.evaluation.metrics import auc
+from tiepoint.evaluation.run import parse_combination
 from tiepoint.evaluation.speed import cpu_threads
 from tiepoint.geometry import corner_error, estimate_homography, transform
 

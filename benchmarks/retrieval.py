@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tiepoint import features, geometry
 from tiepoint.mapping.pairs import Pairs, by_retrieval, expand_covisibility
-from tiepoint.mapping.retrieval import DIMENSIONS, WORDS, Vocabulary, most_similar
+from tiepoint.mapping.pairs.retrieval import DIMENSIONS, WORDS, Vocabulary, most_similar
 from tiepoint.types import Features
 
 HERE = Path(__file__).parent

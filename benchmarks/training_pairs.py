@@ -18,9 +18,9 @@ from typing import Any
 import PIL.Image
 import torch
 
-from tiepoint.training import homographies, scenes
-from tiepoint.training.cache import PhotoCache, build_cache
-from tiepoint.training.photometric import PhotometricConfig, augment
+from tiepoint.training.data import homographies, scenes
+from tiepoint.training.data.photographs import PhotoCache, build_cache
+from tiepoint.training.data.photometric import PhotometricConfig, augment
 
 KINDS = ("room", "street", "facade", "terrain", "table")
 

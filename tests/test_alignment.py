@@ -16,7 +16,7 @@ from test_camera_models import PLACES
 from test_camera_models import photographs as photograph_room
 from test_cli_map import CLASSIC, view
 from tiepoint.errors import ArgumentError, InputError
-from tiepoint.mapping import alignment
+from tiepoint.mapping.steps import align as alignment
 
 pycolmap = pytest.importorskip("pycolmap")
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiepoint.errors import ArgumentError
-from tiepoint.training.calibration import (
+from tiepoint.calibration.statistics import (
     binomial_cdf,
     choose,
     choose_pair_threshold,
@@ -19,6 +18,7 @@ from tiepoint.training.calibration import (
     pairs_needed,
     share_lost,
 )
+from tiepoint.errors import ArgumentError
 
 scipy_stats = pytest.importorskip("scipy.stats", reason="scipy is the independent reference")
 

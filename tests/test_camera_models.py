@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from textured_room import Room, align, look
-from tiepoint.mapping.exports import write_undistorted
+from tiepoint.mapping.exchange.colmap import write_undistorted
 
 # What took the pictures of the room, 320x240 (the panorama 400x200), as COLMAP has them.
 TRUE = {

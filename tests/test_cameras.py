@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import IFDRational
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.io.exif import order_in_time, read_exif
 from tiepoint.io.images import read_image
-from tiepoint.mapping.cameras import camera_of, new_images
+from tiepoint.mapping.steps.images import camera_of, new_images
 from tiepoint.types import Image
 
 pycolmap = pytest.importorskip("pycolmap")

@@ -21,9 +21,9 @@ from PIL import Image
 from tiepoint import weights
 from tiepoint.cli import main
 from tiepoint.matchers.lightglue import LightGlue, LightGlueConfig, from_upstream
-from tiepoint.training import presets
-from tiepoint.training.batches import PairConfig
 from tiepoint.training.loop import FitConfig
+from tiepoint.training.pairs.batch import PairConfig
+from tiepoint.training.runs import presets
 
 MINIATURE = presets.Preset(
     model=LightGlueConfig(dim=64, heads=2, layers=2),
@@ -320,7 +320,7 @@ sys.path.insert(0, {tests!r})
 from dataclasses import replace
 import test_cli_train as t
 from tiepoint.cli import main
-from tiepoint.training import presets
+from tiepoint.training.runs import presets
 presets.PRESETS["tiny"] = replace(t.MINIATURE, fit=replace(t.MINIATURE.fit, steps=100_000, save_every=100_000))
 sys.exit(main({argv!r}))
 """

@@ -16,10 +16,10 @@ import tiepoint as tp
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.features.cairn import DIAMETER, CairnConfig, CairnNet
 from tiepoint.features.steerable import steer
-from tiepoint.training.cache import PhotoCache, build_cache
-from tiepoint.training.distillation import DistillationObjective, Student, TaughtViewMaker
-from tiepoint.training.teacher import Answers, TeacherConfig
-from tiepoint.training.views import ViewConfig
+from tiepoint.training.data.photographs import PhotoCache, build_cache
+from tiepoint.training.data.teacher import Answers, TeacherConfig
+from tiepoint.training.objectives.distillation import DistillationObjective, Student, TaughtViewMaker
+from tiepoint.training.pairs.views import ViewConfig
 
 CONFIG = TeacherConfig(teacher="sift", keypoints=60)
 MODEL = CairnConfig(rings=10, channels=16, dim=33, harmonics=(9, 6, 4, 2))
@@ -114,7 +114,7 @@ def test_keypoints_of_the_views_show_what_they_show_in_the_photograph(photos: Ph
 
 
 def _generator(maker: TaughtViewMaker, step: int, chunk: int) -> torch.Generator:
-    from tiepoint.training._random import seeded
+    from tiepoint.training.data._random import seeded
 
     return seeded(maker.seed, maker.held_out, step, chunk)
 

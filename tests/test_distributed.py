@@ -25,11 +25,11 @@ from test_mapping_matching import contents, every_pair, registered, scene
 from tiepoint import features, matchers
 from tiepoint.errors import ArgumentError, InputError, TiepointError
 from tiepoint.features.sift import SIFT
-from tiepoint.mapping import distributed
-from tiepoint.mapping.distributed import cluster, extract_on_ray, match_on_ray
-from tiepoint.mapping.extraction import extract_into
-from tiepoint.mapping.matching import match_into
+from tiepoint.mapping import cluster as distributed
+from tiepoint.mapping.cluster import cluster, extract_on_ray, match_on_ray
 from tiepoint.mapping.progress import Progress
+from tiepoint.mapping.steps.extract import extract_into
+from tiepoint.mapping.steps.match import match_into
 from tiepoint.mapping.store import CONFIGS, PairResult, Store
 from tiepoint.matchers.nearest import NearestNeighbour
 
@@ -251,7 +251,7 @@ def test_no_cluster_at_an_address(tmp_path: Path) -> None:
     free = socket.create_server(("127.0.0.1", 0))
     port = free.getsockname()[1]
     free.close()
-    script = f"from tiepoint.mapping.distributed import cluster\nwith cluster('127.0.0.1:{port}'): pass"
+    script = f"from tiepoint.mapping.cluster import cluster\nwith cluster('127.0.0.1:{port}'): pass"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "InputError: no Ray cluster at" in ran.stderr
 

@@ -21,6 +21,7 @@ import tiepoint as tp
 from tiepoint.cli import main
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.io import files, video
+from tiepoint.mapping.exchange import hloc
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and files")
 linux_only = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
@@ -300,8 +301,8 @@ def test_map_asks_for_its_packages_before_it_cuts_a_video(
 SCRIPT = """
 import tiepoint as tp
 from pathlib import Path
-from tiepoint.mapping.cameras import new_images
-from tiepoint.mapping.extraction import extract_into
+from tiepoint.mapping.steps.images import new_images
+from tiepoint.mapping.steps.extract import extract_into
 from tiepoint.mapping.store import Store
 print("begun")
 found, left_out = new_images("photos")
@@ -322,7 +323,7 @@ def test_the_documented_script_needs_no_main_guard(photos: Path) -> None:
 
 def test_workers_know_the_classes_of_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
     from tiepoint.features.sift import SIFT
-    from tiepoint.mapping import extraction
+    from tiepoint.mapping.steps import extract as extraction
 
     class Mine(SIFT): ...
 
@@ -434,9 +435,9 @@ def test_a_reader_that_has_seen_enough_is_no_bug(tmp_path: Path) -> None:
 
 @posix_only
 def test_pipes_do_not_hang_a_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tiepoint.mapping.alignment import read_distances, read_positions
-    from tiepoint.mapping.cameras import given_cameras
     from tiepoint.mapping.pairs import from_list
+    from tiepoint.mapping.steps.align import read_distances, read_positions
+    from tiepoint.mapping.steps.images import given_cameras
     from tiepoint.mapping.store import Store
 
     pipe = tmp_path / "pipe"
@@ -449,7 +450,7 @@ def test_pipes_do_not_hang_a_reader(tmp_path: Path, capsys: pytest.CaptureFixtur
         lambda: Store.open(pipe),
         lambda: next(video.read_frames(pipe)),
         lambda: files.read_json(pipe),
-        lambda: tp.mapping.hloc._opened(pipe).__enter__(),
+        lambda: hloc._opened(pipe).__enter__(),
     ):
         with pytest.raises(InputError, match="device or a pipe"):
             read()
@@ -472,7 +473,7 @@ def test_progress_of_a_map_is_said_where_nobody_watches(
 def test_a_name_with_a_line_break_costs_one_photograph(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tiepoint.mapping.cameras import new_images
+    from tiepoint.mapping.steps.images import new_images
 
     (photos / "03.png").rename(photos / "a\nb.png")
     found, skipped = new_images(photos)

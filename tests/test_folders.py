@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tiepoint.errors import InputError
 from tiepoint.io import images
 from tiepoint.io.folders import find_images, find_masks, in_order, list_images, natural_key, numbered, times_in_names
-from tiepoint.mapping.cameras import new_images
-from tiepoint.training.cache import build_cache
+from tiepoint.mapping.steps.images import new_images
+from tiepoint.training.data.photographs import build_cache
 
 
 def test_suffixes_are_the_decoders_own() -> None:

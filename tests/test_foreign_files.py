@@ -26,9 +26,11 @@ from tiepoint.cli import main
 from tiepoint.errors import ArgumentError, InputError, WeightsError
 from tiepoint.features.cairn import CairnConfig
 from tiepoint.io import files
-from tiepoint.mapping import Store, exports, hloc
+from tiepoint.mapping import Store
+from tiepoint.mapping.exchange import colmap as exports
+from tiepoint.mapping.exchange import hloc
+from tiepoint.mapping.exchange.model_files import read_model
 from tiepoint.mapping.inputs import read_settings
-from tiepoint.mapping.model_files import read_model
 from tiepoint.mapping.store import NewImage, PairResult
 from tiepoint.matchers.lightglue import LightGlueConfig
 from tiepoint.types import Features

@@ -9,13 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiepoint.errors import ArgumentError
-from tiepoint.geometry import (
-    corner_error,
-    estimate_dlt,
-    reprojection_error,
-    symmetric_transfer_error,
-    transform,
-)
+from tiepoint.geometry import corner_error, estimate_dlt, reprojection_error, symmetric_transfer_error, transform
 
 H = np.array([[0.9, 0.2, 30.0], [-0.1, 1.1, -12.0], [2e-4, -1e-4, 1.0]])
 seeds = st.integers(0, 2**32 - 1)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiepoint.errors import ArgumentError
-from tiepoint.training.ground_truth import IGNORED, UNMATCHABLE, Labels, from_depth, from_homography
+from tiepoint.training.data.ground_truth import IGNORED, UNMATCHABLE, Labels, from_depth, from_homography
 
 X, Q = UNMATCHABLE, IGNORED
 SIZE = torch.tensor([[100, 80]])
@@ -273,7 +273,7 @@ def test_depth_is_interpolated_exactly_on_a_slanted_plane():
     depth = (2 / (1 - u)).expand(1, 80, 100)
     x = 70.5
     z = 2 / (1 - (x - 49.5) / 100)
-    from tiepoint.training.ground_truth import _depth_at
+    from tiepoint.training.data.ground_truth import _depth_at
 
     sampled, measured = _depth_at(points((x, 33.25)), depth, 0.05)
     assert measured.item() and sampled.item() == pytest.approx(z, abs=1e-5)
@@ -356,7 +356,7 @@ def test_depth_of_a_plane_agrees_with_its_homography(seed):
 
 def test_rendered_scenes():
     """Without light a surface has one colour in both views: matched pixels share it, occluded ones meet another."""
-    from tiepoint.training import scenes
+    from tiepoint.training.data import scenes
 
     generator = torch.Generator().manual_seed(3)
     textures = torch.nn.functional.interpolate(torch.rand(12, 3, 5, 5, generator=generator), 64, mode="bilinear")

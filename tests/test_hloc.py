@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tiepoint.errors import ArgumentError, InputError
-from tiepoint.mapping import hloc, pairs
+from tiepoint.mapping import pairs
+from tiepoint.mapping.exchange import hloc
 from tiepoint.mapping.store import NewImage, PairResult, Store
 from tiepoint.types import Features
 

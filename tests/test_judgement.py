@@ -16,10 +16,10 @@ from textured_room import CAMERA, Room, look
 from tiepoint import Features, Matches
 from tiepoint import match as match_two
 from tiepoint.errors import InputError
-from tiepoint.mapping.judgement import judge
-from tiepoint.mapping.reconstruct import reconstruct
+from tiepoint.mapping.online.track import Tracker
+from tiepoint.mapping.steps.assess import judge
+from tiepoint.mapping.steps.reconstruct import reconstruct
 from tiepoint.mapping.store import Store
-from tiepoint.mapping.tracking import Tracker
 from tiepoint.matchers.overlay import without_overlay
 
 pytest.importorskip("pycolmap")

@@ -17,7 +17,7 @@ from tiepoint.cli import main
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.geometry import Camera
 from tiepoint.mapping import NewImage, PairResult, Store
-from tiepoint.mapping.localize import (
+from tiepoint.mapping.online.localize import (
     Localizer,
     estimate_absolute_pose,
     estimate_camera_and_pose,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tiepoint import features, matchers
-from tiepoint.mapping.lookalikes import (
+from tiepoint.mapping.steps.doppelgangers import (
     HARMFUL,
     MatchGraph,
     SuspiciousPair,
@@ -26,9 +26,9 @@ from tiepoint.types import Features
 pycolmap = pytest.importorskip("pycolmap")
 
 from tiepoint.mapping import NewImage, PairResult, Store  # noqa: E402
-from tiepoint.mapping.cameras import new_images  # noqa: E402
-from tiepoint.mapping.extraction import extract_into  # noqa: E402
-from tiepoint.mapping.matching import match_into  # noqa: E402
+from tiepoint.mapping.steps.extract import extract_into  # noqa: E402
+from tiepoint.mapping.steps.images import new_images  # noqa: E402
+from tiepoint.mapping.steps.match import match_into  # noqa: E402
 
 SIZE = (640, 480)
 VIEW = 20.0  # metres of the street in a picture

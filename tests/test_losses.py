@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tiepoint.training.ground_truth import Labels
-from tiepoint.training.losses import (
+from tiepoint.training.data.ground_truth import Labels
+from tiepoint.training.objectives.losses import (
     MatchStatistics,
     assignment_nll,
     confidence_bce,

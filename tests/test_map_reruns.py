@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from test_cli_map import CLASSIC, FOCAL, view
-from tiepoint.mapping.lookalikes import SuspiciousPair
 from tiepoint.mapping.run import map_photographs
+from tiepoint.mapping.steps.doppelgangers import SuspiciousPair
 from tiepoint.mapping.store import Store, pairs_of
 
 pycolmap = pytest.importorskip("pycolmap")
@@ -160,7 +160,7 @@ SUSPICIOUS = SuspiciousPair(1, 4, ("0.png", "3.png"), 100, 0, 0.1)
 
 
 def test_option_trust_lookalikes(again: Again, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiepoint.mapping.lookalikes.suspicious_pairs", lambda _: [SUSPICIOUS])
+    monkeypatch.setattr("tiepoint.mapping.steps.doppelgangers.suspicious_pairs", lambda _: [SUSPICIOUS])
     assert len(again()[1]["lookalikes"]) == 1
     with Store.open(again.out / "database.db") as store:
         assert len(store.verified_pairs()) == 5

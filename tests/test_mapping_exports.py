@@ -12,7 +12,7 @@ import pytest
 from synthetic_scene import SyntheticScene
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.geometry import Camera
-from tiepoint.mapping import exports
+from tiepoint.mapping.exchange import colmap as exports
 
 NAMES = ["a/1.jpg", "a/2.png", "b/3.tif"]
 

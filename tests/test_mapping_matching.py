@@ -23,9 +23,9 @@ from tiepoint import Features, features, matchers
 from tiepoint.errors import ArgumentError, InputError, TiepointError
 from tiepoint.features.base import Extractor
 from tiepoint.mapping.blocks import FeatureCache, in_blocks
-from tiepoint.mapping.extraction import extract_into
-from tiepoint.mapping.matching import SMALL_BATCH, match_into
 from tiepoint.mapping.progress import Progress
+from tiepoint.mapping.steps.extract import extract_into
+from tiepoint.mapping.steps.match import SMALL_BATCH, match_into
 from tiepoint.mapping.store import NewImage, Store
 from tiepoint.matchers.base import Matcher
 
@@ -178,7 +178,7 @@ def test_memory_and_threads_change_nothing(
 def test_an_interrupted_run_goes_on_where_it_was(
     tmp_path: Path, undisturbed: dict[str, list[Any]], batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tiepoint.mapping.matching.COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("tiepoint.mapping.steps.match.COMMIT_SECONDS", 0.0)
 
     def stop(progress: Progress) -> None:
         if progress.done >= batches * SMALL_BATCH:
@@ -200,7 +200,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
 KILLED = """
 import os, signal, sys
 from tiepoint import matchers
-from tiepoint.mapping import matching
+from tiepoint.mapping.steps import match as matching
 from tiepoint.mapping.store import Store
 matching.COMMIT_SECONDS = 0
 def report(progress):
@@ -408,7 +408,7 @@ class Deadly(Network):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_a_process_that_dies_is_an_error_and_the_rest_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiepoint.mapping.extraction.COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("tiepoint.mapping.steps.extract.COMMIT_SECONDS", 0.0)
     for name, grey in (("a.png", 0), ("b.png", 255)):
         PIL.Image.new("RGB", (320, 240), (grey,) * 3).save(tmp_path / name)
     with registered(tmp_path / "database.db", ("a.png", "b.png")) as store:

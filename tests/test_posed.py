@@ -17,8 +17,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from tiepoint.errors import InputError
-from tiepoint.training.ground_truth import from_depth
-from tiepoint.training.posed import (
+from tiepoint.training.data.ground_truth import from_depth
+from tiepoint.training.data.posed import (
     PosedPair,
     View,
     colmap_views,

@@ -12,10 +12,10 @@ import torch
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.evaluation.datasets import load_pairs
 from tiepoint.geometry.epipolar import fundamental_from_pose, symmetric_epipolar_error
-from tiepoint.training.batches import CHUNK, ChunkMaker, PairConfig
-from tiepoint.training.cache import PhotoCache, build_cache
-from tiepoint.training.ground_truth import IGNORED, UNMATCHABLE
-from tiepoint.training.real_pairs import LEAST, RealPairConfig, RealPool
+from tiepoint.training.data.ground_truth import IGNORED, UNMATCHABLE
+from tiepoint.training.data.photographs import PhotoCache, build_cache
+from tiepoint.training.data.real_pairs import LEAST, RealPairConfig, RealPool
+from tiepoint.training.pairs.batch import CHUNK, ChunkMaker, PairConfig
 
 CONFIG = RealPairConfig(teacher="sift", features="cairn", keypoints=256)
 

@@ -10,7 +10,7 @@ import pytest
 from synthetic_scene import CAMERA, SyntheticScene, make_features, to_pycolmap
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.mapping import NewImage, PairResult, Store
-from tiepoint.mapping.reconstruct import Quality, reconstruct
+from tiepoint.mapping.steps.reconstruct import Quality, reconstruct
 
 NAMES = [f"{i}.jpg" for i in range(6)]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from synthetic_scene import SyntheticScene
-from tiepoint.mapping import refinement
-from tiepoint.mapping.reconstruct import reconstruct
+from tiepoint.mapping.steps import refine as refinement
+from tiepoint.mapping.steps.reconstruct import reconstruct
 
 NAMES = [f"{i}.png" for i in range(5)]
 NOISE = 0.7

@@ -15,7 +15,7 @@ from tiepoint import features as extractors
 from tiepoint.errors import ArgumentError, MissingDependencyError
 from tiepoint.mapping import NewImage, Store
 from tiepoint.mapping.pairs import by_retrieval
-from tiepoint.mapping.retrieval import Vocabulary, describe_images, most_similar, vocabulary_for
+from tiepoint.mapping.pairs.retrieval import Vocabulary, describe_images, most_similar, vocabulary_for
 from tiepoint.types import Features
 
 pytest.importorskip("faiss")

@@ -13,8 +13,8 @@ import pytest
 
 from synthetic_scene import SyntheticScene
 from tiepoint.errors import ArgumentError, InputError
-from tiepoint.mapping.reconstruct import Quality, Scene
-from tiepoint.viz import scene as scene_page
+from tiepoint.mapping.exchange import web_page as scene_page
+from tiepoint.mapping.steps.reconstruct import Quality, Scene
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NODE = shutil.which("node")

@@ -24,15 +24,7 @@ from numpy.typing import NDArray
 import tiepoint as tp
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.geometry.colmap import quaternion_of, rotation_of
-from tiepoint.mapping.store import (
-    CONFIGS,
-    MAX_IMAGES,
-    NewImage,
-    PairResult,
-    Store,
-    pair_ids,
-    pairs_of,
-)
+from tiepoint.mapping.store import CONFIGS, MAX_IMAGES, NewImage, PairResult, Store, pair_ids, pairs_of
 from tiepoint.types import Features
 
 pycolmap = pytest.importorskip("pycolmap")

@@ -15,13 +15,7 @@ from torch.nn import functional
 
 from tiepoint import weights
 from tiepoint.errors import ArgumentError, WeightsError
-from tiepoint.matchers.superglue import (
-    SuperGlue,
-    SuperGlueConfig,
-    SuperGlueNet,
-    from_upstream,
-    log_optimal_transport,
-)
+from tiepoint.matchers.superglue import SuperGlue, SuperGlueConfig, SuperGlueNet, from_upstream, log_optimal_transport
 from tiepoint.types import Features
 
 pytestmark = pytest.mark.filterwarnings("ignore::tiepoint.weights.NonCommercialWeightsWarning")

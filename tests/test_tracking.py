@@ -17,7 +17,7 @@ from tiepoint.cli.track import draw_path
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.geometry import Camera
 from tiepoint.io.video import Frame
-from tiepoint.mapping.tracking import State, Tracker, write_tum
+from tiepoint.mapping.online.track import State, Tracker, write_tum
 
 pytest.importorskip("pycolmap")
 

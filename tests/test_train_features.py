@@ -18,17 +18,18 @@ from tiepoint.cli import main
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.features.cairn import CairnConfig, CairnNet
 from tiepoint.matchers.lightglue import LightGlueConfig, LightGlueNet
-from tiepoint.training import features as objective_module
-from tiepoint.training import presets, run_features
-from tiepoint.training.batches import Batch
-from tiepoint.training.cache import PhotoCache, build_cache
-from tiepoint.training.end_to_end import EndToEndNet, EndToEndObjective
-from tiepoint.training.features import CairnObjective
-from tiepoint.training.ground_truth import UNMATCHABLE
+from tiepoint.training.data.ground_truth import UNMATCHABLE
+from tiepoint.training.data.photographs import PhotoCache, build_cache
 from tiepoint.training.loop import FitConfig
-from tiepoint.training.objectives import LightGlueObjective, start_as_nearest_neighbour
-from tiepoint.training.presets import FeaturePreset
-from tiepoint.training.views import Carried, ViewConfig, ViewMaker, Views
+from tiepoint.training.objectives import cairn as objective_module
+from tiepoint.training.objectives.base import LightGlueObjective, start_as_nearest_neighbour
+from tiepoint.training.objectives.cairn import CairnObjective
+from tiepoint.training.objectives.joint import EndToEndNet, EndToEndObjective
+from tiepoint.training.pairs.batch import Batch
+from tiepoint.training.pairs.views import Carried, ViewConfig, ViewMaker, Views
+from tiepoint.training.runs import features as run_features
+from tiepoint.training.runs import presets
+from tiepoint.training.runs.presets import FeaturePreset
 
 MODEL = CairnConfig(levels=3, width=8, rings=8, angles=16, channels=8, dim=16)
 MINIATURE = FeaturePreset(

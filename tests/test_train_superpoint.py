@@ -15,12 +15,11 @@ import tiepoint as tp
 from tiepoint.cli import main
 from tiepoint.errors import InputError
 from tiepoint.features.superpoint import CELL, SuperPointNet, scores_of
-from tiepoint.training import homographies, presets, shapes
-from tiepoint.training.cache import PhotoCache, build_cache
-from tiepoint.training.ground_truth import UNMATCHABLE
+from tiepoint.training.data import homographies, shapes
+from tiepoint.training.data.ground_truth import UNMATCHABLE
+from tiepoint.training.data.photographs import PhotoCache, build_cache
 from tiepoint.training.loop import FitConfig
-from tiepoint.training.presets import SuperPointPreset
-from tiepoint.training.superpoint import (
+from tiepoint.training.objectives.superpoint import (
     NO_CORNER,
     CornerPairsMaker,
     Corners,
@@ -30,6 +29,8 @@ from tiepoint.training.superpoint import (
     adapt,
     cells_of,
 )
+from tiepoint.training.runs import presets
+from tiepoint.training.runs.presets import SuperPointPreset
 
 FIT = FitConfig(steps=2, learning_rate=1e-3, warmup=1, log_every=1, evaluate_every=2, save_every=1, bfloat16=False)
 MINIATURE = SuperPointPreset(
@@ -206,7 +207,7 @@ def test_command_line_from_photographs_to_features(
 
 
 def test_corners_are_found_once_and_gone_on_with(images: Path, tmp_path: Path) -> None:
-    from tiepoint.training import run_superpoint
+    from tiepoint.training.runs import superpoint as run_superpoint
 
     def interrupted(stop_after: int, folder: Path) -> None:
         task = run_superpoint.prepare(images, folder, MINIATURE, workers=0, device="cpu")

@@ -14,11 +14,11 @@ from PIL import Image
 
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.geometry.epipolar import fundamental_from_pose, symmetric_epipolar_error
-from tiepoint.training import scenes
-from tiepoint.training.batches import CHUNK, Batch, ChunkMaker, PairConfig, Steps, make_ahead, stream
-from tiepoint.training.cache import PhotoCache, build_cache
-from tiepoint.training.ground_truth import IGNORED, UNMATCHABLE
-from tiepoint.training.posed import PosedPool, View
+from tiepoint.training.data import scenes
+from tiepoint.training.data.ground_truth import IGNORED, UNMATCHABLE
+from tiepoint.training.data.photographs import PhotoCache, build_cache
+from tiepoint.training.data.posed import PosedPool, View
+from tiepoint.training.pairs.batch import CHUNK, Batch, ChunkMaker, PairConfig, Steps, make_ahead, stream
 
 CONFIG = PairConfig(keypoints=64, size=(120, 160), difficulty=0.3, photometric="none", negatives=0.3)
 
@@ -196,8 +196,8 @@ import torch
 from tiepoint import features, types
 from tiepoint.features.base import Extractor
 from tiepoint.training import calibrate, export, presets, run_matcher
-from tiepoint.training.batches import ChunkMaker, PairConfig
-from tiepoint.training.cache import open_cache
+from tiepoint.training.pairs.batch import ChunkMaker, PairConfig
+from tiepoint.training.data.photographs import open_cache
 
 class Grid(Extractor):
     name, default_threshold = "grid", 0.0

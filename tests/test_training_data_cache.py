@@ -16,7 +16,7 @@ import torch
 
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.io.images import read_image
-from tiepoint.training.cache import build_cache, open_cache, source_of
+from tiepoint.training.data.photographs import build_cache, open_cache, source_of
 
 
 def _generator(seed: int = 0) -> torch.Generator:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tiepoint.errors import ArgumentError
-from tiepoint.training.homographies import HomographyConfig, make_pairs, sample_views, warp
+from tiepoint.training.data.homographies import HomographyConfig, make_pairs, sample_views, warp
 
 PRESETS = [HomographyConfig.standard((60, 80)), HomographyConfig.roll360((80, 60))]
 

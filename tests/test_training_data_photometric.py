@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from tiepoint.errors import ArgumentError
-from tiepoint.training import photometric
-from tiepoint.training._random import Draw
-from tiepoint.training.photometric import PhotometricConfig, augment, jpeg
+from tiepoint.training.data import photometric
+from tiepoint.training.data._random import Draw
+from tiepoint.training.data.photometric import PhotometricConfig, augment, jpeg
 
 CHANGES = [
     photometric._colour,

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from tiepoint.errors import ArgumentError
-from tiepoint.training import raycast, scenes
-from tiepoint.training.raycast import BOX, CYLINDER, ELLIPSOID, NOTHING, ROOM, TERRAIN, TextureAtlas, World
-from tiepoint.training.scenes import SceneConfig, ScenePairs, make_pairs
+from tiepoint.training.data import raycast, scenes
+from tiepoint.training.data.raycast import BOX, CYLINDER, ELLIPSOID, NOTHING, ROOM, TERRAIN, TextureAtlas, World
+from tiepoint.training.data.scenes import SceneConfig, ScenePairs, make_pairs
 
 KINDS = ("room", "street", "facade", "terrain", "table")
 

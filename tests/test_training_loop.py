@@ -22,15 +22,13 @@ import torch
 import torch.nn.functional as F
 
 from tiepoint import weights
+from tiepoint.calibration import calibrate
 from tiepoint.matchers.lightglue import Layout, LightGlue, LightGlueConfig, LightGlueNet, from_upstream, to_upstream
 from tiepoint.matchers.nearest import NearestNeighbour
 from tiepoint.matchers.superglue import SuperGlueConfig, SuperGlueNet
-from tiepoint.training import calibrate
-from tiepoint.training.batches import Batch
-from tiepoint.training.ground_truth import IGNORED, UNMATCHABLE
+from tiepoint.training.data.ground_truth import IGNORED, UNMATCHABLE
 from tiepoint.training.loop import FitConfig, TrainingError, fit
-from tiepoint.training.losses import match_statistics
-from tiepoint.training.objectives import (
+from tiepoint.training.objectives.base import (
     ConfidenceObjective,
     LightGlueObjective,
     Objective,
@@ -38,6 +36,8 @@ from tiepoint.training.objectives import (
     lightglue_inputs,
     start_as_nearest_neighbour,
 )
+from tiepoint.training.objectives.losses import match_statistics
+from tiepoint.training.pairs.batch import Batch
 from tiepoint.types import Features
 
 TINY = LightGlueConfig(

@@ -16,7 +16,7 @@ import torch
 import tiepoint as tp
 from tiepoint.devices import plain_torch
 from tiepoint.mapping import Store
-from tiepoint.mapping.cameras import camera_of
+from tiepoint.mapping.steps.images import camera_of
 from tiepoint.mapping.store import NewImage
 
 SETTINGS = ("bfloat16", "float64", "float16", "meta", "autocast", "inference", "no grad")

@@ -66,9 +66,9 @@ def calibrate(
     The cheapest setting that, with the given confidence, keeps the given share of what the full model finds is
     stored with the weights. The promise is about pairs like those calibrated on.
     """
+    from ..calibration.calibrate import calibrate_file
     from ..errors import ArgumentError
     from ..io.files import check_output
-    from ..training.calibrate import calibrate_file
 
     if output is not None:
         check_output(output, (".safetensors",))

@@ -69,10 +69,10 @@ def import_(
     The same again changes nothing. Features of an image replace those that were there, and its matches.
     """
     from ..errors import ArgumentError
-    from ..mapping import hloc
-    from ..mapping.cameras import new_images
+    from ..mapping.exchange import hloc
+    from ..mapping.steps.images import new_images
+    from ..mapping.steps.verify import verify_into
     from ..mapping.store import Store, pairs_of
-    from ..mapping.verification import verify_into
 
     if images is None and features is None and matches is None:
         raise ArgumentError("nothing to import: give --images, --features or --matches")
@@ -116,7 +116,7 @@ def export(
     """Write features, matches and pairs of a database as hloc reads them."""
     from ..errors import ArgumentError
     from ..io.files import check_output
-    from ..mapping import hloc
+    from ..mapping.exchange import hloc
     from ..mapping.store import Store
 
     if features is None and matches is None and pairs is None:

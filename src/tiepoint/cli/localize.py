@@ -45,7 +45,7 @@ def localize(
     from ..io import files
     from ..io.exif import read_exif
     from ..io.folders import find_images
-    from ..mapping.localize import FILES, Localization, Localizer, write_localizations
+    from ..mapping.online.localize import FILES, Localization, Localizer, write_localizations
 
     photographs = [
         path

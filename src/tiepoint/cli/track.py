@@ -25,7 +25,7 @@ from .console import (
 
 if TYPE_CHECKING:
     from ..geometry import Camera
-    from ..mapping.tracking import State, Tracker
+    from ..mapping.online.track import State, Tracker
 
 FocalOption = Annotated[
     Optional[float],  # noqa: UP045
@@ -70,7 +70,7 @@ def track(
     from ..geometry.camera import FOCAL_FACTOR
     from ..io import files
     from ..io.video import read_frames
-    from ..mapping.tracking import Tracker, write_tum
+    from ..mapping.online.track import Tracker, write_tum
 
     files.check_output(output, (".txt",), inputs=[source, camera, *weights_files(features, matcher)])
     live = source.isdigit() and not Path(source).exists()
@@ -152,7 +152,7 @@ def parse_camera(text: str | None, focal: float | None, size: tuple[int, int]) -
     """
     from ..errors import ArgumentError
     from ..geometry import Camera
-    from ..mapping.cameras import given_cameras, known_camera
+    from ..mapping.steps.images import given_cameras, known_camera
 
     if text is None:
         return None if focal is None else Camera.from_focal(focal, size)

@@ -20,8 +20,8 @@ from .console import DeviceOption, JsonOption, Minutely, is_terminal, none_if_au
 
 if TYPE_CHECKING:
     from ..training.loop import FitConfig
-    from ..training.run_features import FeatureTask
-    from ..training.run_matcher import Task
+    from ..training.runs.features import FeatureTask
+    from ..training.runs.matcher import Task
 
 app = typer.Typer(help="Train on your own photographs: features; or matcher, then confidence.", no_args_is_help=True)
 
@@ -150,7 +150,8 @@ def matcher(
     saves; the same command goes on.
     """
     from ..errors import ArgumentError
-    from ..training import presets, run_matcher
+    from ..training.runs import matcher as run_matcher
+    from ..training.runs import presets
 
     chosen = presets.preset(preset.value)
     fit = _limits(chosen.fit, steps, minutes)
@@ -239,7 +240,8 @@ def features(
     It learns from pairs made of single photographs; nothing needs to be marked. Several processes run under
     'torchrun --nproc-per-node N -m tiepoint train features …'. Ctrl-C saves; the same command goes on.
     """
-    from ..training import presets, run_features
+    from ..training.runs import features as run_features
+    from ..training.runs import presets
 
     chosen = presets.feature_preset(preset.value)
     fit = replace(_limits(chosen.fit, steps, minutes), average=average, compile=compile)
@@ -301,7 +303,8 @@ def superpoint(
     Corners of synthetic shapes, then of photographs seen through many homographies, then detector and descriptor
     together. The weights are yours: 'superpoint-open@RUN/weights.safetensors'. Ctrl-C saves; the same command goes on.
     """
-    from ..training import presets, run_superpoint
+    from ..training.runs import presets
+    from ..training.runs import superpoint as run_superpoint
 
     chosen = presets.superpoint_preset(preset.value)
     with _console("checking photographs"):
@@ -334,7 +337,7 @@ def confidence(
     json: JsonOption = False,
 ) -> None:
     """Train the confidence classifiers of a finished matcher, which stays as it is; they let it stop early."""
-    from ..training import run_matcher as training
+    from ..training.runs import matcher as training
 
     with _console("opening the run"):
         task = training.reopen(run, workers, none_if_auto(device))
@@ -365,7 +368,7 @@ def export_weights(
     json: JsonOption = False,
 ) -> None:
     """Write the weights of a run's last stage as one file, with configuration, thresholds and origin in it."""
-    from ..training import export
+    from ..training.runs import share as export
 
     path, note = export.export_weights(run, output, half, layout.value)
     if note:

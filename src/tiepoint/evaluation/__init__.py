@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from .datasets import EvalPair, HomographyTruth, Picture, PoseTruth, load_pairs, roll
 from .environment import environment
-from .evaluate import Row, Run, compare, evaluate, parse_combination, run
 from .metrics import auc, match_errors, precision, recall
+from .run import Row, Run, compare, evaluate, parse_combination, run
 from .speed import Speed, Timing, bench, speed_table
 from .tables import markdown, rich_tables, save, summarise
 

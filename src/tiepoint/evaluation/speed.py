@@ -19,7 +19,7 @@ from ..errors import ArgumentError
 from ..io.images import ImageSource, read_image
 from ..types import Image
 from .environment import environment
-from .evaluate import parse_combination, timed
+from .run import parse_combination, timed
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import rich.box
 from rich.table import Table
 
 from ..io.files import atomic, make_folder
-from .evaluate import MATCH_PX, RANSAC_PX, Row, Run
 from .metrics import auc
+from .run import MATCH_PX, RANSAC_PX, Row, Run
 
 HOMOGRAPHY_PX = (1, 3, 5)
 POSE_DEGREES = (5, 10, 20)

@@ -14,7 +14,8 @@ precisely it is located, and its descriptor (`Describer`).
    that the patch is fine at its centre, coarse outside, and nowhere aliased. Turning the photograph turns the rings;
    convolutions along them commute with that, so the keypoint's direction is equivariant without being taught.
 
-`Cairn` makes an `Extractor` of it. It is trained by ``tiepoint train features``, see `tiepoint.training.features`.
+`Cairn` makes an `Extractor` of it. It is trained by ``tiepoint train features``, see
+`tiepoint.training.objectives.cairn`.
 """
 
 from __future__ import annotations

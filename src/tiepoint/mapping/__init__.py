@@ -17,13 +17,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import exports, hloc, localize, lookalikes, pairs, reconstruct, retrieval, tracking
-    from .cameras import camera_of, new_images
-    from .extraction import extract_into
-    from .matching import match_into
     from .run import map_photographs
+    from .steps.extract import extract_into
+    from .steps.images import camera_of, new_images
+    from .steps.match import match_into
+    from .steps.verify import verify_into
     from .store import NewImage, PairMatches, PairResult, Store, StoredGeometry, StoredImage, pair_ids, pairs_of
-    from .verification import verify_into
 
 __all__ = [
     "NewImage",
@@ -33,24 +32,16 @@ __all__ = [
     "StoredGeometry",
     "StoredImage",
     "camera_of",
-    "exports",
     "extract_into",
-    "hloc",
-    "localize",
-    "lookalikes",
     "map_photographs",
     "match_into",
     "new_images",
     "pair_ids",
-    "pairs",
     "pairs_of",
-    "reconstruct",
-    "retrieval",
-    "tracking",
     "verify_into",
 ]
 
-# Where each name lives; the others are modules. Imported on first use, because the steps need different packages.
+# Where each name lives. Imported on first use, because the steps need different packages.
 _HOMES = {
     "NewImage": "store",
     "PairMatches": "store",
@@ -58,24 +49,21 @@ _HOMES = {
     "Store": "store",
     "StoredGeometry": "store",
     "StoredImage": "store",
-    "camera_of": "cameras",
-    "extract_into": "extraction",
+    "camera_of": "steps.images",
+    "extract_into": "steps.extract",
     "map_photographs": "run",
-    "match_into": "matching",
-    "new_images": "cameras",
+    "match_into": "steps.match",
+    "new_images": "steps.images",
     "pair_ids": "store",
     "pairs_of": "store",
-    "verify_into": "verification",
+    "verify_into": "steps.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    elif name in __all__:
-        value = import_module(f".{name}", __name__)
-    else:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -27,7 +27,7 @@ from typing import Any
 from ..errors import ArgumentError, InputError
 from ..io.files import check_output_folder, read_json
 from ..io.images import check_bands
-from .extraction import mask_of
+from .steps.extract import mask_of
 from .store import FileFingerprints, Fingerprint, NewImage, Store
 
 OUTPUTS = (
@@ -77,7 +77,7 @@ def follow_files(
     folder : path
         Of the photographs.
     found : sequence of NewImage
-        All photographs that can be used, see `tiepoint.mapping.cameras.new_images`.
+        All photographs that can be used, see `tiepoint.mapping.steps.images.new_images`.
     masks : path or None
         Folder of masks.
     update_cameras : bool

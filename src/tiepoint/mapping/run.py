@@ -39,8 +39,13 @@ from ..io.exif import order_in_time
 from ..io.files import make_folder, write_json
 from ..io.folders import find_masks, times_in_names
 from ..io.images import check_bands
-from . import distributed, exports, pairs, retrieval
-from .alignment import (
+from . import cluster as distributed
+from . import pairs
+from .exchange import colmap as exports
+from .inputs import FileChanges, check_inputs_survive, follow_files, read_settings, start_over
+from .pairs import retrieval
+from .progress import Progress, Report, silent
+from .steps.align import (
     LEAST_POSITIONS,
     Alignment,
     gps_positions,
@@ -49,13 +54,11 @@ from .alignment import (
     to_distances,
     to_positions,
 )
-from .cameras import Share, is_file, new_images
-from .extraction import Extraction, extract_into
-from .inputs import FileChanges, check_inputs_survive, follow_files, read_settings, start_over
-from .lookalikes import SuspiciousPair, drop_lookalikes, restore_lookalikes
-from .matching import Matching, match_into
-from .progress import Progress, Report, silent
-from .reconstruct import Mapper, Scene, reconstruct
+from .steps.doppelgangers import SuspiciousPair, drop_lookalikes, restore_lookalikes
+from .steps.extract import Extraction, extract_into
+from .steps.images import Share, is_file, new_images
+from .steps.match import Matching, match_into
+from .steps.reconstruct import Mapper, Scene, reconstruct
 from .store import Fingerprint, NewImage, Store, pair_ids
 
 if TYPE_CHECKING:
@@ -179,9 +182,9 @@ def map_photographs(
         Names, or ``"auto"``, as in `tiepoint.match`.
     trust_lookalikes : bool
         Use pairs that look alike but seem to show different places. By default the mapper does not get to see them
-        (`tiepoint.mapping.lookalikes`); the database keeps them.
+        (`tiepoint.mapping.steps.doppelgangers`); the database keeps them.
     mapper : {"incremental", "global"}
-        See `tiepoint.mapping.reconstruct`.
+        See `tiepoint.mapping.steps.reconstruct`.
     max_keypoints : int or None
         Keep the best this many of each photograph; None keeps all.
     long_side : int or None
@@ -192,7 +195,7 @@ def map_photographs(
         Which bands of the photographs to use, see `tiepoint.read_image`.
     share, camera_model, focal, camera
         Which photographs share a camera, COLMAP's model for it, and its focal length in pixels or all its parameters,
-        where these are known: see `tiepoint.mapping.cameras.new_images`.
+        where these are known: see `tiepoint.mapping.steps.images.new_images`.
     fix_cameras : bool
         Take focal lengths and distortion as they are given, by ``focal``, ``camera`` or EXIF, and do not adjust them.
     undistort, text : bool
@@ -200,7 +203,7 @@ def map_photographs(
     align : "gps", "gps:LATITUDE,LONGITUDE,ALTITUDE" or path, optional
         Bring the models to metres: by the GPS positions of the photographs, in a frame east-north-up of their median or
         of the place given; or to the positions in a text file of ``NAME X Y Z`` a line. See
-        `tiepoint.mapping.alignment`.
+        `tiepoint.mapping.steps.align`.
     scale : str or path, optional
         Bring the models to metres by distances between cameras: ``"A.jpg,B.jpg,METRES"``, or a file of such lines.
     fresh : bool
@@ -211,7 +214,7 @@ def map_photographs(
         Processes or threads, see `extract_into`; by default as many as there are cores.
     ray : str, optional
         Extract and match on a Ray cluster: ``"local"``, ``"auto"`` or an address, see
-        `tiepoint.mapping.distributed.cluster`.
+        `tiepoint.mapping.cluster.cluster`.
     seed : int
         Of the mapper's random choices.
     report : callable
@@ -567,7 +570,7 @@ def _export(
     notes: list[str],
 ) -> None:
     """Write a page with all models, and what else can be made of the largest."""
-    from ..viz.scene import write_scene_page  # here, because viz builds on mapping
+    from .exchange.web_page import write_scene_page  # here, because viz builds on mapping
 
     for name, given in (("text", text), ("undistorted", undistort)):
         if not given and (out / name).exists():

@@ -27,12 +27,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ArgumentError, InputError, TiepointError
 from ..io.files import atomic
-from .losses import MatchStatistics, match_statistics
-from .objectives import Objective, Output
+from .objectives.base import Objective, Output
+from .objectives.losses import MatchStatistics, match_statistics
 
 
 class Pairs(Protocol):
-    """Pairs of one step: `Batch` or `tiepoint.training.views.Views`."""
+    """Pairs of one step: `Batch` or `tiepoint.training.pairs.views.Views`."""
 
     def __len__(self) -> int:
         """Return the number of pairs."""

@@ -1,0 +1,1 @@
+"""Thresholds and probabilities fitted on pairs with known answers."""

@@ -1,0 +1,459 @@
+"""Choose the thresholds of a trained LightGlue on photographs, for a stated price.
+
+How early to stop and which points to drop is a trade of matches for speed. Candidate settings, from cautious to bold,
+are run beside the full model on pairs that were not trained on, and `calibration.choose` picks the cheapest that keeps
+its promise; the theorem and its assumption stand there. Unrelated pairs among them give the threshold above which two
+photographs are said to overlap.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import devices
+from .. import features as extractors
+from .. import weights as weights_module
+from ..errors import ArgumentError, InputError
+from ..io.files import check_output
+from ..io.folders import list_images
+from ..matchers.lightglue import LightGlue, LightGlueConfig
+from ..training.data.photographs import PhotoCache, build_cache
+from ..training.pairs.batch import CHUNK, ChunkMaker, PairConfig, stream
+from ..training.runs.matcher import newest_weights, pairs_from_dict, try_extractor
+from ..types import Features, Matches
+from . import statistics as calibration
+
+# (exit_confidence, prune_matchability) at every layer, from cautious to bold: each setting stops no later and drops no
+# fewer points than the one before. Fixed before any pair is seen, as the theorem asks.
+SETTINGS = (
+    (0.995, 0.001),
+    (0.99, 0.002),
+    (0.98, 0.005),
+    (0.97, 0.01),
+    (0.95, 0.02),
+    (0.92, 0.03),
+    (0.88, 0.04),
+    (0.82, 0.06),
+    (0.75, 0.08),
+    (0.65, 0.10),
+)
+_SOLVED = 15  # right matches with which a pair counts as one that can be matched
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image pair to calibrate on.
+
+    Attributes
+    ----------
+    features0, features1 : Features
+    partners : int64 array (N,) or None
+        True partner of each keypoint of image 0, negative if it has none; None if nobody knows.
+    related : bool
+        Whether the photographs overlap.
+    """
+
+    features0: Features
+    features1: Features
+    partners: NDArray[np.int64] | None
+    related: bool
+
+
+@dataclass
+class Calibration:
+    """What was measured, and what was chosen.
+
+    Attributes
+    ----------
+    config : LightGlueConfig
+        The weights' configuration with the chosen thresholds in it; without early exit and pruning if no setting keeps
+        the promise.
+    keep, confidence : float
+        The promise: with this confidence, at least this share of the full model's right matches is kept.
+    pairs, unrelated : int
+        Pairs used for the one and the other threshold.
+    settings : list of dict
+        Of each candidate: ``exit_confidence``, ``prune_matchability``, ``pairs`` (related ones it was run on: all,
+        unless it was given up), ``lost`` (mean share), ``p_value``, ``work`` (share of the full model's layers times
+        points), ``seconds`` of matching, and whether it was ``chosen``.
+    seconds : float
+        Time that the full model took for the same pairs.
+    solved_kept : float or None
+        Share of the pairs solved at full depth (15 right matches) that are said to overlap.
+    """
+
+    config: LightGlueConfig
+    keep: float
+    confidence: float
+    pairs: int = 0
+    unrelated: int = 0
+    settings: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    solved_kept: float | None = None
+
+    @property
+    def chosen(self) -> dict[str, Any] | None:
+        """The chosen setting, or None for the full model."""
+        return next((setting for setting in self.settings if setting["chosen"]), None)
+
+    @property
+    def speed_up(self) -> float:
+        """Time of the full model divided by that of the chosen setting."""
+        return 1.0 if self.chosen is None else self.seconds / self.chosen["seconds"]
+
+
+def with_setting(config: LightGlueConfig, exit_confidence: float, prune_matchability: float) -> LightGlueConfig:
+    """Return a configuration with the same level at every layer.
+
+    Examples
+    --------
+    >>> with_setting(LightGlueConfig(layers=3), 0.9, 0.01).exit_confidence
+    (0.9, 0.9)
+    """
+    layers = config.layers - 1
+    return replace(
+        config, exit_confidence=(exit_confidence,) * layers, prune_matchability=(prune_matchability,) * layers
+    )
+
+
+def calibrate(
+    matcher: LightGlue,
+    samples: Iterator[Sequence[Sample]],
+    keep: float = 0.99,
+    confidence: float = 0.95,
+    max_false_overlaps: float = 0.05,
+    expected: int | None = None,
+    progress: Callable[[int, int], None] = lambda related, unrelated: None,
+) -> Calibration:
+    """Choose exit, pruning and overlap thresholds on image pairs.
+
+    Parameters
+    ----------
+    matcher : LightGlue
+        Its weights' confidence classifiers must be trained.
+    samples : iterator of sequences of Sample
+        Independent pairs, not trained on, like those the matcher will meet. Read to its end.
+    keep : float
+        Share of the full model's right matches to keep, on average over pairs; where the truth is not known, of all
+        its matches.
+    confidence : float
+        Probability, over the draw of the samples, that this and the share of false overlaps hold.
+    max_false_overlaps : float
+        Share of unrelated pairs that may be said to overlap.
+    expected : int
+        How many related pairs will come, if known. A setting that could not be accepted even if nothing more were lost
+        is then given up, with all bolder ones: the choice is the same, and takes less time.
+    progress : callable
+        Called with the numbers of related and unrelated pairs so far.
+
+    Raises
+    ------
+    ArgumentError
+        The confidence classifiers were never trained.
+    """
+    if (
+        not any(bool(parameter.any()) for parameter in matcher.net.confidence.parameters())
+        and matcher.config.layers > 1
+    ):
+        raise ArgumentError(
+            "the confidence classifiers of these weights were never trained: run 'tiepoint train confidence RUN' first"
+        )
+    full = _with_config(matcher, matcher.config, adaptive=False)
+    candidates = [_with_config(matcher, with_setting(matcher.config, *setting)) for setting in SETTINGS]
+    # By setting (the full model last); losses and work of each related pair.
+    losses: list[list[float]] = [[] for _ in SETTINGS]
+    work: list[list[float]] = [[] for _ in SETTINGS]
+    evidence: list[list[float]] = [[] for _ in range(len(SETTINGS) + 1)]
+    seconds = [0.0] * (len(SETTINGS) + 1)
+    right: list[int] = []
+    related: list[bool] = []
+    tried = len(SETTINGS)
+    for group in samples:
+        pairs = [(sample.features0, sample.features1) for sample in group]
+        truths = []
+        for s, model in enumerate([full, *candidates[:tried]], start=-1):
+            began = time.perf_counter()
+            found = model.match_many(pairs)
+            seconds[s] += time.perf_counter() - began
+            evidence[s].extend(matches.evidence for matches in found)
+            if s < 0:
+                truths = [_right(matches, sample) for matches, sample in zip(found, group, strict=True)]
+                right.extend(len(truth) for truth in truths)
+                continue
+            for matches, truth, sample in zip(found, truths, group, strict=True):
+                if sample.related:
+                    kept = np.isin(_keys(matches.matches, sample), truth).sum()
+                    losses[s].append(float(calibration.share_lost(kept, len(truth))))
+                    work[s].append(_work(matches, matcher.config.layers))
+        related.extend(sample.related for sample in group)
+        if expected is not None and tried:
+            tried = calibration.count_acceptable(losses[:tried], expected, keep, confidence)
+        progress(sum(related), len(related) - sum(related))
+
+    use = np.array(related, bool)
+    count = int(use.sum())
+    result = Calibration(matcher.config, keep, confidence, count, len(use) - count, seconds=seconds[-1])
+    costs = [float(np.mean(shares)) if shares else 1.0 for shares in work]
+    chosen = calibration.choose(losses[:tried], costs[:tried], keep, confidence) if tried else None
+    for s, (exit_confidence, prune_matchability) in enumerate(SETTINGS):
+        result.settings.append(
+            {
+                "exit_confidence": exit_confidence,
+                "prune_matchability": prune_matchability,
+                "pairs": len(losses[s]),
+                "lost": float(np.mean(losses[s])) if losses[s] else 0.0,
+                "p_value": calibration.hoeffding_bentkus_p_value(losses[s], 1 - keep),
+                "work": costs[s],
+                "seconds": seconds[s],
+                "chosen": s == chosen,
+            }
+        )
+    config = (
+        replace(matcher.config, exit_confidence=None, prune_matchability=None)
+        if chosen is None
+        else with_setting(matcher.config, *SETTINGS[chosen])
+    )
+    scores = np.array(evidence[-1 if chosen is None else chosen])
+    threshold = None if use.all() else calibration.choose_pair_threshold(scores[~use], max_false_overlaps, confidence)
+    solved = use & (np.array(right) >= _SOLVED)
+    if threshold is not None and solved.any():
+        result.solved_kept = float((scores[solved] > threshold).mean())
+    result.config = replace(config, overlap_threshold=threshold)
+    return result
+
+
+def _with_config(matcher: LightGlue, config: LightGlueConfig, adaptive: bool = True) -> LightGlue:
+    """Return a matcher with the same network and other thresholds."""
+    other = copy.copy(matcher)
+    other.config, other.adaptive = config, adaptive
+    return other
+
+
+def _keys(matches: NDArray[np.int64], sample: Sample) -> NDArray[np.int64]:
+    """Return one number for each match."""
+    return matches[:, 0] * len(sample.features1) + matches[:, 1]
+
+
+def _right(matches: Matches, sample: Sample) -> NDArray[np.int64]:
+    """Return the numbers of the right matches; of all, where the truth is not known."""
+    rows = matches.matches
+    if sample.partners is not None:
+        rows = rows[sample.partners[rows[:, 0]] == rows[:, 1]]
+    return _keys(rows, sample)
+
+
+def _work(matches: Matches, layers: int) -> float:
+    """Return layers times points, as a share of the full model's."""
+    if matches.prune_layer0 is None or matches.prune_layer1 is None:  # a pair without keypoints
+        return 0.0
+    points = len(matches.prune_layer0) + len(matches.prune_layer1)
+    return float(matches.prune_layer0.sum() + matches.prune_layer1.sum()) / (layers * points)
+
+
+def samples_from_photographs(
+    photos: PhotoCache,
+    config: PairConfig,
+    related: int,
+    unrelated: int,
+    seed: int = 0,
+    held_out: bool = False,
+    workers: int = 1,
+) -> Iterator[list[Sample]]:
+    """Make pairs from photographs: related ones first, then unrelated ones.
+
+    Parameters
+    ----------
+    photos : PhotoCache
+        Where pictures come from; pairs are the more independent the more photographs there are.
+    config : PairConfig
+        Which pairs are made; its ``negatives`` and ``posed`` are not used.
+    related, unrelated : int
+        How many of each, rounded up to whole chunks.
+    seed : int
+        Of all random choices.
+    held_out : bool
+        Use only the photographs that a training on this cache did not see.
+    workers : int
+        Processes that make pairs.
+
+    Yields
+    ------
+    list of Sample
+    """
+    for negatives, count in ((0.0, related), (1.0, unrelated)):
+        maker = ChunkMaker(photos, replace(config, negatives=negatives, posed=0.0), seed, held_out)
+        for batch in stream(maker, CHUNK, 0, math.ceil(count / CHUNK), workers):
+            yield [
+                Sample(f0, f1, batch.matches0[p].numpy(), bool(batch.related[p]))
+                for p, (f0, f1) in enumerate(batch.features(config.extractor))
+            ]
+
+
+def read_pairs(file: str | os.PathLike[str], images: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
+    """Read a list of image pairs as `tiepoint.mapping.pairs.from_list` does, but insist on every line.
+
+    Raises
+    ------
+    InputError
+        The list cannot be read, or a line does not name two images below ``images``.
+    """
+    from ..mapping.pairs import from_list  # here, because training needs nothing else of mapping
+
+    names = list_images(images)
+    listed = from_list(file, {name: number for number, name in enumerate(names)})
+    if listed.unused:
+        number, what = listed.unused[0]
+        raise InputError(f"{file}, line {number}: names {what}; give two images of {images} on each line")
+    return [(Path(images) / names[i], Path(images) / names[j]) for i, j in listed.pairs.tolist()]
+
+
+def samples_from_pairs(
+    pairs: Sequence[tuple[Path, Path]],
+    features: str,
+    max_keypoints: int = 1024,
+    long_side: int = 1024,
+    device: torch.device | str = "cpu",
+) -> Iterator[list[Sample]]:
+    """Extract pairs of images; their truth is not known.
+
+    Raises
+    ------
+    InputError
+        An image cannot be read.
+    """
+    extractor = extractors.load(features, device=device, max_keypoints=max_keypoints, long_side=long_side)
+    for image0, image1 in pairs:
+        yield [Sample(extractor(image0), extractor(image1), None, True)]
+
+
+def calibrate_file(
+    target: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    keep: float = 0.99,
+    confidence: float = 0.95,
+    output: str | os.PathLike[str] | None = None,
+    pairs_file: str | os.PathLike[str] | None = None,
+    features: str | None = None,
+    count: int | None = None,
+    keypoints: int = 1024,
+    seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+    device: torch.device | str | None = None,
+    match_threshold: float | None = None,
+    progress: Callable[[int, int], None] = lambda related, unrelated: None,
+) -> tuple[Calibration, Path]:
+    """Calibrate a run or a weights file on photographs, and write weights with thresholds in their metadata.
+
+    Pairs are made as for training, with another number of keypoints, and from other photographs.
+
+    Parameters
+    ----------
+    target : path
+        A run's folder, or LightGlue weights of ours (``.safetensors``).
+    images : path
+        Photographs like those that will be matched. If the weights were trained on this very folder, only the
+        photographs that training held out are used.
+    keep, confidence : float
+        See `calibrate`.
+    output : path, optional
+        By default ``calibrated.safetensors`` in the run, or ``NAME-calibrated.safetensors`` beside the file.
+    pairs_file : path, optional
+        Calibrate on these pairs of images, see `read_pairs`, instead of pairs made from single photographs.
+        The overlap threshold then stays as it is.
+    features : str, optional
+        The extractor that the weights will be used with, as `tiepoint.features.load` takes it; by default the one they
+        were trained on.
+    count : int, optional
+        Related pairs to make; by default four times `calibration.pairs_needed`, which leaves room for some loss.
+    keypoints : int
+        Of each picture: as many as will be matched.
+    seed : int
+        Of the pairs.
+    cache : path, optional
+        Where decoded photographs are kept, see `tiepoint.training.runs.matcher.prepare`; by default nowhere.
+    workers : int
+        Processes that make pairs.
+    device : torch.device or str, optional
+        Where to match.
+    match_threshold : float, optional
+        Least score of a match, stored with the weights; by default theirs.
+    progress : callable
+        See `calibrate`.
+
+    Returns
+    -------
+    Calibration, Path
+        What was chosen, and the file.
+
+    Raises
+    ------
+    InputError, ArgumentError, WeightsError
+        The photographs or the weights cannot be used, or there are too few pairs to promise anything.
+    """
+    target, chosen_device = Path(target), devices.pick_device(device)
+    source = newest_weights(target, calibrated=False) if target.is_dir() else target
+    if output is None:
+        output = (
+            target / "calibrated.safetensors"
+            if target.is_dir()
+            else target.with_name(f"{target.stem}-calibrated.safetensors")
+        )
+    check_output(output, (".safetensors",), inputs=[source, pairs_file, cache])
+    state, told = weights_module.load(source)
+    if told.get("training", {}).get("kind") != "lightglue":
+        raise ArgumentError(f"{source} does not hold LightGlue weights of ours")
+    trained_on = pairs_from_dict(told["training"].get("pairs"))
+    if features is not None:
+        trained_on = replace(trained_on, features=features)
+    matcher = LightGlue(trained_on.extractor, chosen_device, weights=str(source), match_threshold=match_threshold)
+    needed = calibration.pairs_needed(keep, confidence)
+    count = 4 * needed if count is None else count
+    listed = None if pairs_file is None else read_pairs(pairs_file, images)
+    if listed is not None:
+        count = len(listed)
+    if count < needed:
+        raise ArgumentError(
+            f"to promise {keep:g} with confidence {confidence:g} takes at least {needed} pairs, not {count}"
+        )
+    with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:  # Windows keeps a mapped file
+        if listed is not None:
+            samples = samples_from_pairs(listed, trained_on.features, keypoints, device=chosen_device)
+        else:
+            config = replace(trained_on, keypoints=keypoints)
+            photos = build_cache(images, cache or Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
+            try_extractor(photos, config, torch.device("cpu"))
+            seen = told["training"].get("photographs") == photos.digest
+            different = len(set(photos.sources[photos.held_out if seen else slice(None)].tolist()))
+            if different < needed:
+                warnings.warn(
+                    f"the promise rests on independent pairs: for {keep:g} on at least {needed} photographs; there are "
+                    f"{different}{' (held out of the training)' if seen else ''}",
+                    stacklevel=2,
+                )
+            count = CHUNK * math.ceil(count / CHUNK)
+            samples = samples_from_photographs(photos, config, count, max(100, count // 4), seed, seen, workers)
+        result = calibrate(matcher, samples, keep, confidence, expected=count, progress=progress)
+    result.config = replace(result.config, match_threshold=matcher.match_threshold)
+    if listed is not None:
+        result.config = replace(result.config, overlap_threshold=matcher.config.overlap_threshold)
+    about = {
+        name: getattr(result, name)
+        for name in ("keep", "confidence", "pairs", "unrelated", "settings", "speed_up", "solved_kept")
+    }
+    about |= {"keypoints": keypoints, "seed": seed, "weights": weights_module.sha256(source)}
+    weights_module.save(output, state, {**told, **asdict(result.config), "calibration": about})
+    return result, Path(output)

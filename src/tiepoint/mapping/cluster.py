@@ -1,0 +1,561 @@
+"""Extraction and matching on many machines: `extract_on_ray`, `match_on_ray`, inside of a `cluster`.
+
+They do what `extract_into` and `match_into` do, and leave the same database. Images, and blocks of pairs, are divided
+into shards; each shard is a task of Ray. A worker writes what it found to a file of its own, which appears when it is
+whole, in the folder ``database.db-shards`` beside the database. This process, the only one that writes to the
+database, moves the shards into it in order, a transaction each.
+
+What may go wrong, and what happens:
+
+- *A worker dies*, or its machine: Ray begins its shard again elsewhere.
+- *A worker is slow*, or hangs: when nothing is left to begin, idle workers begin shards a second time that take longer
+  than most. Both copies write the same to the same file; whichever is first counts, the other is called off.
+- *This process dies*: the shards that are in the database are done. Those whose files are whole are not made again.
+
+The photographs and the folder of the database lie on a file system that all machines share, under the same path.
+Nobody but this process opens the database itself, for SQLite's log does not work across machines: the features that a
+task needs travel through Ray, one object for each image, which Ray sends to a machine once for several tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import secrets
+import shutil
+import socket
+import struct
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ArgumentError, InputError, MissingDependencyError, TiepointError
+from ..features import Extractor
+from ..io.files import feature_arrays, make_folder, scratch_folder, write_npz
+from ..matchers import Matcher
+from ..matchers.overlay import without_overlay
+from ..types import Features
+from .progress import Progress, Report, silent
+from .steps import verify as verification
+from .steps.extract import (
+    Extraction,
+    as_features,
+    as_registered,
+    check_same_extractor,
+    cores,
+    extract_one,
+    mask_of,
+    stopping,
+)
+from .steps.match import Matching, Tally, batch_size, unverified, what_to_match
+from .store import PairResult, Store, fault_of
+
+Arrays = dict[str, NDArray[Any]]
+
+# A shard is what one task does: long enough (seconds) not to be all overhead, short enough to be done again.
+MOST_IMAGES = 16
+MOST_PAIRS = {"cuda": 1024}  # a square of 32 x 32 images on a GPU; elsewhere one of 16 x 16
+MOST_PAIRS_ON_CPU = 256
+SHARDS_PER_WORKER = 4  # of a small collection: so many that the workers end at about the same time
+
+SENT_PER_WORKER = 64  # images whose features Ray holds: those of the shards begun (two a worker, 32 images each)
+BYTES_PER_WORKER = 100 << 20  # room for them, at 2048 keypoints with 128 float32 each
+RETRIES = 3  # of a shard whose worker died; then the shard is to blame
+SLOW = 2.0  # a shard that takes this many times as long as most is worth a second try, if somebody is idle
+
+
+@contextmanager
+def cluster(address: str, workers: int | None = None) -> Iterator[None]:
+    """Join a Ray cluster, or start one on this machine, for a ``with`` block.
+
+    Parameters
+    ----------
+    address : str
+        ``"local"`` starts worker processes on this machine, which listen to this machine alone and end with the
+        block. ``"auto"`` joins the cluster that was started on this machine with ``ray start``, ``"host:port"`` that
+        one.
+    workers : int, optional
+        Processes of a local cluster; by default one for each core.
+
+    Raises
+    ------
+    ArgumentError
+        This process belongs to a cluster already, or ``workers`` is given for a cluster that exists.
+    InputError
+        There is no cluster at that address, or none can be started here.
+    MissingDependencyError
+        Ray is not installed.
+
+    Examples
+    --------
+    ::
+
+        with cluster("local", workers=4), Store.open("map/database.db") as store:
+            extract_on_ray(store, "photos", tiepoint.features.load("sift"))
+            match_on_ray(store, pairs, tiepoint.matchers.load("nearest", "sift"))
+    """
+    if workers is not None and address != "local":
+        raise ArgumentError(f"the cluster at {address} has the workers it has; leave their number out")
+    # Ray reads these when it is imported. It would print about lost workers on standard output, where results go.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    if address == "local":
+        # It would tell its makers that it is used, and listen on the network; and everybody with an account on this
+        # machine could have it run programs, but for the token.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # its name for "other machines may join"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray = import_ray()
+    if ray.is_initialized():
+        raise ArgumentError("this process belongs to a Ray cluster already; leave out the call of cluster()")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with scratch_folder() as scratch:
+        try:
+            if address == "local":
+                count = workers or cores()
+                ray.init(
+                    address="local",
+                    num_cpus=count,
+                    object_store_memory=count * BYTES_PER_WORKER,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(scratch / "r"),  # Ray opens it to everybody: below one that is open to us alone
+                    **quiet,
+                )
+            else:
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                if port.isdecimal():  # Ray itself would go on trying for minutes
+                    socket.create_connection((host, int(port)), timeout=10).close()
+                ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise InputError(
+                f"no Ray cluster at {address!r}: {error}; start one with 'ray start --head', or use 'local'"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def extract_on_ray(
+    store: Store,
+    folder: str | os.PathLike[str],
+    extractor: Extractor,
+    *,
+    masks: str | os.PathLike[str] | None = None,
+    shard: int | None = None,
+    report: Report = silent,
+) -> Extraction:
+    """Do what `extract_into` does on the Ray cluster that this process belongs to.
+
+    Parameters
+    ----------
+    store, folder, extractor, masks, report
+        As there. The folders must be at the same place on all machines. Each task takes one core; if the extractor is
+        on a GPU, it takes one GPU.
+    shard : int, optional
+        Images of one task; by default 16, or fewer if there would be too few tasks.
+
+    Returns
+    -------
+    Extraction
+
+    Raises
+    ------
+    ArgumentError, InputError, TiepointError
+        As there, and if this process belongs to no cluster, or the machines do not share the folders.
+
+    Examples
+    --------
+    See `cluster`.
+    """
+    images = store.images()
+    have = store.has_features()
+    if have:
+        check_same_extractor(store, min(have), extractor)
+    workers = _Workers(extractor.device)
+    size = shard or workers.shard_of(len(images), MOST_IMAGES)
+    folder, masks = Path(folder).absolute(), None if masks is None else Path(masks).absolute()
+    files = _folder_of(store)
+    shards = []
+    for at in range(0, len(images), size):
+        part = [image for image in images[at : at + size] if image.image_id not in have]
+        jobs = [(folder / image.name, mask_of(image, masks)) for image in part]
+        if part:
+            shards.append((files / f"features-{_digest(extractor.name, extractor.options, jobs)}.npz", part, jobs))
+
+    sent = workers.ray.put(extractor)
+    already = done = len(images) - sum(len(part) for _, part, _ in shards)
+    step, failed = f"extracting {extractor.name}", dict[str, str]()
+    report(Progress(step, done, len(images)))
+    for path, part, _ in workers.in_order(_extract_shard, shards, lambda shard: (shard[0], sent, shard[2])):
+        found = _read_outcomes(path)
+        outcomes = [as_registered(one, image, folder) for one, image in zip(found, part, strict=True)]
+        store.write_features(
+            (image.image_id, outcome)
+            for image, outcome in zip(part, outcomes, strict=True)
+            if isinstance(outcome, Features)
+        )
+        path.unlink()
+        for image, outcome in zip(part, outcomes, strict=True):
+            done += 1
+            note = "" if isinstance(outcome, Features) else outcome
+            if note:
+                failed[image.name] = note
+            report(Progress(step, done, len(images), note=note))
+    shutil.rmtree(files, ignore_errors=True)
+    return Extraction(done - already - len(failed), already, failed)
+
+
+def match_on_ray(
+    store: Store,
+    pairs: ArrayLike | Iterable[tuple[int, int]],
+    matcher: Matcher,
+    *,
+    verify: bool = True,
+    shard: int | None = None,
+    report: Report = silent,
+) -> Matching:
+    """Do what `match_into` does on the Ray cluster that this process belongs to.
+
+    The same pairs are matched together as there, so that a network sees the same batches.
+
+    Parameters
+    ----------
+    store, pairs, matcher, verify, report
+        As there. Each task takes one core; if the matcher is on a GPU, it takes one GPU, and its share of the cores.
+    shard : int, optional
+        Pairs of one task, rounded up to whole batches; by default 256, on a GPU 1024, or fewer if there would be too
+        few tasks.
+
+    Returns
+    -------
+    Matching
+
+    Raises
+    ------
+    ArgumentError, InputError, TiepointError
+        As there, and if this process belongs to no cluster, or the machines do not share the folder of the database.
+
+    Examples
+    --------
+    See `cluster`.
+    """
+    begin = time.monotonic()
+    cameras = {image.image_id: image.camera for image in store.images()}
+    ordered, usable, todo = what_to_match(store, cameras, pairs)
+    already = int((usable & ~todo).sum())
+    total = already + int(todo.sum())
+    workers = _Workers(matcher.device)
+    if verify and already:
+        verification.verify_into(store, ordered[usable & ~todo], report=report)
+
+    batch = batch_size(matcher)
+    most = MOST_PAIRS.get(matcher.device.type, MOST_PAIRS_ON_CPU)
+    size = -(-(shard or workers.shard_of(total, most)) // batch) * batch
+    shards = [at for at in range(0, len(ordered), size) if todo[at : at + size].any()]
+    files = _folder_of(store)
+    sent = workers.ray.put(matcher)
+
+    @lru_cache(maxsize=SENT_PER_WORKER * workers.count)
+    def features(image_id: int) -> Any:
+        return workers.ray.put(store.features(image_id))
+
+    def batches_of(at: int) -> list[NDArray[np.int32]]:
+        starts = range(at, min(at + size, len(ordered)), batch)
+        batches = (ordered[start : start + batch][todo[start : start + batch]] for start in starts)
+        return [pairs for pairs in batches if len(pairs)]
+
+    def path_of(at: int) -> Path:
+        return files / f"matches-{_digest(matcher.name, verify, *batches_of(at))}.npz"
+
+    def task_of(at: int) -> tuple[Any, ...]:
+        batches = batches_of(at)
+        ids = np.unique(np.concatenate(batches)).tolist()
+        which = {image_id: cameras[image_id] for image_id in ids}
+        return path_of(at), sent, verify, workers.cores_each, batches, which, *map(features, ids)
+
+    tally = Tally.of(matcher)
+    report(Progress("matching", already, total))
+    for at in workers.in_order(_match_shard, shards, task_of):
+        path = path_of(at)
+        found = _read_results(path)
+        store.write_matches(result for result, _ in found)
+        path.unlink()
+        for result, stop_layer in found:
+            tally.add(result, stop_layer)
+        report(Progress("matching", already + tally.matched, total, tally.early_exits))
+    shutil.rmtree(files, ignore_errors=True)
+    reads, seconds = features.cache_info().misses, time.monotonic() - begin
+    return tally.summary(len(ordered), already, len(ordered) - int(usable.sum()), seconds, reads)
+
+
+class _Workers:
+    """What the cluster has for tasks that run on ``device``, and the way to run many of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.ray = import_ray()
+        if not self.ray.is_initialized():
+            raise ArgumentError("this process belongs to no Ray cluster; call this inside of 'with cluster(...)'")
+        has = self.ray.cluster_resources()
+        self.gpus_each = 0 if device.type == "cpu" else 1
+        if self.gpus_each and not has.get("GPU"):
+            raise InputError("the Ray cluster has no GPU; choose device 'cpu', or add a machine that has one")
+        self.cores_each = max(1, int(has.get("CPU", 0) // has["GPU"])) if self.gpus_each else 1
+
+    @property
+    def count(self) -> int:
+        """How many tasks run at a time just now; machines come and go."""
+        has = self.ray.cluster_resources()
+        return max(1, int(has.get("GPU", 0) if self.gpus_each else has.get("CPU", 0)))
+
+    def shard_of(self, total: int, most: int) -> int:
+        """Return how many of ``total`` things one task should do."""
+        return max(1, min(most, -(-total // (SHARDS_PER_WORKER * self.count))))
+
+    def in_order(
+        self, function: Callable[..., None], shards: Sequence[Any], arguments: Callable[[Any], tuple[Any, ...]]
+    ) -> Iterator[Any]:
+        """Run ``function(*arguments(shard))`` for all shards at once; yield each when it and all before are done."""
+        ray = self.ray
+        task = ray.remote(num_cpus=self.cores_each, num_gpus=self.gpus_each, max_retries=RETRIES)(function)
+        running: dict[Any, int] = {}  # reference -> number of the shard, oldest first; of one there may be two
+        given: dict[int, tuple[float, tuple[Any, ...]]] = {}  # of the shards that run: since when, and with what
+        done: set[int] = set()
+        took: list[float] = []
+        begun = next_one = 0
+        try:
+            while next_one < len(shards):
+                count = self.count
+                while begun < len(shards) and len(running) < 2 * count:  # so that no worker waits for this process
+                    given[begun] = time.monotonic(), arguments(shards[begun])
+                    running[task.remote(*given[begun][1])] = begun
+                    begun += 1
+                if begun == len(shards) and len(running) < count:  # somebody is idle
+                    before = time.monotonic() - SLOW * median(took or [math.inf])
+                    alone = (n for n, copies in Counter(running.values()).items() if copies == 1)
+                    for n in [n for n in alone if given[n][0] < before][: count - len(running)]:
+                        running[task.remote(*given[n][1])] = n
+                ready, _ = ray.wait(list(running), timeout=1.0)
+                for reference in ready:
+                    n = running.pop(reference)
+                    copies = [other for other, m in running.items() if m == n]
+                    try:
+                        ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        if copies:
+                            continue  # one that may still come to its end
+                        raise _explained(error, ray) from error
+                    for other in copies:
+                        ray.cancel(other)
+                        del running[other]
+                    took.append(time.monotonic() - given.pop(n)[0])
+                    done.add(n)
+                while next_one in done:
+                    yield shards[next_one]
+                    next_one += 1
+        finally:
+            for reference in running:
+                ray.cancel(reference)
+
+
+def _extract_shard(path: Path, extractor: Extractor, jobs: list[tuple[Path, Path | None]]) -> None:
+    """Extract the features of some photographs, on a worker."""
+    stamps = [file and file.exists() and (file.stat().st_size, file.stat().st_mtime_ns) for file in chain(*jobs)]
+    _make(path, _digest(stamps), lambda: _outcome_arrays([extract_one(extractor, *job) for job in jobs]))
+
+
+def _match_shard(
+    path: Path,
+    matcher: Matcher,
+    verify: bool,
+    threads: int,
+    batches: list[NDArray[np.int32]],
+    cameras: dict[int, Any],
+    *features: Features,
+) -> None:
+    """Match some batches of pairs, on a worker; ``features`` are those of the images that ``cameras`` names."""
+    held = dict(zip(cameras, features, strict=True))
+    finish = verification.verify if verify else unverified
+
+    def arrays() -> Arrays:
+        with stopping(ThreadPoolExecutor(threads)) as pool:
+            found = []
+            for pairs in batches:
+                ids = pairs.tolist()
+                matched = matcher.match_many([(held[a], held[b]) for a, b in ids])
+                for (a, b), all_matches in zip(ids, matched, strict=True):
+                    matches = without_overlay(all_matches, held[a], held[b], least_moving=0)
+                    found.append((pool.submit(finish, a, b, cameras[a], cameras[b], matches), matches.stop_layer))
+            return _result_arrays([(result.result(), stop_layer) for result, stop_layer in found])
+
+    made_of = [camera.todict() for camera in cameras.values()]
+    _make(path, _digest(*made_of, *chain(*(feature_arrays(f).values() for f in features))), arrays)
+
+
+def _make(path: Path, made_of: str, arrays: Callable[[], Arrays]) -> None:
+    """Write a shard's file, unless it is there, whole, and was made of the same."""
+    import cv2
+
+    torch.set_num_threads(1)  # there is a worker for each core
+    cv2.setNumThreads(1)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["made_of"]) == made_of:
+                return
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        pass  # not there, or damaged when the power failed
+    write_npz(path, {"made_of": np.array(made_of), **arrays()})
+
+
+def _outcome_arrays(outcomes: list[dict[str, Any] | str]) -> Arrays:
+    """Return what `extract_one` said of each photograph of a shard as arrays."""
+    arrays: Arrays = {}
+    for n, outcome in enumerate(outcomes):
+        fields = {"failed": outcome} if isinstance(outcome, str) else outcome
+        arrays |= {f"{n}/{name}": np.asarray(value) for name, value in fields.items() if value is not None}
+    return arrays
+
+
+def _read_outcomes(path: Path) -> list[Features | str]:
+    """Read what `_outcome_arrays` made."""
+    fields: dict[int, dict[str, Any]] = {}
+    outcomes: list[Features | str] = []
+    with _reading(path) as arrays:
+        for key, value in arrays.items():
+            n, _, name = key.partition("/")
+            if name:
+                fields.setdefault(int(n), {})[name] = value
+        for _, one in sorted(fields.items()):
+            if "failed" in one:
+                outcomes.append(str(one["failed"]))
+            else:
+                width, height = one.pop("image_size").tolist()
+                features = as_features({**one, "image_size": (width, height), "extractor": str(one["extractor"])})
+                if fault := fault_of(features):
+                    raise ValueError(fault)
+                outcomes.append(features)
+    return outcomes
+
+
+_MODELS = ("F", "E", "H", "R", "t")
+
+
+def _result_arrays(found: list[tuple[PairResult, int | None]]) -> Arrays:
+    """Return the results of the pairs of a shard, and the layer after which the matcher stopped, as arrays."""
+    results = [result for result, _ in found]
+    inliers = [np.zeros(len(r.matches), bool) if r.inliers is None else r.inliers for r in results]
+    arrays: Arrays = {
+        "pairs": np.array([(r.id0, r.id1) for r in results], np.int64),
+        "counts": np.array([len(r.matches) for r in results], np.int64),
+        "matches": np.concatenate([r.matches for r in results]).astype(np.uint32),
+        "scores": np.concatenate([r.scores for r in results]),
+        "overlaps": np.array([-1 if r.overlaps is None else r.overlaps for r in results], np.int8),
+        "stop_layers": np.array([-1 if layer is None else layer for _, layer in found], np.int64),
+        "verified": np.array([r.inliers is not None for r in results]),
+        "inliers": np.concatenate(inliers),
+        "configs": np.array([r.config for r in results]),
+    }
+    for name in _MODELS:
+        models = [getattr(r, name) for r in results]
+        arrays[f"has_{name}"] = np.array([model is not None for model in models])
+        arrays[name] = np.array([model for model in models if model is not None], np.float64)
+    return arrays
+
+
+def _read_results(path: Path) -> list[tuple[PairResult, int | None]]:
+    """Read what `_result_arrays` made."""
+    results: list[tuple[PairResult, int | None]] = []
+    with _reading(path) as a:
+        at, models = 0, {name: iter(a[name]) for name in _MODELS}
+        for n, ((id0, id1), count) in enumerate(zip(a["pairs"].tolist(), a["counts"].tolist(), strict=True)):
+            rows = slice(at, at + count)
+            at += count
+            result = PairResult(
+                id0,
+                id1,
+                a["matches"][rows],
+                a["scores"][rows],
+                overlaps=None if a["overlaps"][n] < 0 else bool(a["overlaps"][n]),
+                inliers=a["inliers"][rows] if a["verified"][n] else None,
+                config=str(a["configs"][n]),  # type: ignore[arg-type]
+                **{name: next(models[name]) if a[f"has_{name}"][n] else None for name in _MODELS},
+            )
+            results.append((result, None if a["stop_layers"][n] < 0 else int(a["stop_layers"][n])))
+    return results
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Arrays]:
+    """Give the arrays of a shard that a worker has made; what is wrong with them is said of the file."""
+    arrays = _read(path)
+    try:
+        yield arrays
+    except (ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{path}: is not what a worker wrote ({error}); delete it, and run the same again") from error
+
+
+def _read(path: Path) -> Arrays:
+    """Read a shard that a worker has made."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (
+        *(OSError, EOFError, MemoryError, ValueError, TypeError, LookupError, RuntimeError),
+        *(zipfile.BadZipFile, zlib.error, struct.error),  # which of them depends on where the file is damaged
+    ) as error:
+        raise InputError(
+            f"{path}: a worker wrote this file, but it cannot be read here: {error}; the folder must be on a file "
+            "system that all machines of the cluster share, at the same path"
+        ) from error
+
+
+def _folder_of(store: Store) -> Path:
+    """Make the folder of the shards, beside the database."""
+    path = store.path.absolute()
+    folder = path.with_name(f"{path.name}-shards")
+    return make_folder(folder)
+
+
+def _digest(*parts: Any) -> str:
+    """Return 32 letters that stand for arrays, and for whatever else its repr tells apart."""
+    digest = hashlib.sha256()
+    for part in parts:
+        array = isinstance(part, np.ndarray)
+        digest.update(repr((part.dtype, part.shape)).encode() + part.tobytes() if array else repr(part).encode())
+    return digest.hexdigest()[:32]
+
+
+def _explained(error: Exception, ray: Any) -> Exception:
+    """Return the error of ours that a task raised, or one that says what Ray has to tell."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        if isinstance(error.cause, ray.exceptions.RayError):
+            return TiepointError(f"a worker could not begin; is the same tiepoint installed there? {error.cause}")
+        return error.cause if isinstance(error.cause, TiepointError) else error
+    return TiepointError(
+        f"{RETRIES + 1} workers died of one shard, most often because memory ran out on their machines; what was done "
+        "is kept: run the same again, with fewer workers to a machine or a smaller --long-side"
+    )
+
+
+def import_ray() -> Any:
+    """Return the package ray, or raise `MissingDependencyError` with the line that installs it."""
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError("ray", "ray", "running on a cluster") from error
+    return ray

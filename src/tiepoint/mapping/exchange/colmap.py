@@ -1,0 +1,314 @@
+"""A model -> the files that other tools read: COLMAP, gsplat, nerfstudio, point clouds, trajectories.
+
+All coordinates in these files are COLMAP's, as their readers expect: the centre of the top-left pixel is
+(0.5, 0.5), half a pixel more than elsewhere in tiepoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from ...errors import ArgumentError, InputError
+from ...geometry.colmap import import_pycolmap
+from ...io.exif import read_exif
+from ...io.files import atomic, atomic_folder, check_image_name, check_output_folder, write_json
+from ...io.folders import natural_key
+from ...io.images import read_image
+from ..steps.extract import mask_of
+from . import model_files
+
+if TYPE_CHECKING:
+    import pycolmap
+
+JPEG_QUALITY = 95  # of undistorted photographs: they are training data
+
+
+def write_model(
+    model: pycolmap.Reconstruction,
+    folder: str | os.PathLike[str],
+    kind: Literal["binary", "text"] = "binary",
+) -> None:
+    """Write cameras, images and points as COLMAP does.
+
+    Parameters
+    ----------
+    model : pycolmap.Reconstruction
+    folder : path
+        Replaced as a whole. It gets ``cameras``, ``images``, ``points3D``, ``rigs`` and ``frames``.
+    kind : {"binary", "text"}
+        ``.bin`` files, or ``.txt`` files, which are some three times larger.
+
+    Raises
+    ------
+    ArgumentError
+        Unknown kind.
+    InputError
+        The folder cannot be written.
+    """
+    if kind not in ("binary", "text"):
+        raise ArgumentError(f"a model is written as 'binary' or 'text', not {kind!r}")
+    with atomic_folder(folder) as temporary:
+        model_files.write_model(model, temporary, text=kind == "text")
+
+
+def write_ply(model: pycolmap.Reconstruction, path: str | os.PathLike[str]) -> None:
+    """Write the points, with their colours, as a binary PLY file.
+
+    Parameters
+    ----------
+    model : pycolmap.Reconstruction
+    path : path
+        Replaced atomically.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    with atomic(path) as temporary:
+        if not temporary.parent.is_dir():  # COLMAP's own message would be about its source code
+            raise InputError(f"{path}: the folder {temporary.parent} does not exist; create it first")
+        model_files.write_points(model, temporary)
+
+
+def write_trajectory(
+    model: pycolmap.Reconstruction,
+    path: str | os.PathLike[str],
+    timestamps: Mapping[str, float] | None = None,
+) -> None:
+    """Write the camera's path in the format of the TUM RGB-D benchmark: ``time tx ty tz qx qy qz qw``.
+
+    Poses are camera-to-world: t is where the camera is, q turns its axes (x right, y down, z forward) into the world's.
+    The unit of length is the model's.
+
+    Parameters
+    ----------
+    model : pycolmap.Reconstruction
+    path : path
+        Replaced atomically. One line per registered image, in order of time.
+    timestamps : mapping, optional
+        Image name -> seconds; images that are not in it are left out. Without, the time is the image's place
+        among the registered ones, sorted by name, numbers counting as such.
+
+    Raises
+    ------
+    ArgumentError
+        None of the images has a timestamp.
+    InputError
+        The file cannot be written.
+
+    References
+    ----------
+    Sturm et al., A Benchmark for the Evaluation of RGB-D SLAM Systems, IROS 2012.
+    """
+    images = sorted(registered(model), key=lambda image: natural_key(image.name))
+    if timestamps is None:
+        timed = [(float(i), image) for i, image in enumerate(images)]
+    else:
+        timed = [(float(timestamps[image.name]), image) for image in images if image.name in timestamps]
+        timed.sort(key=lambda entry: entry[0])
+    if images and not timed:
+        raise ArgumentError(f"{path}: none of the timestamps is of a registered image, such as {images[0].name}")
+    lines = ["# timestamp tx ty tz qx qy qz qw"]
+    for time, image in timed:
+        pose = image.cam_from_world().inverse()
+        numbers = " ".join(f"{value:.9g}" for value in (*pose.translation, *pose.rotation.quat))
+        lines.append(f"{time:.6f} {numbers}")
+    with atomic(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_undistorted(
+    model: pycolmap.Reconstruction,
+    images: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    masks: str | os.PathLike[str] | None = None,
+    bands: Sequence[int] | None = None,
+) -> None:
+    """Write photographs without lens distortion and their cameras, ready for Gaussian splatting and NeRFs.
+
+    ::
+
+        images/            every registered photograph as a pinhole camera sees it, upright
+        sparse/0/          COLMAP's model of these: what gsplat reads, and 'ns-train ... colmap'
+        transforms.json    the same poses: what nerfstudio and instant-ngp read
+        points.ply         the points, to which transforms.json refers
+        masks/             black where a photograph is transparent or masked, if any is; a.jpg has a.jpg.png
+
+    Parameters
+    ----------
+    model : pycolmap.Reconstruction
+        It is not changed.
+    images : path
+        The folder of the photographs that it was made of.
+    folder : path
+        Replaced as a whole.
+    masks : path, optional
+        Folder of masks, see `tiepoint.mapping.steps.extract.extract_into`. They are warped along.
+    bands : one or three ints, optional
+        Which bands of the photographs to use, see `tiepoint.read_image`.
+
+    Raises
+    ------
+    ArgumentError
+        The photographs or masks lie in the folder that is to be replaced, or a camera takes panorama pictures, which
+        no pinhole camera can.
+    InputError
+        A photograph is missing, damaged, or has another size than when the model was made, or its name leads out of
+        the folder; or the folder cannot be written.
+
+    Notes
+    -----
+    Photographs without distortion are copied byte by byte, unless their file holds them turned (EXIF orientation).
+    All others are warped with bilinear interpolation by COLMAP and lose a border, so that no pixel is empty.
+    Files other than JPEG and PNG become PNG. What is under transparent pixels becomes black; a mask lets a pixel
+    pass only if all pixels that it was made of do.
+    """
+    pycolmap = import_pycolmap()
+    source, mask_folder = Path(images), None if masks is None else Path(masks)
+    check_output_folder(folder, inputs=[source, mask_folder])
+    check_can_be_undistorted(model.cameras.values())
+    for image in registered(model):
+        check_image_name(image.name, "the model")
+    straight, options = copy.deepcopy(model), pycolmap.UndistortCameraOptions()
+    _undistort_cameras(straight, options)
+    written: dict[str, NDArray[np.uint8] | None] = {}  # name -> mask
+    with atomic_folder(folder) as temporary:
+        for image in registered(straight):
+            original, camera = source / image.name, model.cameras[image.camera_id]
+            mask_path = mask_of(image, mask_folder)
+            if Path(image.name).suffix.lower() not in (".jpg", ".jpeg", ".png"):
+                image.name += ".png"  # appended, so that a.tif and a.bmp stay two files
+            target = temporary / "images" / image.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            view = read_image(original, bands=bands)
+            if view.size != (camera.width, camera.height):
+                raise InputError(
+                    f"{original}: is {view.size[0]}x{view.size[1]} pixels, but {camera.width}x{camera.height} in the "
+                    "model; give the photographs that the model was made of"
+                )
+            pixels, mask = view.pixels, view.mask
+            if mask is not None:  # transparent: what is there was not meant to be seen
+                pixels = np.where(mask[..., None] > 0, pixels, 0).astype(np.uint8)
+            if mask_path is not None:
+                drawn = read_image(view, mask_path).mask
+                mask = drawn if mask is None or drawn is None else np.minimum(mask, drawn)
+            if not _is_pinhole(camera):
+                pixels = pycolmap.undistort_image(options, pycolmap.Bitmap.from_array(pixels), camera)[0].to_array()
+                if mask is not None:
+                    bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(mask))
+                    warped = pycolmap.undistort_image(options, bitmap, camera)[0].to_array()
+                    mask = np.where(warped.reshape(pixels.shape[:2]) == 255, 255, 0).astype(np.uint8)
+            elif bands is None and original.suffix == target.suffix and _is_upright(original):
+                shutil.copyfile(original, target)
+                written[image.name] = mask
+                continue
+            PIL.Image.fromarray(pixels).save(target, quality=JPEG_QUALITY)
+            written[image.name] = mask
+        masked = any(mask is not None for mask in written.values())
+        for name, mask in written.items() if masked else ():  # nerfstudio wants one for every image, or none
+            with PIL.Image.open(temporary / "images" / name) as picture:
+                width, height = picture.size
+            path = temporary / "masks" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(np.full((height, width), 255, np.uint8) if mask is None else mask).save(path)
+        sparse = temporary / "sparse" / "0"
+        sparse.mkdir(parents=True)
+        model_files.write_model(straight, sparse)
+        model_files.write_points(straight, temporary / "points.ply")
+        write_json(temporary / "transforms.json", _transforms(straight, masked))
+
+
+def check_can_be_undistorted(cameras: Iterable[pycolmap.Camera]) -> None:
+    """Raise `ArgumentError` if one of them sees more than any pinhole camera can."""
+    if any(camera.is_spherical() for camera in cameras):
+        raise ArgumentError(
+            "panoramas (EQUIRECTANGULAR) cannot be undistorted to one picture each; leave out --undistort"
+        )
+
+
+def _is_pinhole(camera: pycolmap.Camera) -> bool:
+    """Whether a photograph is a pinhole camera's already.
+
+    COLMAP calls a fisheye "undistorted", too, if its coefficients are zero: it means the polynomial, not the picture.
+    """
+    return bool(camera.is_undistorted()) and not camera.is_perspective_fisheye()
+
+
+def _undistort_cameras(model: pycolmap.Reconstruction, options: Any) -> None:
+    """Turn every camera into the pinhole camera of `write_undistorted`, and move the keypoints along."""
+    pycolmap = import_pycolmap()
+    rays = {}
+    for image in registered(model):
+        points = np.array([point.xy for point in image.points2D]).reshape(-1, 2)
+        rays[image.image_id] = np.asarray(model.cameras[image.camera_id].cam_from_img(points))
+    for camera in model.cameras.values():
+        if _is_pinhole(camera):  # it stays as it is, and loses no border
+            K = camera.calibration_matrix()
+            params, size = [K[0, 0], K[1, 1], K[0, 2], K[1, 2]], (camera.width, camera.height)
+        else:
+            new = pycolmap.undistort_camera(options, camera)
+            params, size = new.params, (new.width, new.height)
+        camera.model = pycolmap.CameraModelId.PINHOLE
+        camera.width, camera.height = size
+        camera.params = params
+    for image in registered(model):
+        on_plane = np.column_stack([rays[image.image_id], np.ones(len(rays[image.image_id]))])
+        pixels = np.asarray(model.cameras[image.camera_id].img_from_cam(on_plane))
+        for point, xy in zip(image.points2D, pixels, strict=True):
+            point.xy = xy
+
+
+def _transforms(model: pycolmap.Reconstruction, masked: bool) -> dict[str, Any]:
+    """Return the content of transforms.json for a model of pinhole cameras.
+
+    Its poses are camera-to-world in OpenGL's frame: x right, y **up**, z **backward**. The world stays as it is.
+    """
+    frames = []
+    for image in registered(model):
+        camera, pose = model.cameras[image.camera_id], np.eye(4)
+        pose[:3] = image.cam_from_world().inverse().matrix()
+        pose[:, 1:3] *= -1
+        K = camera.calibration_matrix().tolist()
+        frames.append(
+            {
+                "file_path": f"images/{image.name}",
+                "fl_x": K[0][0],
+                "fl_y": K[1][1],
+                "cx": K[0][2],
+                "cy": K[1][2],
+                "w": camera.width,
+                "h": camera.height,
+                "transform_matrix": pose.tolist(),
+            }
+        )
+        if masked:
+            frames[-1]["mask_path"] = f"masks/{image.name}.png"
+    intrinsics = ("fl_x", "fl_y", "cx", "cy", "w", "h")
+    shared: dict[str, Any] = {}
+    if len({tuple(frame[key] for key in intrinsics) for frame in frames}) == 1:
+        # The common place for one camera: readers of the original NeRF format look nowhere else.
+        shared = {key: frames[0][key] for key in intrinsics}
+        for frame in frames:
+            for key in intrinsics:
+                del frame[key]
+    return {"camera_model": "PINHOLE", **shared, "ply_file_path": "points.ply", "frames": frames}
+
+
+def registered(model: pycolmap.Reconstruction) -> list[pycolmap.Image]:
+    """Return the images of a model that have a pose, sorted by name."""
+    return sorted((model.images[image_id] for image_id in model.reg_image_ids()), key=lambda image: image.name)
+
+
+def _is_upright(path: Path) -> bool:
+    """Whether a file that can be read holds its pixels as they are to be seen."""
+    return read_exif(path).orientation == 1

@@ -1,0 +1,1 @@
+"""Images against a finished map, and cameras that move: localisation and tracking."""

@@ -1,0 +1,514 @@
+"""Which pairs of photographs to match.
+
+Every function returns one kind of array: int32 (P, 2) of image ids, the smaller first, sorted, each pair once.
+`union` joins them:
+
+    pairs = union(sequential(ids), by_position(ids, earth_centred(gps)))
+
+Pairs by the look of the photographs take `tiepoint.mapping.pairs.retrieval.describe_images` first:
+
+    ids, descriptors = describe_images(store)
+    pairs = by_retrieval(ids, descriptors)                # a heap of photographs
+    loops = by_retrieval(ids, descriptors, min_gap=50)    # a film: where it comes back to a place
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ...errors import ArgumentError, InputError
+from ...io.images import open_file
+from .retrieval import most_similar
+
+Pairs = NDArray[np.int32]
+
+_MOST_EXHAUSTIVE = 50_000  # images; their pairs fill 10 GB
+_LONGEST_LINE = 1 << 20  # bytes of a list of pairs
+_LONGEST_FOLDER = 4096  # letters, before a name in it
+
+# WGS 84, the ellipsoid of GPS: equatorial radius in metres, and eccentricity squared.
+_EARTH_RADIUS = 6_378_137.0
+_EARTH_ECCENTRICITY2 = 0.006_694_379_990_14
+
+
+def union(*several: ArrayLike) -> Pairs:
+    """Join lists of pairs (P, 2), in any order and direction, to one: smaller id first, sorted, each pair once.
+
+    A pair of an image with itself is dropped.
+
+    Examples
+    --------
+    >>> union([[2, 1], [5, 5]], [[1, 2], [0, 9]])
+    array([[0, 9], [1, 2]], dtype=int32)
+    """
+    none = np.zeros((0, 2), np.int64)
+    pairs = np.concatenate([none, *(np.asarray(part, np.int64).reshape(-1, 2) for part in several)])
+    pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
+    keys = np.unique(pairs[:, 0] << 32 | pairs[:, 1])
+    return np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1).astype(np.int32)
+
+
+def exhaustive(ids: ArrayLike) -> Pairs:
+    """Pair every image with every other.
+
+    Parameters
+    ----------
+    ids : ints (N,)
+        Image ids.
+
+    Returns
+    -------
+    int32 array (N (N - 1) / 2, 2)
+
+    Raises
+    ------
+    ArgumentError
+        More than 50,000 images.
+
+    Examples
+    --------
+    >>> exhaustive([3, 1, 2]).tolist()
+    [[1, 2], [1, 3], [2, 3]]
+    """
+    ordered = np.unique(np.asarray(ids, np.int32))
+    n = len(ordered)
+    if n > _MOST_EXHAUSTIVE:
+        raise ArgumentError(
+            f"{n:,} images make {n * (n - 1) // 2:,} pairs, too many to match exhaustively; choose pairs by retrieval"
+        )
+    later = n - 1 - np.arange(n)  # how many partners each image has behind it
+    pairs = np.empty((int(later.sum()), 2), np.int32)
+    pairs[:, 0] = np.repeat(ordered, later)
+    for i, end in enumerate(np.cumsum(later)):
+        pairs[end - later[i] : end, 1] = ordered[i + 1 :]
+    return pairs
+
+
+def sequential(ids: ArrayLike, overlap: int = 10, powers_of_two: bool = True) -> Pairs:
+    """Pair every image of a film with those that follow it.
+
+    Parameters
+    ----------
+    ids : ints (N,)
+        Image ids in the order in which the photographs were taken.
+    overlap : int
+        Each image is paired with the next this many.
+    powers_of_two : bool
+        And with those 2, 4, 8, … up to ``2**(overlap - 1)`` images later, as COLMAP's quadratic overlap does: a
+        camera that stops or moves slowly sees the same thing for much longer than it usually does.
+
+    Returns
+    -------
+    int32 array (P, 2)
+
+    Raises
+    ------
+    ArgumentError
+        ``overlap`` is less than 1.
+
+    Examples
+    --------
+    >>> sequential([1, 2, 3, 4, 5, 6], overlap=3).tolist()
+    [[1, 2], [1, 3], [1, 4], [1, 5], [2, 3], [2, 4], [2, 5], [2, 6], [3, 4], [3, 5], [3, 6], [4, 5], [4, 6], [5, 6]]
+    """
+    film = np.asarray(ids, np.int32)
+    _at_least_one("overlap", overlap)
+    gaps = set(range(1, min(overlap + 1, len(film))))
+    if powers_of_two:
+        gaps |= {2**k for k in range(min(overlap, len(film).bit_length())) if 2**k < len(film)}
+    return union(*(np.stack([film[:-gap], film[gap:]], axis=1) for gap in gaps))
+
+
+class PairList(NamedTuple):
+    """What `from_list` read.
+
+    Attributes
+    ----------
+    pairs : int32 array (P, 2)
+        Each once, whatever its direction.
+    lines : int
+        How many lines name a pair, those that are not used included.
+    unused : list of (int, str)
+        The number of each line that was not used, and the names in it that are unknown (or the whole line, where no
+        two names can be told apart), or its one name, if that is there twice.
+    """
+
+    pairs: Pairs
+    lines: int
+    unused: list[tuple[int, str]]
+
+
+def from_list(path: str | os.PathLike[str], ids: Mapping[str, int]) -> PairList:
+    r"""Read pairs from a text file: two image names a line, as hloc and COLMAP write them.
+
+    Empty lines and those that start with # are skipped, and columns behind the two names (scores) are ignored. Names
+    may contain spaces if columns are separated by tabs, or if only one way to cut the line gives two known names.
+    Names may also begin with a folder that ``ids`` lack, such as ``images/``, or be absolute paths, if the folder is
+    the same in the whole list.
+
+    Parameters
+    ----------
+    path : path
+        UTF-8 text.
+    ids : mapping of str to int
+        The id of each image by its name, see `Store.images`.
+
+    Returns
+    -------
+    PairList
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, a line has only one name, or no line names two known images.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "pairs.txt")
+    ...     _ = file.write_text("b.jpg a.jpg 0.83\na.jpg lost.jpg\n")
+    ...     from_list(file, {"a.jpg": 1, "b.jpg": 2})
+    PairList(pairs=array([[1, 2]], dtype=int32), lines=2, unused=[(2, 'lost.jpg')])
+    """
+    known = _Names(ids)
+    pairs, lines = [], 0
+    unused: list[tuple[int, str]] = []
+    with open_file(path) as stream:
+        for number, data in enumerate(iter(partial(stream.readline, _LONGEST_LINE), b""), start=1):
+            try:
+                line = data.decode("utf-8-sig").strip()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}: is not UTF-8 text; a list of pairs has two image names a line") from error
+            if len(data) == _LONGEST_LINE:
+                raise InputError(f"{path}: line {number} has more than {_LONGEST_LINE} bytes; is this a list of pairs?")
+            if not line or line.startswith("#"):
+                continue
+            names = _two_names(line, known)
+            if len(names) == 1 and len(line.split(maxsplit=1)) == 1:
+                raise InputError(f"{path}: line {number} holds one name, {_short(line)!r}; a pair needs two")
+            lines += 1
+            found = known.ids_of(names) if len(names) == 2 else [-1]
+            missing = [name for name, one in zip(names, found, strict=True) if one < 0]
+            if missing:
+                unused.append((number, _short(" and ".join(missing))))
+            elif found[0] == found[1]:
+                unused.append((number, f"{_short(names[0])} and nothing else"))
+            else:
+                pairs.append(found)
+    if not pairs:
+        why = f"; the first is line {unused[0][0]}, which names {unused[0][1]}" if unused else ""
+        known_name = next(iter(ids), "")
+        raise InputError(
+            f"{path}: none of its {lines} lines names two of the {len(ids)} images{why}"
+            + (f"; names look like {known_name}" if known_name else "")
+        )
+    return PairList(union(pairs), lines, unused)
+
+
+class _Names:
+    """The ids of known names, and the one folder that a list may put before them."""
+
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        self.ids = ids
+        self.longest = max(map(len, ids), default=0)
+        self._folder: str | None = None
+
+    def find(self, name: str) -> str | None:
+        """Return the known name that a name of the list stands for."""
+        if name in self.ids:
+            return name
+        path = name.replace("\\", "/")
+        if self._folder is not None:
+            known = path.removeprefix(self._folder)
+            return known if known in self.ids and known != path else None
+        parts = path[-self.longest - 1 :].split("/")  # what is before that is too long to be known
+        tails = ("/".join(parts[i:]) for i in range(1, len(parts)))
+        return next((tail for tail in tails if tail in self.ids), None)
+
+    def ids_of(self, names: list[str]) -> list[int]:
+        """Return the ids of the names of a line, -1 for none; if all have one, remember the folder before them."""
+        before, found = self._folder, []
+        for name in names:
+            known = self.find(name)
+            found.append(-1 if known is None else self.ids[known])
+            if known is not None and known != name:
+                self._folder = name.replace("\\", "/").removesuffix(known)
+        if -1 in found:
+            self._folder = before
+        return found
+
+
+def _two_names(line: str, known: _Names) -> list[str]:
+    """Cut a line into two names and leave out what follows; the line comes back whole if no cut is the right one."""
+    columns = [column.strip() for column in line.split("\t", maxsplit=2)]
+    if len(columns) > 1 and (known.find(columns[1]) or not _is_number(columns[1])):
+        return columns[:2]
+    words = line.split(maxsplit=2)
+    if len(words) == 2 or all(map(known.find, words[:2])):
+        return words[:2]
+    names = line  # with spaces in them
+    while _is_number(names.rsplit(maxsplit=1)[-1]) and len(names.split(maxsplit=2)) == 3:
+        names = names.rsplit(maxsplit=1)[0]
+    reach = known.longest + _LONGEST_FOLDER
+    starts = (i for i, letter in enumerate(names[:reach]) if letter == " " and len(names) - i <= reach)
+    cuts = [(names[:i], names[i + 1 :].strip()) for i in starts]
+    right = [list(cut) for cut in cuts if all(map(known.find, cut))]
+    if len(right) == 1:
+        return right[0]
+    return names.split() if len(names.split(maxsplit=2)) == 2 else [line]
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _short(text: str) -> str:
+    """Return the start of a text that may be very long, for a message."""
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def earth_centred(positions: ArrayLike) -> NDArray[np.float64]:
+    """Turn GPS positions into metres, in which distances can be measured.
+
+    The altitude is ignored: photographs of one place from the ground and from the air belong together, and many
+    cameras write no altitude, or a wrong one.
+
+    Parameters
+    ----------
+    positions : floats (N, 2) or (N, 3)
+        Latitude and longitude in degrees (WGS 84), and an altitude. nan is "unknown".
+
+    Returns
+    -------
+    float64 array (N, 3)
+        On the ellipsoid, in metres from the Earth's centre (ECEF). Straight lines between such points are shorter
+        than the way over the ground by 4 mm in 10 km, and nothing special happens at the poles or at 180 degrees.
+
+    Raises
+    ------
+    ArgumentError
+        Not N rows of two or three, or a latitude beyond 90 or a longitude beyond 360 degrees.
+
+    Examples
+    --------
+    >>> one_degree_north = earth_centred([[48.0, 11.0], [49.0, 11.0]])
+    >>> float(np.linalg.norm(one_degree_north[1] - one_degree_north[0]).round(-2))
+    111200.0
+    """
+    table = np.asarray(positions, np.float64)
+    if table.ndim != 2 or table.shape[1] not in (2, 3):
+        raise ArgumentError(f"positions must be N rows of latitude, longitude (and altitude), not {table.shape}")
+    if (np.abs(table[:, :2]) > (90, 360)).any():
+        raise ArgumentError("latitudes must lie within 90 degrees and longitudes within 360; are they swapped?")
+    latitude, longitude = np.radians(table[:, 0]), np.radians(table[:, 1])
+    normal = _EARTH_RADIUS / np.sqrt(1 - _EARTH_ECCENTRICITY2 * np.sin(latitude) ** 2)
+    return np.stack(
+        [
+            normal * np.cos(latitude) * np.cos(longitude),
+            normal * np.cos(latitude) * np.sin(longitude),
+            normal * (1 - _EARTH_ECCENTRICITY2) * np.sin(latitude),
+        ],
+        axis=1,
+    )
+
+
+def by_position(
+    ids: ArrayLike, positions: ArrayLike, nearest: int = 20, max_distance: float = 100.0, at_least: int = 5
+) -> Pairs:
+    """Pair every image with those taken nearest to it.
+
+    Exact, in memory that grows with N alone. The positions are sorted along the axis on which they spread most, so the
+    work is N times the number of images in a slice twice ``max_distance`` thick, or as thick as ``at_least`` needs.
+
+    Parameters
+    ----------
+    ids : ints (N,)
+        Image ids.
+    positions : floats (N, 3)
+        Where each was taken: camera centres of known poses, or `earth_centred` of GPS positions. Images whose
+        position is nan are in no pair.
+    nearest : int
+        How many neighbours each image chooses; a pair is kept if either of its images chose it. Of equally near ones
+        the one that comes first in ``ids`` goes first.
+    max_distance : float
+        Neighbours farther away than this are no neighbours; in the unit of ``positions``. May be inf.
+    at_least : int
+        Each image chooses this many of its ``nearest`` whatever their distance: photographs from the air are often
+        taken farther apart than any limit that suits a street.
+
+    Returns
+    -------
+    int32 array (P, 2)
+
+    Raises
+    ------
+    ArgumentError
+        As many positions as ids are needed; ``nearest`` is less than 1, or ``max_distance`` or ``at_least`` negative.
+
+    Examples
+    --------
+    >>> by_position([1, 2, 3], [[0, 0, 0], [1, 0, 0], [50, 0, 0]], nearest=1, max_distance=10).tolist()
+    [[1, 2], [2, 3]]
+    >>> by_position([1, 2, 3], [[0, 0, 0], [1, 0, 0], [50, 0, 0]], nearest=1, max_distance=10, at_least=0).tolist()
+    [[1, 2]]
+    """
+    numbers, places = np.asarray(ids, np.int32), np.asarray(positions, np.float64)
+    if places.shape != (len(numbers), 3):
+        raise ArgumentError(f"positions must be ({len(numbers)}, 3), one for each id, not {places.shape}")
+    _at_least_one("nearest", nearest)
+    if not max_distance >= 0 or at_least < 0:
+        raise ArgumentError(f"max_distance and at_least must be 0 or more, not {max_distance} and {at_least}")
+    known = np.isfinite(places).all(axis=1)
+    numbers, places = numbers[known], places[known]
+    always = min(at_least, nearest, len(numbers) - 1)
+    if len(numbers) < 2:
+        return union()
+    axis = int(np.ptp(places, axis=0).argmax())
+    order = np.argsort(places[:, axis], kind="stable")
+    sweep = places[order, axis]
+    chosen = []
+    for i, row in enumerate(order):
+        reach = max_distance
+        while True:
+            first = np.searchsorted(sweep, sweep[i] - reach, "left")
+            around = np.sort(order[first : np.searchsorted(sweep, sweep[i] + reach, "right")])
+            distance = np.linalg.norm(places[around] - places[row], axis=1)
+            distance[np.searchsorted(around, row)] = np.inf  # itself comes last
+            if np.count_nonzero(distance <= reach) >= always or len(around) == len(order):
+                break
+            reach = 2 * reach or float(np.ptp(sweep)) / len(
+                sweep
+            )  # what lies beyond might be nearer than some of these
+        ranked = np.argsort(distance, kind="stable")[: min(nearest, len(around) - 1)]
+        near = around[ranked[(distance[ranked] <= max_distance) | (np.arange(len(ranked)) < always)]]
+        chosen.append(np.stack([np.full(len(near), numbers[row]), numbers[near]], axis=1))
+    return union(*chosen)
+
+
+def by_retrieval(ids: ArrayLike, descriptors: NDArray[np.float32], top_k: int = 10, min_gap: int = 1) -> Pairs:
+    """Pair every image with those that look most like it.
+
+    Parameters
+    ----------
+    ids : ints (N,)
+        Image ids; for a film, in its order.
+    descriptors : float32 array (N, M)
+        What `tiepoint.mapping.pairs.retrieval.describe_images` returns with them.
+    top_k : int
+        How many partners each image chooses; a pair is kept if either of its images chose it. Images without
+        keypoints choose none.
+    min_gap : int
+        Choose only among images at least this many places away in ``ids``. 1 allows all; for a film that `sequential`
+        has paired already, a few times its overlap leaves the places to which the camera came back.
+
+    Returns
+    -------
+    int32 array (P, 2)
+        Between N top_k / 2 and N top_k pairs.
+
+    Raises
+    ------
+    ArgumentError
+        As many descriptors as ids are needed; ``top_k`` or ``min_gap`` is less than 1.
+    MissingDependencyError
+        faiss is not installed.
+
+    Examples
+    --------
+    >>> looks = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
+    >>> by_retrieval([1, 2, 3], looks, top_k=1).tolist()
+    [[1, 2], [2, 3]]
+    """
+    numbers = np.asarray(ids, np.int32)
+    if len(descriptors) != len(numbers):
+        raise ArgumentError(f"there are {len(descriptors)} descriptors for {len(numbers)} ids")
+    _at_least_one("top_k", top_k)
+    _at_least_one("min_gap", min_gap)
+    # Of the images nearer than min_gap, itself included, all may be among the most similar.
+    found, _ = most_similar(descriptors, descriptors, top_k + 2 * min_gap - 1)
+    rows = np.arange(len(numbers))[:, None]
+    allowed = (found >= 0) & (np.abs(found - rows) >= min_gap)
+    allowed &= np.cumsum(allowed, axis=1) <= top_k
+    image, column = np.nonzero(allowed)
+    return union(np.stack([numbers[image], numbers[found[image, column]]], axis=1))
+
+
+def expand_covisibility(
+    verified: Mapping[tuple[int, int], int], tried: Collection[tuple[int, int]], top_k: int = 10
+) -> Pairs:
+    """Pair images that both overlap a third, where that was not tried yet.
+
+    Retrieval forgets some neighbours of almost every image, but seldom all of the ways to them.
+
+    Parameters
+    ----------
+    verified : mapping of (id, id) to int
+        The pairs that geometry confirms, and their numbers of inliers: `Store.verified_pairs`.
+    tried : collection of (id, id)
+        The pairs that were matched, whatever came of it: `Store.matched_pairs`.
+    top_k : int
+        How many new partners each image chooses, those with the best evidence: the sum, over all images in between,
+        of the inliers of the weaker of the two links. A pair is kept if either of its images chose it.
+
+    Returns
+    -------
+    int32 array (P, 2)
+        New pairs; none when the graph of verified pairs is closed. Calling it again after matching them goes one step
+        farther.
+
+    Raises
+    ------
+    ArgumentError
+        ``top_k`` is less than 1.
+
+    Examples
+    --------
+    >>> expand_covisibility({(1, 2): 50, (2, 3): 40, (3, 4): 30}, tried={(1, 2), (2, 3), (3, 4), (2, 4)}).tolist()
+    [[1, 3]]
+    """
+    _at_least_one("top_k", top_k)
+    links: dict[int, dict[int, int]] = {}
+    for (a, b), inliers in verified.items():
+        links.setdefault(a, {})[b] = inliers
+        links.setdefault(b, {})[a] = inliers
+    known = {(min(pair), max(pair)) for pair in tried}
+    chosen = []
+    for image, near in links.items():
+        evidence: dict[int, int] = {}
+        for middle, first in near.items():
+            for other, second in links[middle].items():
+                if other != image and other not in near and (min(image, other), max(image, other)) not in known:
+                    evidence[other] = evidence.get(other, 0) + min(first, second)
+        best = sorted(evidence, key=lambda other: (-evidence[other], other))[:top_k]
+        chosen += [(image, other) for other in best]
+    return union(chosen)
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ArgumentError(f"{name} must be 1 or more, not {value}")
+
+
+__all__ = [
+    "Pairs",
+    "by_position",
+    "by_retrieval",
+    "earth_centred",
+    "exhaustive",
+    "expand_covisibility",
+    "from_list",
+    "sequential",
+    "union",
+]

@@ -1,0 +1,259 @@
+"""A model -> the user's frame: metres, east-north-up by GPS, or the frame of positions that were measured.
+
+What a mapper makes has a frame and a scale of its own. `to_positions` moves it by the similarity that most of the known
+positions of cameras agree with, `to_distances` only scales it. Everything that is written later follows the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import ArgumentError, InputError
+from ...geometry.colmap import import_pycolmap
+from ...io.files import read_text
+from ..exchange.colmap import registered
+from .images import is_file
+
+if TYPE_CHECKING:
+    import pycolmap
+
+Place = tuple[float, float, float]
+Distance = tuple[str, str, float]
+
+LEAST_POSITIONS = 3
+LINE = 0.02  # width of the positions over their length: of thinner ones nothing tells how the model lies around them
+TOLERANCES = 12  # halvings, from the extent of the positions on, that are tried
+MARGIN = 3.0  # times the error of the best half: beyond, a position is wrong
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How a model came into another frame.
+
+    Attributes
+    ----------
+    by : str
+        ``"gps"``, ``"positions"`` or ``"distances"``.
+    given, used : int
+        Positions or distances of images in the model, and those that agree.
+    scale : float
+        Metres (or units of the file) for each unit that the model had before.
+    residual_median, residual_max : float
+        Of those used, in metres.
+    origin : (float, float, float) or None
+        With GPS: latitude, longitude, altitude of the point (0, 0, 0).
+    problem : str
+        Why the model stayed as it was; empty if it did not.
+    """
+
+    by: str
+    given: int
+    used: int = 0
+    scale: float = 1.0
+    residual_median: float = 0.0
+    residual_max: float = 0.0
+    origin: Place | None = None
+    problem: str = ""
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"not aligned: {self.problem}"
+        what = {"gps": "GPS positions", "positions": "positions", "distances": "distances"}[self.by]
+        where = ""
+        if self.origin is not None:
+            latitude, longitude, altitude = self.origin
+            where = f"; east-north-up, (0, 0, 0) is at {latitude:.7f}, {longitude:.7f}, {altitude:.2f} m"
+        return (
+            f"aligned to {self.used} of {self.given} {what}: residuals {self.residual_median:.3g} m in the median, "
+            f"{self.residual_max:.3g} m at most{where}"
+        )
+
+
+def gps_positions(
+    places: Mapping[str, Place | None], origin: Place | None = None
+) -> tuple[dict[str, NDArray[np.float64]], Place]:
+    """Return name -> metres east, north and up of an origin, and the origin.
+
+    Parameters
+    ----------
+    places : mapping
+        Name -> WGS84 latitude, longitude, altitude (may be nan); those without are None. If fewer than three say an
+        altitude, all are taken to be at 0.
+    origin : optional
+        By default the median of the places.
+
+    Raises
+    ------
+    InputError
+        Fewer than three photographs say where they were taken.
+    """
+    known = {name: np.asarray(place, np.float64) for name, place in places.items() if place is not None}
+    high = {name: place for name, place in known.items() if np.isfinite(place).all()}
+    if len(high) < LEAST_POSITIONS:
+        high = {name: np.array([*place[:2], 0.0]) for name, place in known.items()}
+    if len(high) < LEAST_POSITIONS:
+        raise InputError(
+            f"only {len(high)} of {len(places)} photographs say where they were taken (GPS in EXIF), and an alignment "
+            f"needs {LEAST_POSITIONS}; give a file of positions to --align, or leave it out"
+        )
+    table = np.array(list(high.values()))
+    if origin is None:
+        latitude, longitude, altitude = (float(value) for value in np.median(table, axis=0))
+        origin = latitude, longitude, altitude
+    metres = np.asarray(import_pycolmap().GPSTransform().ellipsoid_to_enu(table, *origin))
+    return dict(zip(high, metres, strict=True)), origin
+
+
+def read_positions(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Read a text file of ``NAME X Y Z`` a line, as COLMAP's model_aligner has it; commas may stand for blanks.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, a line is no position, or fewer than three names are those of photographs.
+    """
+    target, known = Path(path), set(names)
+    lines = read_text(target).splitlines()
+    found: dict[str, NDArray[np.float64]] = {}
+    count = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        count += 1
+        fields = line.replace(",", " ").rsplit(maxsplit=3)
+        try:
+            name, position = fields[0].strip(), np.array([float(value) for value in fields[1:]])
+            if position.shape != (3,) or not np.isfinite(position).all():
+                raise ValueError
+        except (ValueError, IndexError) as error:
+            raise InputError(f"{target}: line {number}: not NAME X Y Z") from error
+        if name in known:
+            found[name] = position
+    if len(found) < LEAST_POSITIONS:
+        raise InputError(
+            f"{target}: {len(found)} of its {count} names are photographs of this map, and an alignment needs "
+            f"{LEAST_POSITIONS}; names are paths below the folder, such as {min(names)}"
+        )
+    return found
+
+
+def read_distances(text: str | os.PathLike[str], names: Sequence[str]) -> list[Distance]:
+    """Read distances between cameras: ``"A.jpg,B.jpg,METRES"``, or a text file of such lines.
+
+    Raises
+    ------
+    ArgumentError, InputError
+        A line is no distance, or names what is no photograph.
+    """
+    path, known = Path(text), set(names)
+    from_file = is_file(path)
+    lines = read_text(path).splitlines() if from_file else [str(text)]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        where = f"{path}: line {number}" if from_file else f"--scale {text}"
+        fields = [part.strip() for part in (line.split(",") if "," in line else line.split())]
+        try:
+            first, second, length = fields[0], fields[1], float(fields[2])
+            if len(fields) != 3 or not 0 < length < np.inf or first == second:
+                raise ValueError
+        except (ValueError, IndexError) as error:
+            raise ArgumentError(f"{where}: give A.jpg,B.jpg,METRES, or a file with such lines") from error
+        for name in (first, second):
+            if name not in known:
+                raise InputError(f"{where}: there is no photograph {name}; names are such as {min(names)}")
+        found.append((first, second, length))
+    if not found:
+        raise InputError(f"{path}: holds no distance; a line is A.jpg,B.jpg,METRES")
+    return found
+
+
+def to_positions(
+    model: pycolmap.Reconstruction,
+    positions: Mapping[str, NDArray[np.float64]],
+    by: str = "positions",
+    origin: Place | None = None,
+    seed: int = 0,
+) -> Alignment:
+    """Move, turn and scale a model so that its cameras lie where most positions say.
+
+    A position counts as wrong if it is off by more than three times what the better half needs.
+    """
+    pycolmap = import_pycolmap()
+    here = [image for image in registered(model) if image.name in positions]
+    if len(here) < LEAST_POSITIONS:
+        return Alignment(by, len(here), problem=f"the model has {len(here)} images with a known position, not 3")
+    source = np.array([image.projection_center() for image in here])
+    target = np.array([positions[image.name] for image in here])
+    extent = float(np.linalg.norm(target - np.median(target, axis=0), axis=1).max())
+    if extent == 0:
+        return Alignment(by, len(here), problem="all positions are the same")
+
+    def fit(tolerance: float) -> tuple[Any, NDArray[np.float64]]:
+        options = pycolmap.RANSACOptions(max_error=tolerance, random_seed=seed, max_num_trials=2000)
+        told = pycolmap.estimate_sim3d_robust(source, target, options)
+        if told is None:
+            return None, np.full(len(here), np.inf)
+        found = told["tgt_from_src"]
+        moved = found.scale * source @ found.rotation.matrix().T + found.translation
+        return found, np.linalg.norm(moved - target, axis=1)
+
+    on_a_line = Alignment(
+        by,
+        len(here),
+        problem="the positions lie on a line, or closer together than they are accurate, and do not tell how the model "
+        "lies around it; give positions of cameras beside the line, or use --scale",
+    )
+    if _widths(target)[1] < LINE * _widths(target)[0]:
+        return on_a_line
+    best, errors = None, np.full(len(here), np.inf)
+    for halving in range(TOLERANCES):  # the smallest tolerance with which more than half agree
+        tolerance = extent / 2**halving
+        found, residuals = fit(tolerance)
+        if found is None or (residuals <= tolerance).sum() <= max(len(here) / 2, LEAST_POSITIONS - 1):
+            break
+        best, errors = found, residuals
+    if best is None:
+        return Alignment(by, len(here), problem="no similarity brings half of the cameras to their positions")
+    good = errors <= max(MARGIN * float(np.median(errors)), 1e-9 * extent)
+    if good.sum() < LEAST_POSITIONS:
+        return Alignment(by, len(here), problem="no three cameras lie where their positions are")
+    widths = _widths(target[good])
+    if widths[1] < max(LINE * widths[0], 2 * float(np.median(errors[good]))):
+        return on_a_line
+    final = pycolmap.estimate_sim3d(source[good], target[good]) or best
+    moved = final.scale * source @ final.rotation.matrix().T + final.translation
+    errors = np.linalg.norm(moved - target, axis=1)[good]
+    model.transform(final)
+    return Alignment(
+        by, len(here), int(good.sum()), float(final.scale), float(np.median(errors)), float(errors.max()), origin
+    )
+
+
+def _widths(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far points (N, 3) spread along their three main axes, the widest first: root mean squares."""
+    centred = points - points.mean(axis=0)
+    return np.asarray(np.linalg.svd(centred, compute_uv=False) / np.sqrt(len(points)))
+
+
+def to_distances(model: pycolmap.Reconstruction, distances: Sequence[Distance]) -> Alignment:
+    """Scale a model so that distances between its cameras are, on the median, the given ones."""
+    pycolmap = import_pycolmap()
+    centres = {image.name: np.asarray(image.projection_center()) for image in registered(model)}
+    here = [(a, b, length) for a, b, length in distances if a in centres and b in centres]
+    apart = np.array([np.linalg.norm(centres[a] - centres[b]) for a, b, _ in here])
+    if not len(apart) or apart.min() == 0:
+        return Alignment("distances", len(here), problem="the model has none of the pairs whose distance was given")
+    given = np.array([length for *_, length in here])
+    scale = float(np.median(given / apart))
+    errors = np.abs(scale * apart - given)
+    model.transform(pycolmap.Sim3d(scale, pycolmap.Rotation3d(), np.zeros(3)))
+    return Alignment("distances", len(here), len(here), scale, float(np.median(errors)), float(errors.max()))

@@ -1,0 +1,314 @@
+"""Photographs -> features in the store: `extract_into`.
+
+Hand-made extractors (OpenCV's and the like) run in several processes, one core each. Networks run in this process, on
+their GPU or on all cores, while threads decode the next photographs. Either way only this process writes, in
+transactions of about a second: whatever kills the run costs no more than that, and the next run does the rest.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.context
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from ...errors import ArgumentError, InputError, TiepointError
+from ...features import Extractor
+from ...io import folders
+from ...io.images import ImageSource, read_image
+from ...types import Features, Image
+from ..progress import Progress, Report, silent
+from ..store import NewImage, Store, StoredImage
+
+if TYPE_CHECKING:
+    import pycolmap
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+COMMIT_SECONDS = 1.0  # work that a kill may cost; shorter would wait for the disk more than for the extractor
+IMAGES_PER_PROCESS = 8  # fewer than this are done sooner than another process has imported torch
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What `extract_into` did.
+
+    Attributes
+    ----------
+    extracted, already : int
+        Images whose features were written now, and those that had some before.
+    failed : dict of str to str
+        Photographs without features, by name, and why: unreadable, gone, or changed since they were registered.
+    """
+
+    extracted: int
+    already: int
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def extract_into(
+    store: Store,
+    folder: str | os.PathLike[str],
+    extractor: Extractor,
+    *,
+    masks: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    report: Report = silent,
+) -> Extraction:
+    """Extract the features of every image in the store that has none yet.
+
+    Parameters
+    ----------
+    store : Store
+        Its images are those to be done; see `tiepoint.mapping.steps.images` for how they get there.
+    folder : path
+        The photographs: image ``a/b.jpg`` of the store is ``folder/a/b.jpg``.
+    extractor : Extractor
+        See `tiepoint.features.load`.
+    masks : path, optional
+        Folder of masks, as COLMAP has them: black in ``masks/a/b.jpg.png`` means "no keypoints here". An image without
+        a mask file is used whole.
+    workers : int, optional
+        Processes for hand-made extractors, 0 for none; by default one for each core, fewer for a few images.
+        Networks use their device, and this many threads to decode photographs. The features do not depend on it.
+    report : callable
+        Gets a `Progress` after each image.
+
+    Returns
+    -------
+    Extraction
+        A photograph that cannot be used is reported there, and the rest goes on. One without any keypoint is fine.
+
+    Raises
+    ------
+    ArgumentError
+        The store already holds features of another extractor.
+    InputError
+        The store cannot be written to (disk full, read-only).
+    TiepointError
+        A worker process died, most often for want of memory. What was done until a second before is in the store.
+
+    Examples
+    --------
+    ::
+
+        with Store.open("map/database.db") as store:
+            extract_into(store, "photos", tiepoint.features.load("sift"))
+    """
+    images = store.images()
+    have = store.has_features()
+    todo = [image for image in images if image.image_id not in have]
+    if have:
+        check_same_extractor(store, min(have), extractor)
+    if workers is None:
+        workers = cores() if is_network(extractor) else min(cores(), len(todo) // IMAGES_PER_PROCESS)
+
+    folder, masks = Path(folder), None if masks is None else Path(masks)
+    failed: dict[str, str] = {}
+    waiting: list[tuple[int, Features]] = []
+    last_commit = time.monotonic()
+    step = f"extracting {extractor.name}"
+    report(Progress(step, len(images) - len(todo), len(images)))
+    for n, (image, outcome) in enumerate(_outcomes(extractor, todo, folder, masks, workers), start=1):
+        outcome = as_registered(outcome, image, folder)
+        if isinstance(outcome, Features):
+            waiting.append((image.image_id, outcome))
+        else:
+            failed[image.name] = outcome
+        if time.monotonic() - last_commit >= COMMIT_SECONDS:
+            store.write_features(waiting)
+            waiting, last_commit = [], time.monotonic()
+        note = "" if isinstance(outcome, Features) else outcome
+        report(Progress(step, len(images) - len(todo) + n, len(images), note=note))
+    store.write_features(waiting)
+    return Extraction(len(todo) - len(failed), len(images) - len(todo), failed)
+
+
+def extract_one(extractor: Extractor, image: ImageSource, mask: Path | None = None) -> dict[str, Any] | str:
+    """Return the fields of one photograph's `Features` with NumPy arrays for tensors, or why there are none.
+
+    Arrays, because torch would hand tensors to another process as open files, of which a process has few.
+    """
+    try:
+        features = extractor(image, mask)
+    except TiepointError as error:
+        return _reason(error)
+    values = {f.name: getattr(features, f.name) for f in fields(Features)}
+    return {name: value.cpu().numpy() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+
+
+def as_features(values: dict[str, Any]) -> Features:
+    """Undo what `extract_one` does for the journey between processes."""
+    tensors = {name: torch.from_numpy(v) for name, v in values.items() if isinstance(v, np.ndarray)}
+    return Features(**{**values, **tensors})
+
+
+def as_registered(outcome: Features | str, image: StoredImage, folder: Path) -> Features | str:
+    """Return the outcome of `extract_one`, or why it is of no use: the photograph has changed its size."""
+    if isinstance(outcome, str) or outcome.image_size == image.size:
+        return outcome
+    return (
+        f"{folder / image.name}: is {_text(outcome.image_size)} pixels, but was {_text(image.size)} when it was "
+        "registered; put the old file back, or start a new map"
+    )
+
+
+def mask_of(image: StoredImage | NewImage | pycolmap.Image, masks: Path | None) -> Path | None:
+    """Return the mask of a photograph, by its name, in a folder of masks, if it has one."""
+    return None if masks is None else folders.mask_of(masks, image.name)
+
+
+def is_network(extractor: Extractor) -> bool:
+    """Whether an extractor runs on its device, or on all cores, by itself."""
+    return any(isinstance(part, torch.nn.Module) for part in vars(extractor).values())
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_same_extractor(store: Store, image_id: int, extractor: Extractor) -> None:
+    """Raise `ArgumentError` if the store's features come from another extractor: they could not be matched."""
+    stored = store.features(image_id, descriptors=False).extractor
+    if stored != extractor.name:
+        raise ArgumentError(
+            f"{store.path}: holds {stored} features already, not {extractor.name}; go on with --features {stored}, "
+            "or start a new map"
+        )
+
+
+def windowed(executor: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[tuple[T, R]]:
+    """Like `Executor.map`, but at most ``ahead`` items are begun or waiting at any time, so memory stays bounded."""
+    begun: deque[tuple[T, Future[R]]] = deque()
+    for item in items:
+        begun.append((item, executor.submit(function, item)))
+        if len(begun) >= ahead:
+            first, future = begun.popleft()
+            yield first, future.result()
+    for first, future in begun:
+        yield first, future.result()
+
+
+@contextmanager
+def stopping(executor: Executor) -> Iterator[Executor]:
+    """Shut an executor down at the end; after an error or Ctrl-C without doing first what nobody waits for."""
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _outcomes(
+    extractor: Extractor, images: list[StoredImage], folder: Path, masks: Path | None, workers: int
+) -> Iterator[tuple[StoredImage, Features | str]]:
+    """Yield (image, its features or why there are none) in order."""
+    if is_network(extractor) or workers == 0:
+
+        def read(image: StoredImage) -> Image | str:
+            try:
+                return read_image(folder / image.name, mask_of(image, masks), bands=extractor.options.bands)
+            except TiepointError as error:
+                return _reason(error)
+
+        with stopping(ThreadPoolExecutor(max(1, workers))) as threads:
+            for image, picture in windowed(threads, read, images, 2 * max(1, workers)):
+                done = picture if isinstance(picture, str) else extract_one(extractor, picture)
+                yield image, done if isinstance(done, str) else as_features(done)
+        return
+
+    # A fresh interpreter for each process: copies of this one (fork) would inherit torch's threads in odd states.
+    context = _context_for(extractor)
+    with stopping(ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)) as processes:
+        work = partial(_extract_in_worker, extractor)
+        jobs = ((folder / image.name, mask_of(image, masks)) for image in images)
+        try:
+            for image, (_, done) in zip(images, windowed(processes, work, jobs, 4 * workers), strict=True):
+                yield image, done if isinstance(done, str) else as_features(done)
+        except BrokenProcessPool as error:
+            raise TiepointError(
+                "a process that extracted features died, most often because memory ran out; what was done is kept: "
+                "run the same again, with fewer workers or a smaller --long-side. (In a script with an extractor of "
+                "its own, the call belongs under: if __name__ == '__main__':)"
+            ) from error
+
+
+def _context_for(extractor: Extractor) -> multiprocessing.context.BaseContext:
+    """Return how to start workers for an extractor.
+
+    Usually a worker begins with running the script again that the user started, all but what stands under
+    ``if __name__ == "__main__"``. Workers need that only to know classes of the script. Without it, a script does not
+    start itself over and over where it has no such line.
+    """
+    return multiprocessing.get_context("spawn") if b"__main__" in pickle.dumps(extractor) else _Context()
+
+
+class _Process(multiprocessing.context.SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            return multiprocessing.context.SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Context(multiprocessing.context.SpawnContext):
+    Process = _Process
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it does, however that happens.
+
+    A worker waits for its next job on a pipe that the other workers hold open too, and would wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
+def _begin_worker() -> None:
+    import cv2
+
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process decides
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _extract_in_worker(extractor: Extractor, job: tuple[Path, Path | None]) -> dict[str, Any] | str:
+    return extract_one(extractor, *job)
+
+
+def _reason(error: TiepointError) -> str:
+    """Return why a photograph is left out; errors that concern all photographs go on their way."""
+    if type(error) in (InputError, TiepointError):
+        return str(error)
+    raise error
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,489 @@
+"""Verified matches -> cameras and points, through COLMAP's mappers, and how good they are."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import ArgumentError, InputError
+from ...geometry.colmap import import_pycolmap
+from ...io.files import atomic_folder, scratch_folder, write_json
+from ...io.images import read_image
+from ..exchange.colmap import registered
+from ..exchange.model_files import write_model
+from ..store import Store
+from . import refine as refinement
+from .assess import ONLY_TURNED, TURNED, Judgement, judge, turned_and_flat
+
+if TYPE_CHECKING:
+    import pycolmap
+
+Mapper = Literal["incremental", "global"]
+MAPPERS: tuple[Mapper, ...] = get_args(Mapper)
+
+LEAST_INLIERS = 15  # of a pair, to be used at all: COLMAP's default
+LEAST_IMAGES = 3  # of every model but the largest: two images more are no map, and often a mistake
+AHEAD_DEGREES = 2.0  # median angle between rays that a first pair needs if COLMAP's 16, 8 and 4 find none
+
+
+@dataclass(frozen=True)
+class ImageQuality:
+    """How well one image is held: observed points, and their mean reprojection error in pixels (0 without points)."""
+
+    name: str
+    observations: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a model is worth, as far as it can tell itself.
+
+    Attributes
+    ----------
+    registered, total : int
+        Images with a pose, and images in the database.
+    points, observations : int
+        3D points, and the keypoints that see them.
+    track_length : float
+        Mean number of images that see a point.
+    error : float
+        Mean reprojection error in pixels, over all observations.
+    images : tuple of ImageQuality
+        The registered images, weakest (fewest observations) first.
+
+    Examples
+    --------
+    >>> quality = Quality(1, 2, 10, 20, 2.0, 0.5, (ImageQuality("a.jpg", 20, 0.5),))
+    >>> print(quality)
+    1 of 2 images, 10 points, track length 2.00, reprojection error 0.50 px
+    >>> quality.rows()
+    [('a.jpg', '20', '0.50')]
+    """
+
+    registered: int
+    total: int
+    points: int
+    observations: int
+    track_length: float
+    error: float
+    images: tuple[ImageQuality, ...]
+
+    @classmethod
+    def of(cls, model: pycolmap.Reconstruction, total: int | None = None) -> Quality:
+        """Measure a model; ``total`` is the number of images it was to be made of, if that is known.
+
+        Errors are computed anew from poses, cameras and keypoints.
+        """
+        images = []
+        for image in registered(model):
+            errors = _reprojection_errors(model, image)
+            images.append(ImageQuality(image.name, len(errors), float(errors.mean()) if len(errors) else 0.0))
+        observations, points = sum(image.observations for image in images), model.num_points3D()
+        return cls(
+            registered=len(images),
+            total=len(images) if total is None else total,
+            points=points,
+            observations=observations,
+            track_length=observations / points if points else 0.0,
+            error=sum(image.error * image.observations for image in images) / observations if observations else 0.0,
+            images=tuple(sorted(images, key=lambda image: (image.observations, -image.error, image.name))),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.registered} of {self.total} images, {self.points} points, track length {self.track_length:.2f}, "
+            f"reprojection error {self.error:.2f} px"
+        )
+
+    def rows(self, weakest: int = 10) -> list[tuple[str, str, str]]:
+        """Return the lines of a table under `HEADER`: the weakest images."""
+        return [(image.name, str(image.observations), f"{image.error:.2f}") for image in self.images[:weakest]]
+
+
+HEADER = ("weakest images", "observations", "error px")
+"""What stands over `Quality.rows`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What a collection of photographs became.
+
+    Attributes
+    ----------
+    folder : Path
+        Where it was written: ``sparse/0``, ``sparse/1`` … and ``quality.json``.
+    models : tuple of pycolmap.Reconstruction
+        Parts of the world, the one with the most images first. Each has a frame and a scale of its own. One image may
+        be in several.
+    qualities : tuple of Quality
+        One for each model.
+    left_out : dict
+        Name of each image that is in no model -> why.
+    judgements : tuple of Judgement
+        One for each model: whether it is to be believed.
+    notes : tuple of str
+        How the models hang together, and which were thrown away.
+    """
+
+    folder: Path
+    models: tuple[pycolmap.Reconstruction, ...]
+    qualities: tuple[Quality, ...]
+    left_out: dict[str, str]
+    judgements: tuple[Judgement, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything but the models themselves, ready for JSON."""
+        models = [asdict(quality) for quality in self.qualities]
+        for model, judgement in zip(models, self.judgements, strict=False):
+            model["judgement"] = asdict(judgement)
+        return {"models": models, "left_out": self.left_out}
+
+
+def reconstruct(
+    database: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    mapper: Mapper = "incremental",
+    refine_cameras: bool = True,
+    refine_keypoints: bool = False,
+    bands: Sequence[int] | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    on_image: Callable[[], None] | None = None,
+    align: Callable[[pycolmap.Reconstruction], None] | None = None,
+) -> Scene:
+    """Turn verified matches into cameras and points.
+
+    Parameters
+    ----------
+    database : path
+        A COLMAP database with matches and two-view geometries, of ours or COLMAP's making.
+    images : path
+        The folder of the photographs, for colours and for ``refine_keypoints``.
+    output : path
+        A folder, made if need be. Its ``sparse/`` and ``quality.json`` are replaced, each as a whole, once the
+        reconstruction is done.
+    mapper : {"incremental", "global"}
+        Incremental adds one image after the other and copes with wrong matches and unknown focal lengths.
+        Global (GLOMAP) solves for all images at once: much faster from some hundred images on, but it needs
+        good matches, and focal lengths that are roughly right.
+    refine_cameras : bool
+        Adjust focal lengths and distortion along with the poses. False for calibrated cameras. Principal points
+        are never adjusted.
+    refine_keypoints : bool
+        Also align each track's keypoints to a fraction of a pixel (`tiepoint.mapping.steps.refine`), from the
+        photographs at full size. It helps most where keypoints were found in shrunken photographs.
+    bands : one or three ints, optional
+        Which bands of the photographs to use for colours, see `tiepoint.read_image`.
+    seed : int
+        Of all random choices.
+    threads : int, optional
+        By default one for each core. The result is the same, bit for bit, in every run with ``threads=1``; with
+        more, COLMAP's incremental mapper sums in an order that varies.
+    on_image : callable, optional
+        Called after each image that the incremental mapper places, for showing progress.
+    align : callable, optional
+        Called with each model before it is written, to move it into another frame.
+
+    Returns
+    -------
+    Scene
+        The models, the largest first, and the images that are in none of them, with the reason.
+
+    Raises
+    ------
+    ArgumentError
+        Unknown mapper, or ``threads`` below 1.
+    InputError
+        The database cannot be used, holds no verified pair, or no model with depth can be made of it; or the output
+        cannot be written.
+    MissingDependencyError
+        pycolmap is not installed.
+
+    Warns
+    -----
+    UserWarning
+        A photograph cannot be read: points that only it sees stay black.
+
+    Notes
+    -----
+    Both mappers end with bundle adjustments by least squares, after which outliers of up to 4 pixels remain. Another
+    one follows here with a robust loss (Cauchy's). On laser-measured sets it takes a tenth (fountain) to nearly half
+    (entry) off the median error of the cameras' positions: benchmarks/mapping_quality.py.
+
+    References
+    ----------
+    Schönberger and Frahm, Structure-from-Motion Revisited, CVPR 2016 (incremental). Pan et al., Global
+    Structure-from-Motion Revisited, ECCV 2024 (global).
+    """
+    if mapper not in MAPPERS:
+        raise ArgumentError(f"no mapper is called {mapper!r}; there are: {', '.join(MAPPERS)}")
+    if threads is not None and threads < 1:
+        raise ArgumentError(f"threads must be at least 1, not {threads}")
+    collection = _Collection.of(Path(database))
+    target = Path(output)
+    try:
+        target.mkdir(parents=True, exist_ok=True)  # before the long work, not after
+    except OSError as error:
+        raise InputError(f"{target}: cannot be made: {error.strerror or error}; give another folder") from error
+    with scratch_folder() as work, _quiet():
+        found = _map(
+            Path(database), work, mapper, refine_cameras, seed, threads or -1, on_image, collection.camera_models
+        )
+    models = tuple(sorted(found, key=lambda model: (-model.num_reg_images(), -model.num_points3D())))
+    for model in models:
+        if refine_keypoints:
+            refinement.refine_keypoints(model, images)
+        with _quiet():
+            _adjust(model, refine_cameras, threads or -1)
+    with Store.open(database, create=False) as store:
+        judged = [judge(model, store, collection.verified, len(collection.names)) for model in models]
+        kept = [place for place, told in enumerate(judged) if told.verdict != "no 3D"]
+        models = tuple(models[place] for place in kept)
+        if not models:
+            begun = {image.image_id: image.camera for image in store.images()}
+            only_turned = turned_and_flat(store, sorted(collection.verified), begun)[0] > TURNED
+            why = ONLY_TURNED if only_turned else judged[0].reasons[0] if judged else _NO_MODEL[mapper]
+            raise InputError(f"{database}: no model can be made of it: {why}")
+    for model in models:
+        if align is not None:
+            align(model)
+        _colour(model, Path(images), bands)
+    with atomic_folder(target / "sparse") as folder:
+        for number, model in enumerate(models):
+            (folder / str(number)).mkdir()
+            write_model(model, folder / str(number))
+    thrown = [told.reasons[0] for told in judged if told.verdict == "no 3D"]
+    notes = [f"a model was thrown away: {reason}" for reason in thrown]
+    scene = Scene(
+        folder=target,
+        models=models,
+        qualities=tuple(Quality.of(model, len(collection.names)) for model in models),
+        left_out=collection.left_out(models),
+        judgements=tuple(judged[place] for place in kept),
+        notes=tuple(notes + collection.connections(models)),
+    )
+    write_json(target / "quality.json", scene.summary())
+    return scene
+
+
+_NO_MODEL: dict[Mapper, str] = {
+    "incremental": "no pair of photographs shows enough points from two sides; take some from places further apart, "
+    "or, if there are such, check the focal lengths",
+    "global": "the views do not agree, or no point is in three of them; mapper='incremental' copes with more",
+}
+
+
+def _map(
+    database: Path,
+    work: Path,
+    mapper: Mapper,
+    refine_cameras: bool,
+    seed: int,
+    threads: int,
+    on_image: Callable[[], None] | None,
+    camera_models: set[str],
+) -> list[pycolmap.Reconstruction]:
+    """Run one of COLMAP's mappers; it writes into the empty folder ``work``."""
+    pycolmap = import_pycolmap()
+    # COLMAP looks for the photographs in the same folder and finds none: it would read colours without turning the
+    # picture as EXIF says.
+    places = database, work, work
+    if mapper == "global":
+        options = pycolmap.GlobalPipelineOptions(random_seed=seed, num_threads=threads, min_model_size=LEAST_IMAGES)
+        options.min_num_matches = LEAST_INLIERS
+        options.mapper.bundle_adjustment.refine_focal_length = refine_cameras
+        options.mapper.bundle_adjustment.refine_extra_params = refine_cameras
+        return list(pycolmap.global_mapping(*places, options).values())
+    options = pycolmap.IncrementalPipelineOptions(random_seed=seed, num_threads=threads, min_model_size=LEAST_IMAGES)
+    options.min_num_matches = LEAST_INLIERS
+    options.extract_colors = False
+    options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = refine_cameras
+    options.ba_refine_extra_params = options.mapper.abs_pose_refine_extra_params = refine_cameras
+    # Beyond 1 COLMAP takes a coefficient for absurd, and drops the image. The beta of EUCM is 1 without distortion.
+    for part in (options, options.mapper, options.triangulation) if "EUCM" in camera_models else ():
+        part.max_extra_param = 10.0
+    found = pycolmap.incremental_mapping(*places, options, next_image_callback=on_image)
+    if not found:
+        # No pair to start from. A camera that only moves ahead sees everything at small angles.
+        options.mapper.init_max_forward_motion, options.mapper.init_min_tri_angle = 1.0, AHEAD_DEGREES
+        found = pycolmap.incremental_mapping(*places, options, next_image_callback=on_image)
+    return list(found.values())
+
+
+@dataclass(frozen=True, eq=False)
+class _Collection:
+    """What a database holds, as far as it explains why an image is in no model."""
+
+    database: Path
+    names: dict[int, str]
+    verified: dict[tuple[int, int], int]
+    camera_models: set[str]
+
+    @classmethod
+    def of(cls, database: Path) -> _Collection:
+        """Read a database.
+
+        Raises
+        ------
+        InputError
+            It cannot be used, or no model can come of it.
+        """
+        with Store.open(database, create=False) as store:
+            images = store.images()
+            names = {image.image_id: image.name for image in images}
+            models = {image.camera.model_name for image in images}
+            collection = cls(database, names, store.verified_pairs(), models)
+            matched, verified = len(store.matched_pair_ids()), len(store.verified_pair_ids())
+        best = max(collection.verified.values(), default=0)
+        if len(collection.names) < 2:
+            raise InputError(f"{database}: holds {len(collection.names)} images; a model needs two at least")
+        if best == 0 and not verified:
+            lacking = "verified; verify" if matched else "matched; match"
+            raise InputError(f"{database}: no pairs of its {len(collection.names)} images were {lacking} them first")
+        if best == 0:
+            raise InputError(
+                f"{database}: in none of its {verified} matched pairs do both images show the same place; take "
+                "photographs that overlap more"
+            )
+        if best < LEAST_INLIERS:
+            raise InputError(
+                f"{database}: the best of {len(collection.verified)} verified pairs has {best} matches, and "
+                f"{LEAST_INLIERS} are needed; take photographs that overlap more"
+            )
+        return collection
+
+    def connections(self, models: tuple[pycolmap.Reconstruction, ...]) -> list[str]:
+        """Return how each model but the first hangs together with the first, a line each."""
+        notes = []
+        inside = [set(model.reg_image_ids()) for model in models]
+        for number, images in enumerate(inside[1:], start=1):
+            shared = images & inside[0]
+            links = sum(
+                inliers >= LEAST_INLIERS and any((a in inside[0] and b in images) for a, b in (pair, pair[::-1]))
+                for pair, inliers in self.verified.items()
+            )
+            if shared:
+                how = f"{len(shared)} of its {len(images)} photographs are in model 0 too, but the two do not agree"
+            elif links:
+                how = f"{links} pairs match with model 0, but too weakly to join the two"
+            else:
+                how = "no photograph connects it with model 0"
+            notes.append(f"model {number}: {how}")
+        return notes
+
+    def left_out(self, models: tuple[pycolmap.Reconstruction, ...]) -> dict[str, str]:
+        """Return name -> reason for the images that are in none of the models."""
+        placed = {image_id for model in models for image_id in model.reg_image_ids()}
+        # Of the pairs of each image the one that explains most: a usable one with a placed image, else the strongest.
+        best: dict[int, tuple[bool, int, int]] = {}
+        for pair, inliers in self.verified.items():
+            for image_id, other in (pair, pair[::-1]):
+                rank = (inliers >= LEAST_INLIERS and other in placed, inliers, other)
+                best[image_id] = max(best.get(image_id, rank), rank)
+        pycolmap = import_pycolmap()
+        with closing(pycolmap.Database.open(self.database)) as database:
+            empty = {i for i in self.names if i not in placed and database.num_keypoints_for_image(i) == 0}
+        reasons = {}
+        for image_id, name in sorted(self.names.items(), key=lambda item: item[1]):
+            if image_id in placed:
+                continue
+            near, inliers, other = best.get(image_id, (False, 0, 0))
+            if image_id in empty:
+                reason = "it has no keypoints"
+            elif inliers == 0:
+                reason = "no other photograph was found to show the same place"
+            elif inliers < LEAST_INLIERS:
+                reason = (
+                    f"it shares at most {inliers} verified matches with any other, {self.names[other]}; "
+                    f"{LEAST_INLIERS} are needed"
+                )
+            elif near:
+                reason = (
+                    f"it shares {inliers} verified matches with {self.names[other]}, but too few of them are points "
+                    "of the model, or they do not agree with it"
+                )
+            else:
+                reason = f"it is linked only to photographs that are left out too, such as {self.names[other]}"
+            reasons[name] = reason
+        return reasons
+
+
+def _reprojection_errors(model: pycolmap.Reconstruction, image: pycolmap.Image) -> NDArray[np.float64]:
+    """Return by how many pixels each observation of an image misses its point."""
+    seen = [point for point in image.points2D if point.has_point3D()]
+    if not seen:
+        return np.zeros(0)
+    points = np.array([model.points3D[point.point3D_id].xyz for point in seen])
+    pose = image.cam_from_world()
+    camera = model.cameras[image.camera_id]
+    pixels = np.asarray(camera.img_from_cam(points @ pose.rotation.matrix().T + pose.translation))
+    return np.linalg.norm(pixels - [point.xy for point in seen], axis=1)
+
+
+def _adjust(model: pycolmap.Reconstruction, refine_cameras: bool, threads: int) -> None:
+    """Adjust the bundle with Cauchy's loss, and drop what misses by more than the mappers allow."""
+    pycolmap = import_pycolmap()
+    options = pycolmap.BundleAdjustmentOptions(print_summary=False, refine_focal_length=refine_cameras)
+    options.refine_extra_params = refine_cameras
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+    options.ceres.solver_options.num_threads = threads
+    options.ceres.solver_options.function_tolerance = 1e-5  # as in GLOMAP; less takes longer and changes no digit
+    config = pycolmap.BundleAdjustmentConfig()
+    for image in registered(model):
+        config.add_image(image.image_id)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    for _ in range(2):  # the first takes the errors down, and with them what counts as an outlier
+        pycolmap.ObservationManager(model).filter_observations_with_negative_depth()
+        errors = np.concatenate([_reprojection_errors(model, image) for image in registered(model)])
+        errors = errors[np.isfinite(errors)]
+        if not len(errors):
+            return
+        options.ceres.loss_function_scale = max(2 * float(np.median(errors)), 0.01)
+        # What pycolmap.bundle_adjustment does, which logs at any level.
+        pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+    pycolmap.ObservationManager(model).filter_observations_with_negative_depth()
+    pycolmap.ObservationManager(model).filter_all_points3D(4.0, 1.5)  # pixels, degrees: as the mappers
+    model.update_point_3d_errors()
+
+
+def _colour(model: pycolmap.Reconstruction, folder: Path, bands: Sequence[int] | None) -> None:
+    """Give each point the mean colour of the pixels that observe it."""
+    sums: dict[int, NDArray[np.float64]] = {}
+    for image in registered(model):
+        try:
+            view = read_image(folder / image.name, bands=bands)
+        except InputError as error:
+            warnings.warn(f"no colours from this photograph: {error}", stacklevel=3)
+            continue
+        seen = [point for point in image.points2D if point.has_point3D()]
+        # COLMAP counts from the corner of the image, so the whole part is the pixel.
+        at = np.array([point.xy for point in seen]).reshape(-1, 2).astype(int).clip(0, np.subtract(view.size, 1))
+        for point, rgb in zip(seen, view.pixels[at[:, 1], at[:, 0]], strict=True):
+            total = sums.setdefault(point.point3D_id, np.zeros(4))
+            total += (*rgb, 1)
+    for point_id, total in sums.items():
+        model.points3D[point_id].color = np.rint(total[:3] / total[3]).astype(np.uint8)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence COLMAP's log, which tells of every image and every iteration."""
+    logging = import_pycolmap().logging
+    before = logging.minloglevel
+    logging.minloglevel = logging.FATAL
+    try:
+        yield
+    finally:
+        logging.minloglevel = before

@@ -1,0 +1,1 @@
+"""Sources of training pairs: photographs, warps, light, rendered and posed scenes, teachers."""

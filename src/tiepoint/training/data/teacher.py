@@ -1,0 +1,221 @@
+"""What another extractor says about Cairn's keypoints: a teacher's answers, made once and read in every step.
+
+Cairn finds the keypoints of every photograph of the pool, the teacher describes them, each in the photograph reduced by
+the octave that the keypoint was found on: Cairn measures scale, and a teacher that does not would describe a large
+keypoint by the texture at its centre. The answers lie as NumPy arrays
+in one folder, memory-mapped, each photograph in its own rows, so they can be made in several goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from ... import features as extractors
+from ... import weights
+from ...errors import ArgumentError, InputError
+from ...features.base import resized
+from ...features.cairn import DIAMETER
+from ...io.files import atomic, read_json
+from ...io.images import resize
+from ..pairs.batch import in_order
+from .photographs import PhotoCache
+from .real_pairs import check_may_teach
+
+_ARRAYS = ("counts", "keypoints", "levels", "descriptors")
+_NOT_MADE = -1
+_SMALLEST_SIDE = 96  # pixels, of a photograph that the teacher looks at
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Whose answers, about which keypoints.
+
+    Attributes
+    ----------
+    teacher : str
+        An extractor that can describe given keypoints, as `tiepoint.features.load` takes it.
+    student : str
+        The Cairn that finds them, likewise.
+    keypoints : int
+        Of each photograph, at most.
+    """
+
+    teacher: str = "aliked-n16"
+    student: str = "cairn"
+    keypoints: int = 768
+
+
+class Answers:
+    """A teacher's answers about the photographs of a cache.
+
+    Parameters
+    ----------
+    photos : PhotoCache
+        The photographs.
+    config : TeacherConfig
+        Whose answers.
+    folder : path
+        Where they are kept; made if need be.
+
+    Raises
+    ------
+    InputError
+        The folder holds answers about other photographs or of another teacher, or cannot be written.
+    ArgumentError
+        The teacher's weights may not be used commercially, or it cannot describe given keypoints.
+    """
+
+    def __init__(self, photos: PhotoCache, config: TeacherConfig, folder: Path) -> None:
+        self.photos, self.config, self.folder = photos, config, Path(folder)
+        about = self.folder / "answers.json"
+        if about.exists():
+            self.dim = int(self._check(about)["dim"])
+        else:
+            self.dim = self._try_teacher()
+            with atomic(about) as unfinished:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                shapes = {"keypoints": (2,), "levels": (), "descriptors": (self.dim,)}
+                types = {"keypoints": np.float32, "levels": np.int8, "descriptors": np.float16}
+                rows = len(photos), config.keypoints
+                for name, shape in shapes.items():
+                    np.lib.format.open_memmap(self._path(name), "w+", types[name], rows + shape)
+                np.save(self._path("counts"), np.full(len(photos), _NOT_MADE, np.int32))
+                unfinished.write_text(json.dumps({**self.identity, "dim": self.dim}, indent=1))
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Answers, (self.photos, self.config, self.folder)
+
+    def __getitem__(self, row: int) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.float16]]:
+        """Return keypoints (N, 2) in pixels, levels (N,) and the teacher's descriptors (N, D) of a photograph."""
+        counts, keypoints, levels, descriptors = (self._open(name) for name in _ARRAYS)
+        n = max(0, int(counts[row]))
+        return keypoints[row, :n], levels[row, :n], descriptors[row, :n]
+
+    @property
+    def missing(self) -> list[int]:
+        """Rows of the photographs that are still to be asked about."""
+        return np.flatnonzero(self._open("counts") == _NOT_MADE).tolist()
+
+    @property
+    def bytes(self) -> int:
+        """Size of the folder when all answers are there."""
+        return len(self.photos) * self.config.keypoints * (4 * 2 + 1 + 2 * self.dim)
+
+    def make(self, workers: int, rows: Collection[int] | None = None) -> Iterator[tuple[int, int]]:
+        """Ask about the photographs that are missing, and yield how many are done and how many there are to do.
+
+        Parameters
+        ----------
+        workers : int
+            Processes that ask; 0 asks in this one.
+        rows : collection of int, optional
+            Ask about these photographs only.
+        """
+        wanted = [row for row in self.missing if rows is None or row in rows]
+        data = _Questions(self.photos, self.config, wanted)
+        counts, *arrays = (self._open(name, "r+") for name in _ARRAYS)
+        for done, (row, *answer) in enumerate(in_order(data, 0, len(data), min(workers, len(data))), start=1):
+            n = len(answer[0])
+            for array, values in zip(arrays, answer, strict=True):
+                array[row, :n] = values
+            counts[row] = n  # last: a row that is half written does not count
+            yield done, len(data)
+        for array in (counts, *arrays):
+            array.flush()  # type: ignore[attr-defined]
+        self._arrays.clear()
+
+    def _open(self, name: str, mode: str = "r") -> NDArray[Any]:
+        if mode != "r":
+            return np.lib.format.open_memmap(self._path(name), mode)
+        if name not in self._arrays:
+            try:
+                self._arrays[name] = np.lib.format.open_memmap(self._path(name), "r")
+            except (OSError, ValueError) as error:
+                raise InputError(f"{self._path(name)}: cannot be read ({error}); delete the folder") from error
+        return self._arrays[name]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for answers to be used again."""
+        sizes = hashlib.sha256(self.photos.sizes.tobytes()).hexdigest()
+        told = {"photographs": self.photos.digest, "sizes": sizes, **asdict(self.config)}
+        for role in ("teacher", "student"):
+            name, _, source = told[role].partition("@")
+            if source or name in weights.entries():
+                told[f"{role}'s weights"] = weights.sha256(source or name)
+        return json.loads(json.dumps(told))
+
+    def _check(self, about: Path) -> dict[str, Any]:
+        try:
+            there: dict[str, Any] = read_json(about)
+        except InputError as error:
+            raise InputError(f"{error}; delete the folder, or give another one") from error
+        here = self.identity
+        if differing := [name for name in here if there.get(name) != here[name]]:
+            what = "; ".join(f"{name} is {there.get(name)} there and {here[name]} here" for name in differing)
+            raise InputError(f"{self.folder} holds answers of another teacher: {what}. Give another folder")
+        return there
+
+    def _try_teacher(self) -> int:
+        """Check that the teacher may teach, and return the length of its descriptors."""
+        check_may_teach(self.config.teacher)
+        described = extractors.load(self.config.teacher).describe(np.zeros((64, 64, 3), np.uint8), [[32, 32]])
+        if described.is_binary:
+            raise ArgumentError(f"{self.config.teacher} has binary descriptors; a teacher needs numbers")
+        return described.descriptors.shape[1]
+
+
+class _Questions(Dataset[tuple[int, Any, Any, Any]]):
+    """Item i: the answer about the i-th of some photographs."""
+
+    def __init__(self, photos: PhotoCache, config: TeacherConfig, rows: list[int]) -> None:
+        self.photos, self.config, self.rows = photos, config, rows
+        self._extractors: tuple[Any, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_extractors": None}  # a worker process loads its own
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[int, Any, Any, Any]:
+        if self._extractors is None:
+            self._extractors = (
+                extractors.load(self.config.student, max_keypoints=self.config.keypoints),
+                extractors.load(self.config.teacher),
+            )
+        student, teacher = self._extractors
+        pixels = self.photos[self.rows[i]].copy()
+        found = student(pixels)
+        assert found.scales is not None  # Cairn measures them
+        levels = (2 * torch.log2(found.scales / DIAMETER)).round()
+        descriptors = torch.zeros(len(found), 1)
+        octaves = (levels / 2).floor().clamp(0, max(0, math.floor(math.log2(min(found.image_size) / _SMALLEST_SIDE))))
+        for octave in octaves.unique().tolist():
+            small = resize(pixels, round(max(found.image_size) / 2**octave))
+            mine = octaves == octave
+            answer = teacher.describe(small, resized(found.select(mine), found.image_size, small.shape[1::-1]))
+            if descriptors.shape[1] == 1:
+                descriptors = torch.zeros(len(found), answer.descriptors.shape[1])
+            descriptors[mine] = answer.descriptors
+        return (
+            self.rows[i],
+            found.keypoints.numpy(),
+            levels.to(torch.int8).numpy(),
+            descriptors.half().numpy(),
+        )

@@ -1,0 +1,1 @@
+"""Losses: what each kind of training minimises."""

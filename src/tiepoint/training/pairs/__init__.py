@@ -1,0 +1,1 @@
+"""Pairs with ground truth, made by worker processes."""

@@ -1,0 +1,268 @@
+"""Pairs of pictures with exact correspondences: what an extractor learns from.
+
+Made as the pairs for matchers are (`homographies`, `scenes`, `photometric`), but nothing is extracted: pictures go to
+the network, and `Views.carry` says where any point of one lies in the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ...errors import ArgumentError
+from ..data import ground_truth, homographies, photometric, scenes
+from ..data._random import seeded
+from ..data.photographs import PhotoCache
+from .batch import TEXTURE, in_order, share_of
+
+T = TypeVar("T")
+CHUNK = 4  # pairs made together
+_STEP = 1.5  # pixels over which the derivative of a warp given by depth is measured
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Which pairs are made.
+
+    Attributes
+    ----------
+    size : (int, int)
+        (height, width) of the pictures.
+    difficulty, max_roll, max_scale : float
+        See `tiepoint.training.data.homographies.HomographyConfig`.
+    photometric : str
+        Preset of `tiepoint.training.data.photometric.PhotometricConfig`.
+    scenes : float in [0, 1]
+        Share of steps that show rendered scenes instead of homographies.
+    """
+
+    size: tuple[int, int] = (480, 640)
+    difficulty: float = 0.8
+    max_roll: float = math.pi
+    max_scale: float = 4.0
+    photometric: str = "strong"
+    scenes: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scenes <= 1:
+            raise ArgumentError(f"scenes is a share between 0 and 1, not {self.scenes}")
+
+
+class Carried(NamedTuple):
+    """Where N points of each picture lie in the other one of its pair.
+
+    Attributes
+    ----------
+    points : float32 tensor (B, N, 2)
+        Pixels; infinite behind the camera, and where no depth is known.
+    jacobian : float32 tensor (B, N, 2, 2)
+        Derivative of the new position by the old one.
+    seen : bool tensor (B, N)
+        Whether the point is inside the other picture, and not hidden there.
+    """
+
+    points: Tensor
+    jacobian: Tensor
+    seen: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """B pairs of pictures; rows 2p and 2p + 1 are the two of pair p.
+
+    Attributes
+    ----------
+    images : uint8 tensor (2 B, 3, H, W)
+        RGB.
+    homography : float32 tensor (B, 3, 3), or (0, 3, 3) for rendered scenes
+        Maps pixels of the first picture to the second.
+    depth : float32 tensor (2 B, H, W), or (0, H, W) for homographies
+        z in the camera's frame, 0 where unknown or moving.
+    K, R, t : float32 tensors (2 B, 3, 3), (B, 3, 3), (B, 3), or of no rows for homographies
+        Intrinsics; ``x1 = R x0 + t``.
+    seed : int64 tensor ()
+        For random choices during the step.
+    """
+
+    images: Tensor
+    homography: Tensor
+    depth: Tensor
+    K: Tensor
+    R: Tensor
+    t: Tensor
+    seed: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images) // 2
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All fields by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def to(self, device: torch.device | str) -> Views:
+        """Return the pairs on another device."""
+        return Views(**{k: v.to(device, non_blocking=True) for k, v in self.tensors().items()})
+
+    @staticmethod
+    def cat(parts: list[Views]) -> Views:
+        """Join pairs of one kind."""
+        joined = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Views) if f.name != "seed"}
+        return Views(**joined, seed=parts[0].seed)
+
+    def carry(self, points: Tensor, forward: bool) -> Carried:
+        """Carry points (B, N, 2) of the first pictures into the second ones, or back."""
+        height, width = self.images.shape[2:]
+        size = torch.tensor([[width, height]], device=points.device).expand(len(self), 2)
+        if len(self.homography):
+            H = self.homography if forward else torch.linalg.inv(self.homography)
+            return _carry_by_homography(points, H, size)
+        # The derivative is that of the surface, measured by carrying points around each.
+        around = points.new_tensor([[0, 0], [_STEP, 0], [-_STEP, 0], [0, _STEP], [0, -_STEP]])
+        many = (points[:, :, None] + around).flatten(1, 2)
+        depth, K = self.depth.unflatten(0, (-1, 2)), self.K.unflatten(0, (-1, 2))
+        R, t = self.R, self.t
+        here, there = (0, 1) if forward else (1, 0)
+        if not forward:
+            R = R.transpose(1, 2)
+            t = -(R * t[:, None]).sum(2)
+        carried, visible = ground_truth.carry_by_depth(
+            many, depth[:, here], depth[:, there], K[:, here], K[:, there], R, t
+        )
+        carried, visible = carried.unflatten(1, (-1, 5)), visible.unflatten(1, (-1, 5))
+        right, left, down, up = carried[:, :, 1:].unbind(2)
+        jacobian = torch.stack([right - left, down - up], -1) / (2 * _STEP)
+        usable = carried.isfinite().all(3).all(2)
+        jacobian = torch.where(usable[..., None, None], jacobian, torch.eye(2, device=points.device))
+        return Carried(carried[:, :, 0], jacobian, visible[:, :, 0] & usable)
+
+
+def _carry_by_homography(points: Tensor, H: Tensor, size: Tensor) -> Carried:
+    # Written out because a matrix product may run in TF32, whose rounding is pixels wide. Both views lie within one
+    # photograph, so no point that the other sees is behind its camera.
+    H = H[:, None] * torch.linalg.det(H).sign()[:, None, None, None]
+    x, y = points.unbind(-1)
+    u, v, w = (H[..., i, 0] * x + H[..., i, 1] * y + H[..., i, 2] for i in range(3))
+    front = w > 0
+    w = torch.where(front, w, 1.0)
+    carried = torch.stack([u / w, v / w], -1)
+    jacobian = (H[..., :2, :2] - carried[..., None] * H[..., 2:, :2]) / w[..., None, None]
+    carried = torch.where(front[..., None], carried, torch.inf)
+    inside = ((carried >= -0.5) & (carried < size[:, None] - 0.5)).all(-1)
+    return Carried(carried, jacobian, front & inside)
+
+
+class ViewMaker:
+    """Makes the pairs of a step from photographs: draws, warps or renders, relights.
+
+    Parameters
+    ----------
+    photos : PhotoCache
+        Where pictures come from.
+    config : ViewConfig
+        What is made.
+    seed : int
+        Of all random choices.
+    held_out : bool
+        Use the photographs kept for evaluation.
+    device : torch.device or str
+        Where pictures are made.
+    """
+
+    def __init__(
+        self,
+        photos: PhotoCache,
+        config: ViewConfig,
+        seed: int,
+        held_out: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.photos, self.config, self.seed, self.held_out = photos, config, seed, held_out
+        self.device = torch.device(device)
+
+    def __call__(self, step: int, chunks: range) -> Views:
+        """Return these chunks of `CHUNK` pairs of a step, the same at every call; all are of one kind."""
+        rendered = bool(self._generator(step).initial_seed() % 1000 < 1000 * self.config.scenes)
+        parts = []
+        for chunk in chunks:
+            generator = self._generator(step, chunk)
+            parts.append(self._scenes(generator) if rendered else self._homographies(generator))
+        return Views.cat(parts)
+
+    def _generator(self, *what: int) -> torch.Generator:
+        return seeded(self.seed, self.held_out, *what)
+
+    def _homographies(self, generator: torch.Generator) -> Views:
+        config = self.config
+        size = 2 * config.size[0], 2 * config.size[1]  # so that the closer of two views is no blur
+        photos = self.photos.sample(self.photos.draw(CHUNK, generator, self.held_out), size, generator, self.device)
+        wanted = homographies.HomographyConfig(
+            config.size, config.difficulty, max_roll=config.max_roll, max_scale=config.max_scale
+        )
+        pairs = homographies.make_pairs(photos, wanted, generator)
+        images = self._relight(pairs.images0, pairs.images1, generator)
+        none = images.new_zeros(0, dtype=torch.float32)
+        height, width = config.size
+        return Views(
+            images=images,
+            homography=pairs.homography,
+            depth=none.view(0, height, width),
+            K=none.view(0, 3, 3),
+            R=none.view(0, 3, 3),
+            t=none.view(0, 3),
+            seed=torch.randint(2**62, (), generator=generator),
+        )
+
+    def _scenes(self, generator: torch.Generator) -> Views:
+        config = self.config
+        rows = self.photos.draw(6 * CHUNK, generator, self.held_out)
+        textures = self.photos.sample(rows, (TEXTURE, TEXTURE), generator, self.device)
+        rolled = config.max_roll > 3
+        wanted = scenes.SceneConfig.roll360(config.size) if rolled else scenes.SceneConfig.standard(config.size)
+        pairs = scenes.make_pairs(textures, CHUNK, wanted, generator)
+        images = self._relight(pairs.images0, pairs.images1, generator)
+        return Views(
+            images=images,
+            homography=pairs.R.new_zeros(0, 3, 3),
+            depth=torch.stack([pairs.depth0, pairs.depth1], 1).flatten(0, 1),
+            K=torch.stack([pairs.K0, pairs.K1], 1).flatten(0, 1),
+            R=pairs.R,
+            t=pairs.t,
+            seed=torch.randint(2**62, (), generator=generator),
+        )
+
+    def _relight(self, images0: Tensor, images1: Tensor, generator: torch.Generator) -> Tensor:
+        """Change the light of both pictures of each pair; (2 B, 3, H, W), pair by pair, as 8-bit photographs have."""
+        light = photometric.PhotometricConfig.preset(self.config.photometric)
+        both = [photometric.augment(images, light, generator) for images in (images0, images1)]
+        return (torch.stack(both, 1).flatten(0, 1) * 255).round().byte()
+
+
+class _Steps(Dataset[T]):
+    """Item i holds the pairs of step i for one of ``world`` processes."""
+
+    def __init__(self, maker: Callable[[int, range], T], pairs: int, steps: int, rank: int, world: int) -> None:
+        self.maker, self.steps = maker, steps
+        self.mine = share_of(pairs, CHUNK, rank, world)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> T:
+        return self.maker(step, self.mine)
+
+
+def stream(
+    maker: Callable[[int, range], T], pairs: int, start: int, steps: int, workers: int, rank: int = 0, world: int = 1
+) -> Iterator[T]:
+    """Yield the pairs of steps ``start`` to ``steps`` - 1 in order, made ahead by worker processes.
+
+    Parameters are those of `tiepoint.training.pairs.batch.stream`; ``maker(step, chunks)`` gives these chunks of
+    a step.
+    """
+    return in_order(_Steps(maker, pairs, steps, rank, world), start, steps, workers)

@@ -1,0 +1,1 @@
+"""Runs of training: one folder each, resumable."""

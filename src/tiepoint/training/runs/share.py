@@ -1,0 +1,86 @@
+"""The weights of a run as one file to use, to ship, or to give to other programs."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import torch
+
+from ... import weights
+from ...errors import ArgumentError
+from ...io.files import atomic, check_output
+from ...matchers.lightglue import to_upstream
+from .matcher import newest_weights
+
+
+def export_weights(
+    run: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    half: bool = False,
+    layout: str = "tiepoint",
+) -> tuple[Path, str]:
+    """Write the weights of a run's last stage, with the model's configuration, thresholds and origin as metadata.
+
+    Parameters
+    ----------
+    run : path
+        Folder of the run, or a file of weights.
+    output : path, optional
+        A ``.safetensors`` file, or a ``.pth`` for upstream's layout; by default one named after extractor and matcher
+        in the run's folder.
+    half : bool
+        Store 16-bit floats. Loading widens them again.
+    layout : str
+        ``"tiepoint"``, or ``"upstream"``: names and order of LightGlue's original code.
+
+    Returns
+    -------
+    path, note : Path, str
+        What was written, and what its user must know (or nothing).
+
+    Raises
+    ------
+    InputError
+        The folder holds no run, or its stages do not belong together.
+    ArgumentError
+        Unknown layout or suffix, or there is no upstream layout for this kind of matcher.
+    """
+    if layout not in ("tiepoint", "upstream"):
+        raise ArgumentError(f"the layout must be tiepoint or upstream, not {layout!r}")
+    source = Path(run) if Path(run).is_file() else newest_weights(run)
+    state, config = weights.load(source)
+    kind = config.get("training", {}).get("kind")
+    if kind == "end-to-end":
+        raise ArgumentError(f"{run} trained two networks: give {run}/cairn.safetensors or {run}/lightglue.safetensors")
+    if kind == "distillation":
+        raise ArgumentError(f"{run} trained an extractor and a map to its teacher: give {run}/cairn.safetensors")
+    if kind is None:
+        raise ArgumentError(f"{source} was not written by 'tiepoint train'")
+    suffix = ".safetensors" if layout == "tiepoint" else ".pth"
+    name = f"{config['features'][0]}-{kind}" if "features" in config else kind
+    path = Path(output) if output else (source.parent if source == Path(run) else Path(run)) / f"{name}{suffix}"
+    check_output(path, (suffix,), inputs=[source])
+    note = ""
+    if layout == "upstream":
+        if kind != "lightglue":
+            raise ArgumentError(f"only LightGlue can be written in upstream's layout, not {kind}")
+        state = to_upstream(state, config["heads"])
+        if config["log_scale"]:
+            note = "these weights want log2 of a keypoint's scale; upstream's code passes it plain"
+        if config.get("align"):
+            note += (
+                ", and expect pairs aligned, with `tiepoint.matchers.lightglue.frame_code` joined to descriptors, "
+                "which upstream's code does not do"
+            )
+    if half:
+        state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+    if layout == "tiepoint":
+        weights.save(path, state, config)
+    else:
+        data = io.BytesIO()  # PyTorch hides the system's error when a disk is full
+        torch.save(state, data)
+        with atomic(path) as unfinished:
+            unfinished.write_bytes(data.getbuffer())
+    return path, note
