@@ -116,7 +116,7 @@ def _right(truth: Any, matches: Matches) -> set[tuple[int, int]]:
     if not len(matches):
         return set()
     errors = metrics.match_errors(truth, matches.points0, matches.points1)
-    return {(int(i), int(j)) for (i, j), error in zip(matches.matches, errors, strict=True) if error <= RIGHT_PX}
+    return {(int(i), int(j)) for (i, j), error in zip(matches.indices, errors, strict=True) if error <= RIGHT_PX}
 
 
 if __name__ == "__main__":

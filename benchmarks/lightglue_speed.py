@@ -132,7 +132,7 @@ def quality(
         keypoints = [side.keypoints.cpu().numpy().astype(float) for side in both]
         projected = project(pair.truth, *keypoints)
         if projected is not None:
-            recalls.append(evaluation.recall(matches.matches, *keypoints, *projected))
+            recalls.append(evaluation.recall(matches.indices, *keypoints, *projected))
     known = [value for value in recalls if value is not None]
     return (
         float(np.mean(precisions)),

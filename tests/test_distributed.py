@@ -173,7 +173,7 @@ def test_a_shard_of_other_features_is_made_again(
         match_on_ray(store, every_pair(store), matcher)
         found = store.matches(1, 2)
         assert found is not None
-        assert np.array_equal(found.indices, matcher(store.features(1), store.features(2)).matches)
+        assert np.array_equal(found.indices, matcher(store.features(1), store.features(2)).indices)
     assert not left.exists()
 
 

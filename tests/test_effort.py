@@ -74,7 +74,7 @@ def right(state: effort.State | tp.TwoView) -> int:
 
 
 def assert_equal(a: effort.State, b: effort.State) -> None:
-    for name in ("matches", "scores", "points0", "points1"):
+    for name in ("indices", "scores", "points0", "points1"):
         np.testing.assert_array_equal(getattr(a.matches, name), getattr(b.matches, name))
     np.testing.assert_array_equal(a.sources, b.sources)
     for f, g in zip(a.features, b.features, strict=True):
@@ -96,7 +96,7 @@ def test_swapping_the_photographs_swaps_the_result(start: effort.State, level: e
 def test_fast_is_one_pass(start: effort.State, sift: tuple[Extractor, Matcher]) -> None:
     found = effort.climb(start, "fast")
     expected = sift[1](*start.features)
-    np.testing.assert_array_equal(found.matches.matches, expected.matches)
+    np.testing.assert_array_equal(found.matches.indices, expected.indices)
     np.testing.assert_array_equal(found.matches.scores, expected.scores)
     assert [a.name for a in found.attempts] == ["all keypoints"] and found.attempts[0].kept == len(expected)
 
@@ -105,13 +105,13 @@ def test_matches_index_the_features(states: list[effort.State]) -> None:
     """Every rung; and the keypoints of the photographs as they are stay where they were."""
     for state in states:
         for side, points in enumerate((state.matches.points0, state.matches.points1)):
-            rows = state.matches.matches[:, side]
+            rows = state.matches.indices[:, side]
             keypoints = state.features[side].keypoints
             np.testing.assert_array_equal(keypoints.numpy()[rows], points)
             assert len(np.unique(rows)) == len(rows)
             assert torch.equal(keypoints[: state.detected[side]], states[0].features[side].keypoints)
             assert len(state.features[side].descriptors) == len(keypoints)
-        assert (np.diff(state.matches.matches[:, 0]) > 0).all()
+        assert (np.diff(state.matches.indices[:, 0]) > 0).all()
 
 
 def test_attempts_tell_where_matches_come_from(states: list[effort.State]) -> None:
@@ -220,7 +220,7 @@ def test_best_keypoints_are_a_prefix(texture: NDArray[np.uint8], monkeypatch: py
     images = tp.read_image(texture), tp.read_image(texture[10:, 15:])
     state = effort.best_keypoints(effort.State.begin(images, extractor, matcher))
     few = [tp.features.load("sift", max_keypoints=60)(image) for image in images]
-    np.testing.assert_array_equal(state.matches.matches, matcher(*few).matches)
+    np.testing.assert_array_equal(state.matches.indices, matcher(*few).indices)
     assert len(state.matches) > 20 and state.matches.overlaps
     assert state.matches.prune_layer0 is None, "it would be of 60 of the 200 keypoints"
     assert effort.all_keypoints(state).matches.prune_layer0 is not None
@@ -247,7 +247,7 @@ def test_a_second_extractor_joins(start: effort.State) -> None:
     first = effort.second_pass(effort.synthetic_views(start))
     both = effort.second_extractor(first)
     assert both.attempts[-1].kept > 0 and len(both.matches) > len(first.matches)
-    new = both.matches.matches[both.sources == len(both.attempts) - 1]
+    new = both.matches.indices[both.sources == len(both.attempts) - 1]
     assert not both.features[0].descriptors[new[:, 0]].any(), "descriptors of ORB are no descriptors of SIFT"
     assert both.features[0].extractor == "sift"
     without = replace(start, second=None)

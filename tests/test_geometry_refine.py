@@ -214,7 +214,7 @@ def test_matches_carry_the_covariances_of_their_keypoints():
     np.testing.assert_array_equal(back.covariances[1], f0.covariances[torch.tensor([7, 3, 1])].numpy())
     for name in ("nearest", "lightglue"):
         found = matchers.load(name, features="cairn")(f0, f1)
-        i, j = torch.from_numpy(found.matches.T)
+        i, j = torch.from_numpy(found.indices.T)
         np.testing.assert_array_equal(found.covariances[0], f0.covariances[i].numpy())
         np.testing.assert_array_equal(found.covariances[1], f1.covariances[j].numpy())
     sift = features.load("sift", max_keypoints=100)

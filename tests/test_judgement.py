@@ -154,10 +154,10 @@ def test_overlay_rules(rng: np.random.Generator) -> None:
     assert len(kept) == 300
     assert kept.overlaps is None  # it was said of all of them
     forward, backward = without_overlay(*found(*both)), without_overlay(*found(*both[::-1]))
-    assert np.array_equal(forward.matches, backward.matches)
+    assert np.array_equal(forward.indices, backward.indices)
     # Only the overlay matches: nothing says that the camera moved, unless the caller knows.
     table, f0, f1 = found(*both)
-    few = Matches(table.matches[:12], table.scores[:12], table.points0[:12], table.points1[:12])
+    few = Matches(table.indices[:12], table.scores[:12], table.points0[:12], table.points1[:12])
     assert len(without_overlay(few, f0, f1)) == 12
     assert len(without_overlay(few, f0, f1, least_moving=0)) == 0
 

@@ -104,7 +104,7 @@ def test_kornia_agrees(features: str, adaptive: bool, real_pair: Callable[..., A
     matcher = official(features, adaptive=adaptive)
     ours = matcher(f0, f1)
     theirs = kornia_match(kornia_lightglue(features, adaptive), f0, f1)
-    np.testing.assert_array_equal(ours.matches, theirs["matches"][0].numpy())
+    np.testing.assert_array_equal(ours.indices, theirs["matches"][0].numpy())
     # LighterGlue's logits are larger, and so is the rounding in them: see the comparison in float64 below.
     np.testing.assert_allclose(ours.scores, theirs["scores"][0].numpy(), atol=1e-4 if features != "xfeat" else 3e-4)
     assert ours.stop_layer == theirs["stop"]
@@ -189,8 +189,8 @@ def test_transformers_agrees(features: str, adaptive: bool, real_pair: Callable[
         )
     ours = official(features, adaptive=adaptive)(f0, f1)
     partner = matches.reshape(2, n)[0].numpy()
-    np.testing.assert_array_equal(ours.matches[:, 0], np.flatnonzero(partner >= 0))
-    np.testing.assert_array_equal(ours.matches[:, 1], partner[partner >= 0])
+    np.testing.assert_array_equal(ours.indices[:, 0], np.flatnonzero(partner >= 0))
+    np.testing.assert_array_equal(ours.indices[:, 1], partner[partner >= 0])
     np.testing.assert_allclose(ours.scores, scores.reshape(2, n)[0].numpy()[partner >= 0], atol=1e-4)
     assert len(ours) > 30
 
@@ -322,7 +322,7 @@ def test_many_pairs_equal_single_calls(device: str, ragged_pairs: list[tuple[Fea
     assert len({m.stop_layer for m in together}) > 2, "the pairs should need different depths"
     for pair, many in zip(ragged_pairs, together, strict=True):
         single = matcher(*pair)
-        np.testing.assert_array_equal(many.matches, single.matches)
+        np.testing.assert_array_equal(many.indices, single.indices)
         np.testing.assert_allclose(many.scores, single.scores, atol=1e-5 if device == "cpu" else 1e-4)
         assert many.stop_layer == single.stop_layer
         np.testing.assert_array_equal(many.prune_layer0, single.prune_layer0)
@@ -333,7 +333,7 @@ def test_swapping_images_swaps_columns(ragged_pairs: list[tuple[Features, Featur
     matcher = official("aliked-n16")
     for f0, f1 in ragged_pairs[-6:]:
         forward, backward = matcher(f0, f1), matcher(f1, f0).swapped()
-        np.testing.assert_array_equal(forward.matches, backward.matches)
+        np.testing.assert_array_equal(forward.indices, backward.indices)
         np.testing.assert_array_equal(forward.scores, backward.scores)
         np.testing.assert_array_equal(forward.matchability0, backward.matchability0)
 
@@ -343,8 +343,8 @@ def test_order_of_keypoints_does_not_matter(real_pair: Callable[..., Any]) -> No
     f0, f1 = real_pair("aliked-n16")
     order = torch.randperm(len(f0), generator=torch.Generator().manual_seed(0))
     plain, shuffled = matcher(f0, f1), matcher(f0.select(order), f1)
-    back = np.stack([order.numpy()[shuffled.matches[:, 0]], shuffled.matches[:, 1]], axis=1)
-    np.testing.assert_array_equal(plain.matches, back[np.argsort(back[:, 0])])
+    back = np.stack([order.numpy()[shuffled.indices[:, 0]], shuffled.indices[:, 1]], axis=1)
+    np.testing.assert_array_equal(plain.indices, back[np.argsort(back[:, 0])])
 
 
 def test_history_of_every_point(real_pair: Callable[..., Any]) -> None:
@@ -354,13 +354,13 @@ def test_history_of_every_point(real_pair: Callable[..., Any]) -> None:
     assert result.prune_layer0.max() == result.stop_layer and result.prune_layer0.min() >= 1
     pruned = result.prune_layer0 < result.stop_layer
     assert (result.matchability0[pruned] <= 0.01 + 1e-6).all()
-    assert not pruned[result.matches[:, 0]].any(), "a pruned point cannot be matched"
+    assert not pruned[result.indices[:, 0]].any(), "a pruned point cannot be matched"
 
 
 def test_bfloat16_finds_nearly_the_same(real_pair: Callable[..., Any]) -> None:
     f0, f1 = real_pair("disk")
     full, half = (official("disk", adaptive=False, precision=p)(f0, f1) for p in ("float32", "bfloat16"))
-    common = {tuple(m) for m in full.matches} & {tuple(m) for m in half.matches}
+    common = {tuple(m) for m in full.indices} & {tuple(m) for m in half.indices}
     assert len(common) > 0.9 * max(len(full), len(half))
 
 
@@ -476,7 +476,7 @@ def test_aligned_matching_does_not_see_roll_and_scale(tmp_path: Path, harmonics:
         weights.save(tmp_path / f"{aligned}.safetensors", state if aligned else without, told)
         matcher = LightGlue("random", weights=str(tmp_path / f"{aligned}.safetensors"))
         before, after = (matcher(first, other) for other in (second, moved))
-        same = np.array_equal(before.matches, after.matches) and np.allclose(before.scores, after.scores, atol=1e-4)
+        same = np.array_equal(before.indices, after.indices) and np.allclose(before.scores, after.scores, atol=1e-4)
         assert len(before) > 20 and same == aligned
 
 

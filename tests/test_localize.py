@@ -136,7 +136,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 PairResult(
                     ids[names[i]],
                     ids[names[j]],
-                    pair.matches,
+                    pair.indices,
                     pair.scores,
                     inliers=found.inliers,
                     config="UNCALIBRATED",

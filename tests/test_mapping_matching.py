@@ -148,7 +148,7 @@ def test_matches_and_geometry_are_those_of_the_scene(tmp_path: Path) -> None:
             direct = matcher(store.features(a), store.features(b))
             stored = store.matches(a, b)
             assert stored is not None
-            assert np.array_equal(stored.indices, direct.matches)
+            assert np.array_equal(stored.indices, direct.indices)
             assert np.array_equal(stored.scores, direct.scores)
             found = store.geometry(a, b)
             assert found is not None

@@ -75,7 +75,7 @@ def brute_force(
 
 
 def assert_identical(a: Matches, b: Matches) -> None:
-    for part in ("matches", "scores", "points0", "points1"):
+    for part in ("indices", "scores", "points0", "points1"):
         x, y = getattr(a, part), getattr(b, part)
         assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
 
@@ -93,9 +93,9 @@ def test_equals_brute_force(kind: str, sizes: tuple[int, int], ratio: float | No
     max_distance = None if limit is None else limit * (256 if kind == "bits" else 2)
     found = NearestNeighbour("mine", ratio=ratio, max_distance=max_distance)(a, b)
     expected = brute_force(a, b, ratio, max_distance)
-    assert found.matches.tolist() == [[i, j] for i, j, _ in expected]
+    assert found.indices.tolist() == [[i, j] for i, j, _ in expected]
     np.testing.assert_allclose(found.scores, [s for _, _, s in expected], atol=2e-6)
-    assert found.matches.dtype == np.int64 and found.scores.dtype == np.float32
+    assert found.indices.dtype == np.int64 and found.scores.dtype == np.float32
     if sizes == (120, 90):
         assert len(found) > 20
 
@@ -107,7 +107,7 @@ def test_equals_opencvs_cross_check(kind: str, seed: int) -> None:
     matcher = cv2.BFMatcher(cv2.NORM_HAMMING if kind == "bits" else cv2.NORM_L2, crossCheck=True)
     theirs = matcher.match(a.descriptors.numpy(), b.descriptors.numpy())
     found = NearestNeighbour("mine", ratio=None)(a, b)
-    assert found.matches.tolist() == sorted([m.queryIdx, m.trainIdx] for m in theirs)
+    assert found.indices.tolist() == sorted([m.queryIdx, m.trainIdx] for m in theirs)
     assert len(found) > 50
 
 
@@ -154,11 +154,11 @@ def test_swapping_the_images_swaps_the_matches(
     forward = matcher(a, b)
     assert_identical(matcher(b, a).swapped(), forward)
     for side in (0, 1):
-        assert len(np.unique(forward.matches[:, side])) == len(forward)
-    assert (np.diff(forward.matches[:, 0]) > 0).all()
+        assert len(np.unique(forward.indices[:, side])) == len(forward)
+    assert (np.diff(forward.indices[:, 0]) > 0).all()
     assert ((forward.scores >= 0) & (forward.scores <= 1)).all()
-    np.testing.assert_array_equal(forward.points0, a.keypoints.numpy()[forward.matches[:, 0]])
-    np.testing.assert_array_equal(forward.points1, b.keypoints.numpy()[forward.matches[:, 1]])
+    np.testing.assert_array_equal(forward.points0, a.keypoints.numpy()[forward.indices[:, 0]])
+    np.testing.assert_array_equal(forward.points1, b.keypoints.numpy()[forward.indices[:, 1]])
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 7, 10, 21])
@@ -176,9 +176,9 @@ def test_permuting_keypoints_permutes_matches(kind: str) -> None:
     matcher = NearestNeighbour("mine", ratio=0.9)
     order = torch.from_numpy(np.random.default_rng(5).permutation(len(a)))
     plain, mixed = matcher(a, b), matcher(a.select(order), b)
-    renamed = np.stack([order.numpy()[mixed.matches[:, 0]], mixed.matches[:, 1]], axis=1)
+    renamed = np.stack([order.numpy()[mixed.indices[:, 0]], mixed.indices[:, 1]], axis=1)
     assert len(plain) > 20
-    assert sorted(renamed.tolist()) == plain.matches.tolist()
+    assert sorted(renamed.tolist()) == plain.indices.tolist()
 
 
 def test_match_many_equals_one_by_one() -> None:
@@ -266,5 +266,5 @@ def test_the_gpu_agrees(kind: str) -> None:
     a, b = related(kind, (500, 400))
     on_cpu = NearestNeighbour("mine", ratio=0.9)(a, b)
     on_gpu = NearestNeighbour("mine", device="cuda", ratio=0.9)(a.to("cuda"), b.to("cuda"))
-    np.testing.assert_array_equal(on_gpu.matches, on_cpu.matches)
+    np.testing.assert_array_equal(on_gpu.indices, on_cpu.indices)
     np.testing.assert_allclose(on_gpu.scores, on_cpu.scores, atol=1e-6)

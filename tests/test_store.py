@@ -280,19 +280,19 @@ def test_our_matches_go_into_colmaps_database(texture: NDArray[np.uint8], tmp_pa
         found = tp.matchers.load("nearest")(a, b)
         shift = np.median(found.points0 - found.points1, axis=0)
         np.testing.assert_allclose(shift, [30, 20], atol=0.1)
-        store.write_matches([PairResult(1, 2, found.matches, found.scores)])
+        store.write_matches([PairResult(1, 2, found.indices, found.scores)])
     with pycolmap.Database.open(path) as db:
-        np.testing.assert_array_equal(db.read_matches(1, 2), found.matches)
+        np.testing.assert_array_equal(db.read_matches(1, 2), found.indices)
         kept = db.read_keypoints(1)
     assert kept.shape[1] == 6  # COLMAP's own table, untouched
     # The other way round: COLMAP made the matches.
     with pycolmap.Database.open(path) as db:
         db.delete_matches(1, 2)
-        db.write_matches(1, 2, found.matches[:5].astype(np.uint32))
+        db.write_matches(1, 2, found.indices[:5].astype(np.uint32))
     with Store.open(path) as store:
         store.write_features([])  # nothing happens
         got = store.matches(1, 2)
-    assert got is not None and got.indices.tolist() == found.matches[:5].tolist()
+    assert got is not None and got.indices.tolist() == found.indices[:5].tolist()
 
 
 def test_replacing_features_drops_their_matches(store: Store) -> None:

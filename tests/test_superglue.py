@@ -208,7 +208,7 @@ def test_matches_equal_those_of_transformers(hf, photographs) -> None:
     partner = matches[0, 0].numpy()
     index = np.flatnonzero(partner >= 0)
     assert len(index) > 100
-    assert np.array_equal(found.matches, np.column_stack([index, partner[index]]))
+    assert np.array_equal(found.indices, np.column_stack([index, partner[index]]))
     np.testing.assert_allclose(found.scores, scores[0, 0].numpy()[index], rtol=0, atol=3e-4)
 
 
@@ -245,9 +245,9 @@ def test_many_ragged_pairs_equal_single_calls_and_swapping(matcher, photographs)
     ]
     for (f0, f1), many in zip(pairs, matcher.match_many(pairs), strict=True):
         single, other = matcher(f0, f1), matcher(f1, f0)
-        assert np.array_equal(many.matches, single.matches)
+        assert np.array_equal(many.indices, single.indices)
         assert np.array_equal(many.scores, single.scores)
-        assert np.array_equal(single.matches, other.swapped().matches)
+        assert np.array_equal(single.indices, other.swapped().indices)
         assert np.array_equal(single.scores, other.swapped().scores)
         if len(f1):
             assert np.array_equal(single.matchability0, other.matchability1)
@@ -256,9 +256,9 @@ def test_many_ragged_pairs_equal_single_calls_and_swapping(matcher, photographs)
 def test_an_image_matches_itself(matcher, photographs) -> None:
     found = matcher(photographs[0], photographs[0])
     assert len(found) > 0.9 * len(photographs[0])
-    assert (found.matches[:, 0] == found.matches[:, 1]).mean() > 0.99
+    assert (found.indices[:, 0] == found.indices[:, 1]).mean() > 0.99
     assert found.matchability0.shape == (len(photographs[0]),)
-    assert found.matchability0[found.matches[:, 0]].min() >= found.scores.min() - 1e-3
+    assert found.matchability0[found.indices[:, 0]].min() >= found.scores.min() - 1e-3
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 5), (3, 2)])
@@ -273,7 +273,7 @@ def test_threshold_drops_matches(photographs, matcher) -> None:
     all_ = matcher(*photographs[:2])
     kept = all_.scores > 0.9
     assert 0 < len(few) < len(all_)
-    assert np.array_equal(few.matches, all_.matches[kept])
+    assert np.array_equal(few.indices, all_.indices[kept])
 
 
 def test_optimal_transport_has_the_prescribed_masses() -> None:

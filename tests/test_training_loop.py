@@ -322,7 +322,7 @@ def test_padding_has_no_influence(tmp_path: Path) -> None:
         inside = log_p[p, : len(f0), : len(f1)]
         best, j = inside.max(1)
         mutual = inside.argmax(0)[j] == torch.arange(len(f0))
-        np.testing.assert_array_equal(alone.matches, torch.stack([torch.arange(len(f0)), j], 1)[mutual].numpy())
+        np.testing.assert_array_equal(alone.indices, torch.stack([torch.arange(len(f0)), j], 1)[mutual].numpy())
         np.testing.assert_allclose(alone.scores, best[mutual].exp().numpy(), rtol=1e-3)
         assert torch.isinf(log_p[p, len(f0) :]).all() and torch.isinf(log_p[p, :, len(f1) :]).all()
     # The loss is the mean over pairs, each of which could be a batch of its own.
@@ -383,7 +383,7 @@ def test_starts_as_nearest_neighbour(dim: int) -> None:
                 j = similarity[p].argmax(1)
                 mutual = similarity[p].argmax(0)[j] == torch.arange(48)
                 found = torch.stack([torch.arange(48), j], 1)[mutual]
-                np.testing.assert_array_equal(found.numpy(), matcher(f0, f1).matches)
+                np.testing.assert_array_equal(found.numpy(), matcher(f0, f1).indices)
         statistics = match_statistics(LightGlueObjective(net)(batch).log_p, batch.labels, threshold=0.0)
     assert statistics.recall > 0.9, "and the assignment, a soft-max of it both ways, is nearly that"
 
@@ -543,7 +543,7 @@ def test_calibration_keeps_its_promise_on_new_pairs(matcher: LightGlue) -> None:
         pairs = [(sample.features0, sample.features1) for sample in related]
         for sample, whole, matches in zip(related, full.match_many(pairs), quick.match_many(pairs), strict=True):
             truth = calibrate._right(whole, sample)
-            new.append(1 - np.isin(truth, calibrate._keys(matches.matches, sample)).sum() / max(1, len(truth)))
+            new.append(1 - np.isin(truth, calibrate._keys(matches.indices, sample)).sum() / max(1, len(truth)))
         strangers += [m.overlaps for m in quick.match_many([(s.features0, s.features1) for s in unrelated(batch)])]
     assert np.mean(new) <= 0.1 + 0.02  # 120 new pairs scatter too
     assert np.mean(strangers) <= 0.05 + 0.03

@@ -58,8 +58,8 @@ def test_points_are_in_original_pixels_whatever_the_long_side(warped: tuple[Any,
 
 def test_swapping_the_photographs_swaps_the_result(warped: tuple[Any, Any, Any]) -> None:
     forth, back = tp.match(*warped[:2], **CLASSIC), tp.match(*warped[1::-1], **CLASSIC)
-    pairs = {tuple(row) for row in forth.matches.matches.tolist()}
-    assert pairs == {tuple(row[::-1]) for row in back.matches.matches.tolist()} and len(pairs) > 50
+    pairs = {tuple(row) for row in forth.matches.indices.tolist()}
+    assert pairs == {tuple(row[::-1]) for row in back.matches.indices.tolist()} and len(pairs) > 50
 
 
 def test_masks_are_honoured(warped: tuple[Any, Any, Any]) -> None:
@@ -75,7 +75,7 @@ def test_loaded_extractor_and_matcher_are_used_as_they_are(warped: tuple[Any, An
     assert len(found.features0) <= 77 and found.features0.extractor == "orb"
     assert found.choice.startswith("orb + nearest")
     again = tp.match(*warped[:2], extractor, tp.matchers.load("nearest", features="orb"))
-    np.testing.assert_array_equal(found.matches.matches, again.matches.matches)
+    np.testing.assert_array_equal(found.matches.indices, again.matches.indices)
 
 
 @pytest.mark.parametrize("kind", ["fundamental", "essential"])
@@ -237,7 +237,7 @@ def test_npz(result: tp.TwoView, tmp_path: Path) -> None:
         np.testing.assert_array_equal(file["points0"], result.points0)
         np.testing.assert_array_equal(file["points1"], result.points1)
         np.testing.assert_array_equal(file["scores"], result.scores)
-        np.testing.assert_array_equal(file["matches"], result.matches.matches)
+        np.testing.assert_array_equal(file["matches"], result.matches.indices)
         np.testing.assert_array_equal(file["inliers"], result.inliers)
         assert file["model"].shape == (3, 3)
 

@@ -56,7 +56,7 @@ def pair(texture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def everything(result: tp.TwoView) -> list[np.ndarray]:
-    arrays = [result.points0, result.points1, result.scores, result.matches.matches]
+    arrays = [result.points0, result.points1, result.scores, result.matches.indices]
     for features in (result.features0, result.features1):
         for name in ("keypoints", "scores", "descriptors", "scales", "orientations", "covariances"):
             value = getattr(features, name)

@@ -107,7 +107,7 @@ def pruned() -> tuple[Image, Features, Matches]:
     return (
         grey(100, 60),
         features,
-        Matches(base.matches, base.scores, base.points0, base.points1, 3, layers, np.full(n, 3)),
+        Matches(base.indices, base.scores, base.points0, base.points1, 3, layers, np.full(n, 3)),
     )
 
 

@@ -153,7 +153,7 @@ class State:
 
     def swapped(self) -> State:
         """Return the same state with the two photographs exchanged."""
-        order = np.argsort(self.matches.matches[:, 1], kind="stable")
+        order = np.argsort(self.matches.indices[:, 1], kind="stable")
         return replace(
             self,
             images=self.images[::-1],
@@ -432,13 +432,13 @@ def _add(state: State, found: Found, number: int) -> State:
 
     both, columns = [], []
     for side in (0, 1):
-        rows = new.matches[stays, side]
+        rows = new.indices[stays, side]
         if found.features[side] is None:
             both.append(state.features[side])
         else:
             both.append(_appended(state.features[side], theirs[side].select(torch.from_numpy(rows))))
             rows = len(state.features[side]) + np.arange(len(rows))
-        columns.append(np.concatenate([old.matches[remains, side], rows]))
+        columns.append(np.concatenate([old.indices[remains, side], rows]))
     order = np.argsort(columns[0], kind="stable")
     scores = np.concatenate([old.scores[remains], new.scores[stays]])[order]
     sources = np.concatenate([state.sources[remains], np.full(stays.sum(), number)])[order]
@@ -455,13 +455,13 @@ def _rivals(state: State, found: Found, theirs: Sequence[Features]) -> tuple[NDA
         rows = slice(begin, begin + _ROWS)
         near, shared = np.array(True), np.array(False)
         for side in (0, 1):
-            image, index = state.images[side], new.matches[:, side]
+            image, index = state.images[side], new.indices[:, side]
             points = theirs[side].keypoints.cpu().numpy()[index]
             radius = NEAR / np.sqrt(np.linalg.det(_working(image.size, state.extractor.options)[1]))
             away = np.abs((old.points0, old.points1)[side][rows, None] - points).max(axis=2, initial=0)
             near = near & (away <= radius)
             if found.features[side] is None:
-                shared = shared | (old.matches[rows, side, None] == index)
+                shared = shared | (old.indices[rows, side, None] == index)
         i, j = np.nonzero(near | shared)
         pairs.append((i + begin, j))
     if not pairs:

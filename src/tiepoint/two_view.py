@@ -259,7 +259,7 @@ class TwoView:
         target = self._check_output(path, FILES, overwrite)
         suffix = target.suffix.lower()
         if suffix == ".npz":
-            arrays = {"matches": self.matches.matches, **self._columns()}
+            arrays = {"matches": self.matches.indices, **self._columns()}
             if self.geometry is not None and self.geometry.model is not None:
                 arrays["model"] = self.geometry.model
             files.write_npz(target, arrays)
@@ -272,13 +272,13 @@ class TwoView:
             columns.update({k: v for k, v in self._columns().items() if v.ndim == 1})
             files.write_csv(target, {name.removesuffix("s"): column for name, column in columns.items()})
         elif suffix == ".json":
-            arrays = {"indices": self.matches.matches, **self._columns()}
+            arrays = {"indices": self.matches.indices, **self._columns()}
             lists = {name: array.tolist() for name, array in arrays.items()}
             files.write_json(target, {**self.summary(), "correspondences": lists})
         elif suffix == ".h5":
             names = _distinct_names(self.image0.name, self.image1.name)
             both = (self.features0, self.features1)
-            files.write_hloc_pair(target, names, both, self.matches.matches, self.scores)
+            files.write_hloc_pair(target, names, both, self.matches.indices, self.scores)
         else:
             self.plot(target, overwrite=overwrite)
 

@@ -167,7 +167,7 @@ class Matches:
 
     Attributes
     ----------
-    matches : int64 array (K, 2)
+    indices : int64 array (K, 2)
         Each row is (index in image 0, index in image 1), sorted by the first; no index appears twice on one
         side.
     scores : float32 array (K,)
@@ -188,7 +188,7 @@ class Matches:
         unrelated photographs reach. None if the matcher was not calibrated.
     """
 
-    matches: NDArray[np.int64]
+    indices: NDArray[np.int64]
     scores: NDArray[np.float32]
     points0: NDArray[np.float32]
     points1: NDArray[np.float32]
@@ -201,7 +201,7 @@ class Matches:
     covariances: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
-        return len(self.matches)
+        return len(self.indices)
 
     def __repr__(self) -> str:
         stopped = "" if self.stop_layer is None else f", stopped after layer {self.stop_layer}"
@@ -214,9 +214,9 @@ class Matches:
 
     def swapped(self) -> Matches:
         """Return the same correspondences with the two images exchanged."""
-        order = np.argsort(self.matches[:, 1], kind="stable")
+        order = np.argsort(self.indices[:, 1], kind="stable")
         return Matches(
-            matches=np.ascontiguousarray(self.matches[order, ::-1]),
+            indices=np.ascontiguousarray(self.indices[order, ::-1]),
             scores=self.scores[order],
             points0=self.points1[order],
             points1=self.points0[order],

@@ -195,7 +195,7 @@ def calibrate(
                 continue
             for matches, truth, sample in zip(found, truths, group, strict=True):
                 if sample.related:
-                    kept = np.isin(_keys(matches.matches, sample), truth).sum()
+                    kept = np.isin(_keys(matches.indices, sample), truth).sum()
                     losses[s].append(float(calibration.share_lost(kept, len(truth))))
                     work[s].append(_work(matches, matcher.config.layers))
         related.extend(sample.related for sample in group)
@@ -249,7 +249,7 @@ def _keys(matches: NDArray[np.int64], sample: Sample) -> NDArray[np.int64]:
 
 def _right(matches: Matches, sample: Sample) -> NDArray[np.int64]:
     """Return the numbers of the right matches; of all, where the truth is not known."""
-    rows = matches.matches
+    rows = matches.indices
     if sample.partners is not None:
         rows = rows[sample.partners[rows[:, 0]] == rows[:, 1]]
     return _keys(rows, sample)

@@ -426,7 +426,7 @@ def _recall(pair: EvalPair, features0: Features, features1: Features, matches: M
     projected = metrics.project(pair.truth, keypoints0, keypoints1)
     if projected is None:
         return None
-    return metrics.recall(matches.matches, keypoints0, keypoints1, *projected, MATCH_PX)
+    return metrics.recall(matches.indices, keypoints0, keypoints1, *projected, MATCH_PX)
 
 
 def _model_errors(pair: EvalPair, size0: tuple[int, int], size1: tuple[int, int], matches: Matches) -> dict[str, Any]:

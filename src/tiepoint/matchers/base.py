@@ -121,13 +121,13 @@ def no_matches(features0: Features, features1: Features) -> Matches:
 
 
 def make_matches(
-    features0: Features, features1: Features, matches: NDArray[np.int64], scores: NDArray[np.float32]
+    features0: Features, features1: Features, indices: NDArray[np.int64], scores: NDArray[np.float32]
 ) -> Matches:
     """Build `Matches` from index pairs (K, 2) and scores (K,)."""
-    i, j = matches.T
+    i, j = indices.T
     S0, S1 = features0.covariances, features1.covariances
     return Matches(
-        matches,
+        indices,
         scores,
         features0.keypoints.cpu().numpy()[i],
         features1.keypoints.cpu().numpy()[j],

@@ -64,7 +64,7 @@ class NearestNeighbour(Matcher):
     ...     n = len(rows)
     ...     return Features(torch.zeros(n, 2), torch.ones(n), torch.tensor(rows), (640, 480), "mine")
     >>> matcher = NearestNeighbour("mine")
-    >>> matcher(features([1.0, 0.0], [0.0, 1.0]), features([0.6, 0.8], [-1.0, 0.0])).matches
+    >>> matcher(features([1.0, 0.0], [0.0, 1.0]), features([0.6, 0.8], [-1.0, 0.0])).indices
     array([[1, 0]])
     """
 

@@ -89,7 +89,7 @@ def _select(matches: Matches, keep: NDArray[np.bool_]) -> Matches:
     covariances = matches.covariances
     return dataclasses.replace(
         matches,
-        matches=matches.matches[keep],
+        indices=matches.indices[keep],
         scores=matches.scores[keep],
         points0=matches.points0[keep],
         points1=matches.points1[keep],

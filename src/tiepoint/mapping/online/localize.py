@@ -478,7 +478,7 @@ class Localizer:
             seen.append((stored.select(torch.from_numpy(points >= 0)), points[points >= 0]))
         results = self.matcher.match_many([(features, stored) for stored, _ in seen])
         pairs = [
-            np.column_stack([result.matches[:, 0], points[result.matches[:, 1]]])
+            np.column_stack([result.indices[:, 0], points[result.indices[:, 1]]])
             for result, (_, points) in zip(results, seen, strict=True)
         ]
         return np.unique(np.concatenate([np.zeros((0, 2), np.int64), *pairs]), axis=0)

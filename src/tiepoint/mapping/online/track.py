@@ -295,7 +295,7 @@ class Tracker:
         )  # fmt: skip
         if found.R is None or found.t is None:
             return self._state("starting")
-        rows = matches.matches[found.inliers]
+        rows = matches.indices[found.inliers]
         x0, x1 = first.rays[rows[:, 0]], view.rays[rows[:, 1]]
         if np.median(_angles(_homogeneous(x0) @ found.R.T, _homogeneous(x1))) < START_ANGLE:
             return self._state("starting")
@@ -352,8 +352,8 @@ class Tracker:
         """Return (pose, keypoints, points): the rows of the frame's keypoints and ids of 3D points that agree."""
         rows = []
         for key, matches in matched:
-            ids = self._point_ids(key)[matches.matches[:, 0]]
-            rows.append(np.column_stack([matches.matches[:, 1], ids])[ids >= 0])
+            ids = self._point_ids(key)[matches.indices[:, 0]]
+            rows.append(np.column_stack([matches.indices[:, 1], ids])[ids >= 0])
         pairs = np.unique(np.concatenate(rows), axis=0)
         world = np.array([self.reconstruction.point3D(i).xyz for i in pairs[:, 1]]).reshape(-1, 3)
         pixels = view.features.keypoints.cpu().numpy()[pairs[:, 0]]
@@ -388,7 +388,7 @@ class Tracker:
         new = [partner for partner in partners if partner.image_id not in matched]
         matched = {**matched, **{partner.image_id: self._match(partner, view) for partner in new}}
         for partner in partners:
-            self._tie(partner, view, matched[partner.image_id].matches)
+            self._tie(partner, view, matched[partner.image_id].indices)
         self._adjust([view.image_id, *neighbours[: self.window - 1]])
         self._reference = view
 

@@ -210,7 +210,7 @@ def batch_size(matcher: Matcher) -> int:
 
 def unverified(id0: int, id1: int, camera0: Any, camera1: Any, matches: Matches) -> PairResult:
     """Return the matches of a pair as they are: what stands in for `verify` where no geometry is wanted."""
-    return PairResult(id0, id1, matches.matches, matches.scores, matches.overlaps)
+    return PairResult(id0, id1, matches.indices, matches.scores, matches.overlaps)
 
 
 @dataclass

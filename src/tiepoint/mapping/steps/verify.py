@@ -67,7 +67,7 @@ def verify(
     """
     pycolmap = import_pycolmap()
     none = np.zeros(len(matches), bool)
-    nothing = PairResult(id0, id1, matches.matches, matches.scores, matches.overlaps, none, "DEGENERATE")
+    nothing = PairResult(id0, id1, matches.indices, matches.scores, matches.overlaps, none, "DEGENERATE")
     if matches.overlaps is False or len(matches) < LEAST_INLIERS:
         return nothing
     options = pycolmap.TwoViewGeometryOptions(min_num_inliers=LEAST_INLIERS, compute_relative_pose=True)

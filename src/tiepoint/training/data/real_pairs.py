@@ -235,11 +235,11 @@ class RealPool:
         kept = None if found is None else _confirmed(found)
         if kept is not None and kept.sum() >= max(LEAST, _CONFIRMED * len(kept)):
             arrays["count"] = int(kept.sum())
-            right = found.matches[kept]
+            right = found.indices[kept]
             for side, (features, matchability) in enumerate(((f0, found.matchability0), (f1, found.matchability1))):
                 labels = np.full(len(features), IGNORED, np.int64)
                 unmatched = np.ones(len(features), bool)
-                unmatched[found.matches[:, side]] = False
+                unmatched[found.indices[:, side]] = False
                 labels[unmatched & (matchability <= _ALONE)] = UNMATCHABLE
                 labels[right[:, side]] = right[:, 1 - side]
                 arrays[f"matches{side}"] = labels

@@ -595,7 +595,7 @@ def nearest_statistics(batches: list[Batch], features: str, ratio: float) -> Mat
     for batch in batches:
         certain = torch.full((len(batch), batch.keypoints.shape[1], batch.keypoints.shape[1]), -math.inf)
         for pair, found in enumerate(matcher.match_many(batch.features(features))):
-            certain[pair, found.matches[:, 0], found.matches[:, 1]] = 0.0
+            certain[pair, found.indices[:, 0], found.indices[:, 1]] = 0.0
         total = total + match_statistics(certain, batch.labels)
     return total
 
