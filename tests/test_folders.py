@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiepoint.errors import InputError
-from tiepoint.io import images
+from tiepoint.io import decoding
 from tiepoint.io.folders import find_images, find_masks, in_order, list_images, natural_key, numbered, times_in_names
 from tiepoint.mapping.steps.images import new_images
 from tiepoint.training.data.photographs import build_cache
@@ -19,11 +19,11 @@ from tiepoint.training.data.photographs import build_cache
 
 def test_suffixes_are_the_decoders_own() -> None:
     PIL.Image.init()
-    for kind, suffixes in images._FORMATS.items():
+    for kind, suffixes in decoding.FORMATS.items():
         if kind != "HEIF":  # of a package of its own
             kinds = (kind, "MPO") if kind == "JPEG" else (kind,)
             assert set(suffixes) == {suffix for suffix, one in PIL.Image.EXTENSION.items() if one in kinds}
-    assert not set(images.SUFFIXES) & set(images.FOREIGN_SUFFIXES)
+    assert not set(decoding.SUFFIXES) & set(decoding.FOREIGN_SUFFIXES)
 
 
 @pytest.fixture

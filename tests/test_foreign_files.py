@@ -25,7 +25,7 @@ from tiepoint import weights
 from tiepoint.cli import main
 from tiepoint.errors import ArgumentError, InputError, WeightsError
 from tiepoint.features.cairn import CairnConfig
-from tiepoint.io import files
+from tiepoint.io import arrays, files
 from tiepoint.mapping import Store
 from tiepoint.mapping.exchange import colmap as exports
 from tiepoint.mapping.exchange import hloc
@@ -102,7 +102,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(name: str, database: Path
         hloc.write_pairs(Store.open(database), tmp_path / "pairs.txt", [(1, 2)])
     assert not (tmp_path / "pairs.txt").exists()
     with pytest.raises(InputError, match="an image is called"):
-        files.FeatureWriter(tmp_path / "out").write(name, features())
+        arrays.FeatureWriter(tmp_path / "out").write(name, features())
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ import numpy as np, torch
 from pathlib import Path
 from tiepoint.errors import InputError
 from tiepoint.features.cairn import CairnConfig
-from tiepoint.io import files
+from tiepoint.io import arrays, files
 from tiepoint.mapping import Store, model_files
 from tiepoint.types import Features
 import h5py, pycolmap
@@ -462,11 +462,11 @@ limit, folder = int(sys.argv[1]), Path(sys.argv[2])
 f = Features(torch.ones(300, 2), torch.ones(300), torch.ones(300, 64), (640, 480), "mine")
 model = pycolmap.synthesize_dataset(pycolmap.SyntheticDatasetOptions(num_points3D=300))
 def hdf5(path):
-    with files.FeatureWriter(path) as writer:
+    with arrays.FeatureWriter(path) as writer:
         for i in range(5):
             writer.write(f"{i}.jpg", f)
 def pair(path):
-    files.write_hloc_pair(path, ("a", "b"), (f, f), np.zeros((1, 2), int), np.ones(1))
+    arrays.write_hloc_pair(path, ("a", "b"), (f, f), np.zeros((1, 2), int), np.ones(1))
 def binary(path):
     with files.atomic_folder(path) as temporary:
         model_files.write_model(model, temporary)

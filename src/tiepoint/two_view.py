@@ -24,6 +24,7 @@ from .features import Extractor, ExtractorOptions
 from .geometry import Camera, Estimate
 from .geometry.camera import FOCAL_FACTOR
 from .io import files
+from .io.arrays import write_csv, write_hloc_pair, write_npz
 from .io.images import ImageSource, read_image
 from .matchers import Matcher
 from .matchers.lightglue import WEIGHTS_FOR
@@ -262,7 +263,7 @@ class TwoView:
             arrays = {"matches": self.matches.indices, **self._columns()}
             if self.geometry is not None and self.geometry.model is not None:
                 arrays["model"] = self.geometry.model
-            files.write_npz(target, arrays)
+            write_npz(target, arrays)
         elif suffix == ".csv":
             columns = {
                 f"{axis}{side}": points[:, i]
@@ -270,7 +271,7 @@ class TwoView:
                 for i, axis in enumerate("xy")
             }
             columns.update({k: v for k, v in self._columns().items() if v.ndim == 1})
-            files.write_csv(target, {name.removesuffix("s"): column for name, column in columns.items()})
+            write_csv(target, {name.removesuffix("s"): column for name, column in columns.items()})
         elif suffix == ".json":
             arrays = {"indices": self.matches.indices, **self._columns()}
             lists = {name: array.tolist() for name, array in arrays.items()}
@@ -278,7 +279,7 @@ class TwoView:
         elif suffix == ".h5":
             names = _distinct_names(self.image0.name, self.image1.name)
             both = (self.features0, self.features1)
-            files.write_hloc_pair(target, names, both, self.matches.indices, self.scores)
+            write_hloc_pair(target, names, both, self.matches.indices, self.scores)
         else:
             self.plot(target, overwrite=overwrite)
 

@@ -54,9 +54,9 @@ def extract(
     from .. import two_view
     from ..devices import pick_device
     from ..errors import InputError
-    from ..io.files import FeatureWriter, check_image_name
+    from ..io.arrays import FeatureWriter
+    from ..io.files import check_image_name, printable
     from ..io.folders import find_images, find_masks
-    from ..io.images import printable
 
     paths = find_images(images)
     masked = None if masks is None else find_masks(masks, list(paths))

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..geometry.colmap import import_pycolmap
-from . import images
+from .decoding import Header, quiet, read_header
+from .files import open_file, printable
 from .folders import in_order, numbered, times_in_names
 
 FOCAL_RANGE = (0.1, 10.0)
@@ -63,10 +64,10 @@ def read_exif(path: str | os.PathLike[str]) -> Exif:
     InputError
         The file cannot be read or is not an image. Damaged EXIF is no error, but like none.
     """
-    name = images.printable(os.fsdecode(path))
-    with images.open_file(path) as file:
-        header = images.read_header(file, name)
-        with images._quiet():
+    name = printable(os.fsdecode(path))
+    with open_file(path) as file:
+        header = read_header(file, name)
+        with quiet():
             tags, gps = _tags(header)
             orientation = header.orientation
     size = header.size[::-1] if orientation >= 5 else header.size  # turned by a quarter
@@ -119,7 +120,7 @@ _TAKEN, _TAKEN_FRACTION = 0x9003, 0x9291
 _DIAGONAL_35MM = math.hypot(36, 24)
 
 
-def _tags(header: images.Header) -> tuple[dict[int, Any], dict[int, Any]]:
+def _tags(header: Header) -> tuple[dict[int, Any], dict[int, Any]]:
     """Return the tags of a photograph and of its GPS receiver; none where they are damaged."""
     try:
         exif = header.exif()

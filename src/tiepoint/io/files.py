@@ -1,4 +1,4 @@
-"""Writing results to files that other tools read: .npz, .h5, .csv, .json; and reading JSON back.
+"""Opening what is read, and replacing what is written: text and JSON, and where any output may go.
 
 Every file is written beside its final place and moved there when it is whole, so that a full disk, a crash or
 Ctrl-C never leaves half a file, nor harms the one that was there before.
@@ -6,9 +6,7 @@ Ctrl-C never leaves half a file, nor harms the one that was there before.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -17,22 +15,49 @@ import shutil
 import socket
 import stat
 import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import IO, Any
 
 from ..errors import ArgumentError, InputError, MissingDependencyError
-from ..types import Features
-from .images import is_picture, open_file
 
 _NEEDED_PACKAGES = {".h5": ("h5py", "hdf5")} | dict.fromkeys((".png", ".jpg", ".pdf", ".svg"), ("matplotlib", "viz"))
+
+
+def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a regular file for reading in binary; a pipe or a device might block for ever, and is refused.
+
+    Raises
+    ------
+    InputError
+        There is no such file, it may not be read, or it is a folder, a pipe or a device.
+    """
+    text = os.fsdecode(path)
+    name = printable(text)
+    try:
+        # Asked before opening, because opening a pipe waits until someone writes to it.
+        mode = os.stat(text).st_mode  # noqa: PTH116 (Path would turn "" into the current folder)
+        if stat.S_ISDIR(mode):
+            raise InputError(f"{name}: is a folder; give one file")
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{name}: is a device or a pipe; save it to a regular file first")
+        return Path(text).open("rb")
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{name or repr(name)}: no such file; check the path") from error
+    except PermissionError as error:
+        raise InputError(f"{name}: no permission to read it; change its access rights") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: cannot be opened ({reason}); check the path") from error
+
+
+def printable(path: str) -> str:
+    """Return a path for messages: escaped where it holds line breaks, or bytes that are not UTF-8."""
+    return path if path.isprintable() else repr(path)[1:-1]
 
 
 @contextmanager
@@ -291,6 +316,8 @@ def check_output(
     ...
     tiepoint.errors.ArgumentError: matches.doc: the name must end in one of .npz, .csv
     """
+    from .decoding import is_picture  # here, because decoding opens its files by this module
+
     target = Path(path)
     suffix = target.suffix.lower()
     if suffixes is not None and suffix not in suffixes:
@@ -424,25 +451,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_csv(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
-    """Write equally long columns with one line of names."""
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(columns)
-        # item() turns float32 into the shortest text that reads back as the same float32.
-        writer.writerows([_text(value) for value in row] for row in zip(*columns.values(), strict=True))
-
-
-def _text(value: np.generic) -> str:
-    return str(int(value)) if isinstance(value, np.bool_) else str(value)
-
-
-def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write named arrays, to be read with `numpy.load`."""
-    with atomic(path) as temporary:
-        np.savez(temporary, **arrays)
-
-
 def check_image_name(name: object, source: str | os.PathLike[str]) -> str:
     """Return the name of an image as it stands in a file of others, if it names a place below a folder.
 
@@ -479,189 +487,3 @@ the photographs; rename it there
 
 def _forges_lines(letter: str) -> bool:
     return letter < " " or "\x7f" <= letter <= "\x9f" or letter in "\u2028\u2029"
-
-
-def feature_arrays(features: Features) -> dict[str, NDArray[Any]]:
-    """Return the arrays of `Features` by name, without those that it does not have.
-
-    Examples
-    --------
-    >>> import torch
-    >>> f = Features(torch.zeros(2, 2), torch.ones(2), torch.eye(4)[:2], (640, 480), "sift")
-    >>> {name: array.shape for name, array in feature_arrays(f).items()}
-    {'keypoints': (2, 2), 'scores': (2,), 'descriptors': (2, 4), 'image_size': (2,)}
-    """
-    arrays = {"image_size": np.array(features.image_size, np.int64)}
-    for name in FEATURE_ARRAYS[:-1]:
-        value = getattr(features, name)
-        if value is not None:
-            arrays[name] = value.detach().cpu().numpy()
-    return {name: arrays[name] for name in FEATURE_ARRAYS if name in arrays}
-
-
-_LONGEST_NAME = 255  # bytes, on all usual file systems
-
-FEATURE_ARRAYS = ("keypoints", "scores", "descriptors", "scales", "orientations", "covariances", "image_size")
-
-
-class FeatureWriter:
-    """Writes the features of many images, one at a time, in constant memory; use it in a ``with`` block.
-
-    Parameters
-    ----------
-    path : path
-        ``name.h5``: hloc's layout, one group per image holding ``keypoints`` (N, 2), ``scores`` (N,),
-        ``descriptors`` (D, N), ``image_size`` (2,). ``name.npz``: the arrays of image ``a.jpg`` are
-        ``a.jpg/keypoints`` and so on. Anything else is a folder, made if need be, that gets one
-        ``a.jpg.npz`` per image.
-    inputs : iterable of paths
-        See `check_output`.
-
-    Notes
-    -----
-    A folder keeps the files that were whole when something went wrong; a single file appears only when all
-    went well.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
-        self.path = Path(path)
-        self.kind = self.path.suffix.lower()
-        if self.kind in (".h5", ".npz"):
-            check_output(self.path, (".h5", ".npz"), inputs=inputs)
-        elif self.kind and not self.path.is_dir():
-            raise ArgumentError(f"{self.path}: the output is a folder, or a file ending in .npz or .h5")
-        elif self.path.exists() and not self.path.is_dir():
-            raise ArgumentError(f"{self.path} is a file; the output is a folder, or a file ending in .npz or .h5")
-        self._stack = ExitStack()
-        self._file: Any = None
-
-    def __enter__(self) -> FeatureWriter:
-        with ExitStack() as stack:
-            if self.kind in (".h5", ".npz"):
-                if self.kind == ".h5":
-                    self._file = stack.enter_context(writing_hdf5(self.path))
-                else:
-                    temporary = stack.enter_context(atomic(self.path))
-                    self._file = stack.enter_context(zipfile.ZipFile(temporary, "w"))
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, traceback)
-
-    def check_name(self, name: str) -> None:
-        """Raise `InputError` if no features can be written under this name; call it before they are made."""
-        if self.kind in (".h5", ".npz"):
-            try:
-                name.encode()
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"{name!r}: the name is not valid UTF-8, and a {self.kind} file cannot hold it; rename the file, "
-                    "or write to a folder"
-                ) from error
-        elif len(os.fsencode(Path(name).name)) + len(".npz") > _LONGEST_NAME:
-            raise InputError(f"{name}: the name is too long for a file {Path(name).name[:20]}….npz; rename the image")
-
-    def write(self, name: str, features: Features) -> None:
-        """Write the features of the image called ``name`` (a relative path with forward slashes)."""
-        if self.kind == ".h5":
-            write_hloc_features(self._file, name, features)
-        elif self.kind == ".npz":
-            for key, array in feature_arrays(features).items():
-                with self._file.open(f"{name}/{key}.npy", "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, array)
-        else:
-            check_image_name(name, self.path)
-            target = self.path / f"{name}.npz"
-            make_folder(target.parent)
-            write_npz(target, feature_arrays(features))
-
-
-def write_hloc_features(file: Any, name: str, features: Features) -> None:
-    """Add one image to an open HDF5 file in hloc's layout; pixel centres are whole numbers there, as here."""
-    group = file.create_group(name)
-    for key, array in feature_arrays(features).items():
-        group.create_dataset(key, data=array.T if key == "descriptors" else array)
-
-
-def write_hloc_pair(
-    path: Path,
-    names: tuple[str, str],
-    features: tuple[Features, Features],
-    matches: NDArray[np.int64],
-    scores: NDArray[np.float32],
-) -> None:
-    """Write two images and their matches to one HDF5 file in hloc's layout.
-
-    ``<name0>/keypoints`` and so on are as in hloc's feature files, ``<name0>/<name1>/matches0`` (N,) and
-    ``matching_scores0`` (N,) as in its match files: the row of the partner in image 1, or -1.
-    """
-    with writing_hdf5(path) as file:
-        for name, one in zip(names, features, strict=True):
-            write_hloc_features(file, name, one)
-        partner = np.full(len(features[0]), -1, np.int32)
-        partner[matches[:, 0]] = matches[:, 1]
-        score = np.zeros(len(features[0]), np.float32)
-        score[matches[:, 0]] = scores
-        pair = file.create_group("/".join(name.replace("/", "-") for name in names))
-        pair.create_dataset("matches0", data=partner)
-        pair.create_dataset("matching_scores0", data=score)
-
-
-@contextmanager
-def writing_hdf5(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Give a new HDF5 file to fill; it appears at ``path`` when it is whole, as in `atomic`.
-
-    Raises
-    ------
-    InputError
-        The file cannot be written.
-    MissingDependencyError
-        h5py is not installed.
-    """
-    h5py = import_h5py()
-    with atomic(path) as temporary, _Unfailing(temporary) as stream:
-        with h5py.File(stream, "w") as file:
-            yield file
-        if stream.error is not None:
-            raise stream.error
-
-
-class _Unfailing(io.FileIO):
-    """A file that keeps the first error of writing for later.
-
-    The HDF5 library crashes the process when it cannot write what it still holds while it closes a file. So it does
-    not learn of errors: from the first one on, what it writes is dropped, and the caller raises the error at the end.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+")
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        rest = memoryview(data).cast("B")
-        size = len(rest)
-        try:
-            while self.error is None and len(rest):
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            self.error = error
-        return size
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
-
-
-def import_h5py() -> Any:
-    """Return the package h5py, or raise `MissingDependencyError` with the line that installs it."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingDependencyError("h5py", "hdf5", "reading and writing .h5 files") from error
-    return h5py

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import InputError
-from .images import FOREIGN_SUFFIXES, SUFFIXES, printable
+from .decoding import FOREIGN_SUFFIXES, SUFFIXES
+from .files import printable
 
 
 def list_images(folder: str | os.PathLike[str], recursive: bool = True) -> list[str]:

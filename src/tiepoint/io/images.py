@@ -7,49 +7,20 @@ from __future__ import annotations
 
 import math
 import os
-import stat
-import struct
-import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from ..types import Image
+from .decoding import MAX_PIXELS, Raw, choose_bands, decode, format_of, reason_of
+from .files import open_file, printable
 
 ImageSource = str | os.PathLike[str] | IO[bytes] | NDArray[Any] | Image
 
-# What photographs and public data sets come in, and how their names end. Pillow reads far more, some of it by starting
-# other programs.
-_FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "HEIF": (".heic", ".heif", ".hif"),
-}
-SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
-"""Endings, in lower case, of the files that a folder of photographs is searched for."""
-
-RAW_SUFFIXES = (
-    *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw", ".x3f"),
-    *(".3fr", ".fff", ".iiq", ".gpr", ".erf", ".mrw", ".mos", ".kdc"),
-)
-FOREIGN_SUFFIXES = (*RAW_SUFFIXES, ".avif", ".jxl")
-"""Photographs that cannot be read. A folder is searched for them too, so that people learn why they are missing."""
-
-MAX_PIXELS = 500_000_000
 _BORDER_SHARE = 1 / 8  # of the picture's outline that a border without data takes up at least
 
 
@@ -222,7 +193,7 @@ def read_reduced(data: bytes, name: str, long_side: int) -> NDArray[np.uint8]:
     InputError
         As `read_image`.
     """
-    raw = _decode(BytesIO(data), name, MAX_PIXELS, draft=long_side)
+    raw = decode(BytesIO(data), name, MAX_PIXELS, draft=long_side)
     _check(raw.array, name, finite=False)
     return _to_rgb(raw)[0]
 
@@ -243,61 +214,18 @@ def check_bands(bands: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(int(band) for band in chosen)
 
 
-def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Open a regular file for reading in binary; a pipe or a device might block for ever, and is refused.
-
-    Raises
-    ------
-    InputError
-        There is no such file, it may not be read, or it is a folder, a pipe or a device.
-    """
-    text = os.fsdecode(path)
-    name = printable(text)
-    try:
-        # Asked before opening, because opening a pipe waits until someone writes to it.
-        mode = os.stat(text).st_mode  # noqa: PTH116 (Path would turn "" into the current folder)
-        if stat.S_ISDIR(mode):
-            raise InputError(f"{name}: is a folder; give one file")
-        if not stat.S_ISREG(mode):
-            raise InputError(f"{name}: is a device or a pipe; save it to a regular file first")
-        return Path(text).open("rb")
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{name or repr(name)}: no such file; check the path") from error
-    except PermissionError as error:
-        raise InputError(f"{name}: no permission to read it; change its access rights") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or _reason(error)
-        raise InputError(f"{name}: cannot be opened ({reason}); check the path") from error
-
-
-def printable(path: str) -> str:
-    """Return a path for messages: escaped where it holds line breaks, or bytes that are not UTF-8."""
-    return path if path.isprintable() else repr(path)[1:-1]
-
-
-@dataclass(frozen=True, eq=False)
-class _Raw:
-    """An image as stored: (H, W) or (H, W, C) of any bool, integer or float type."""
-
-    array: NDArray[Any]
-    name: str
-    nodata: float | None = None
-
-
-def _load(source: ImageSource, max_pixels: int, bands: tuple[int, ...] | None = None, upright: bool = True) -> _Raw:
+def _load(source: ImageSource, max_pixels: int, bands: tuple[int, ...] | None = None, upright: bool = True) -> Raw:
     if isinstance(source, Image):
-        return _Raw(source.pixels, source.name)
+        return Raw(source.pixels, source.name)
     if isinstance(source, np.ndarray):
-        return _Raw(source if bands is None else _choose(source, bands, "<array>"), "<array>")
+        return Raw(source if bands is None else choose_bands(source, bands, "<array>"), "<array>")
     if isinstance(source, (str, os.PathLike)):
         with open_file(source) as file:
-            return _decode(file, printable(os.fsdecode(source)), max_pixels, bands, upright)
+            return decode(file, printable(os.fsdecode(source)), max_pixels, bands, upright)
     if hasattr(source, "read"):
         own = getattr(source, "name", None)
         name = own if isinstance(own, str) and own.isprintable() else "<stream>"
-        return _decode(_buffer(source, name), name, max_pixels, bands, upright)
+        return decode(_buffer(source, name), name, max_pixels, bands, upright)
     raise InputError(
         f"an image cannot be read from {type(source).__name__}; give a path, a binary file object, or a NumPy array"
     )
@@ -311,318 +239,15 @@ def _buffer(stream: IO[bytes], name: str) -> IO[bytes]:
             raise InputError(f"{name}: the stream gives {type(start).__name__}; open it in binary mode")
         if not start:
             raise InputError(f"{name}: the stream is empty or at its end; seek(0) goes back to the start")
-        _format_of(start, name)
+        format_of(start, name)
         return BytesIO(start + stream.read())
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{name}: cannot be read ({_reason(error)}); check the stream") from error
+        raise InputError(f"{name}: cannot be read ({reason_of(error)}); check the stream") from error
 
 
-def _format_of(start: bytes, name: str) -> str:
-    """Return which of `_FORMATS` a file is in by its first 16 bytes; its name's ending means nothing."""
-    # Pillow registers its formats on import.
-    import PIL.TiffImagePlugin
-    import PIL.WebPImagePlugin
-
-    PIL.Image.preinit()
-    start = start.ljust(16, b"\0")
-    if start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf"):
-        return "HEIF"
-    for format_name in _FORMATS:
-        accept = PIL.Image.OPEN[format_name][1] if format_name in PIL.Image.OPEN else None
-        if accept is not None and accept(start) is True:
-            if format_name == "TIFF" and _has_raw_suffix(name):
-                break
-            return format_name
-    if _has_raw_suffix(name):
-        raise _is_raw(name)
-    raise InputError(
-        f"{name}: not an image in a format that can be read ({', '.join(_FORMATS)}); convert it to one of these"
-    )
-
-
-def is_picture(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file exists that begins as an image that can be read, whatever its name."""
-    try:
-        with open_file(path) as file:
-            _format_of(file.read(16), os.fsdecode(path))
-    except (InputError, OSError):
-        return False
-    return True
-
-
-def _has_raw_suffix(name: str) -> bool:
-    return name.lower().endswith(RAW_SUFFIXES)
-
-
-def _is_raw(name: str) -> InputError:
-    return InputError(
-        f"{name}: is a camera's raw file; develop it to a JPEG, or a TIFF of 16 bits (darktable, RawTherapee, the "
-        "camera maker's program), and give that"
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class Header:
-    """What can be known of an image file before it is decoded.
-
-    Attributes
-    ----------
-    kind : str
-        The format.
-    size : (int, int)
-        Width and height as stored, in pixels.
-    picture : PIL.Image.Image or None
-        Not decoded yet; None for a TIFF of a layout that Pillow does not know.
-    tags : mapping
-        Those of a TIFF, by number.
-    """
-
-    kind: str
-    size: tuple[int, int]
-    picture: PIL.Image.Image | None
-    tags: Mapping[int, Any]
-
-    @property
-    def orientation(self) -> int:
-        """The EXIF orientation, 1 to 8; 1 (upright) where the tag is missing or damaged."""
-        try:
-            value = self.tags.get(_ORIENTATION, 1) if self.kind == "TIFF" else self.exif().get(_ORIENTATION, 1)
-        except Exception:  # the photograph is fine, only its EXIF is not
-            return 1
-        return value if value in range(1, 9) else 1
-
-    def exif(self) -> PIL.Image.Exif:
-        """Return the EXIF; raises whatever Pillow does where it is damaged."""
-        if self.picture is None:
-            return PIL.Image.Exif()
-        if self.kind == "PNG":  # the class's own method would decode the pixels, as EXIF may stand behind them
-            return PIL.Image.Image.getexif(self.picture)
-        return self.picture.getexif()
-
-
-_ORIENTATION, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA = 274, 256, 257, 258, 262, 277, 338
-_DNG_VERSION, _GDAL_NODATA = 50706, 42113
-_RGB = 2  # photometric interpretation
-
-
-def read_header(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Header:
-    """Look at an image file without decoding it.
-
-    Raises
-    ------
-    InputError
-        It is empty, damaged, of no known format, or too large.
-    """
-    start = file.read(16)
-    if not start:
-        raise InputError(f"{name}: the file is empty; copy or export it again")
-    kind = _format_of(start, name)
-    try:
-        header = _open_header(file, kind, name)
-    except InputError:
-        raise
-    except Exception as error:
-        raise _damaged(name, kind, error) from error
-    width, height = header.size
-    if width < 1 or height < 1:
-        raise InputError(f"{name}: has no pixels ({width}x{height}); export it again")
-    if width * height > max_pixels:
-        raise InputError(
-            f"{name}: {width}x{height} pixels, more than the limit of {max_pixels / 1e6:g} megapixels; "
-            "if it is to be trusted, shrink it, or raise max_pixels of tiepoint.read_image"
-        )
-    return header
-
-
-def _damaged(name: str, kind: str, error: Exception) -> InputError:
-    """Return what to say of any error of Pillow: OSError, SyntaxError, ValueError, struct.error, zlib.error ...."""
-    return InputError(f"{name}: damaged, incomplete or unusual {kind} file ({_reason(error)}); copy or export it again")
-
-
-def _open_header(file: IO[bytes], kind: str, name: str) -> Header:
-    tags: Mapping[int, Any] = {}
-    picture: PIL.Image.Image | None = None
-    file.seek(0)
-    with _quiet():
-        if kind == "HEIF":
-            picture = _heif_class(name)(file)
-        elif kind == "TIFF":
-            tags = _tiff_tags(file)
-            if _DNG_VERSION in tags:
-                raise _is_raw(name)
-            file.seek(0)
-            with suppress(SyntaxError):  # "unknown pixel mode"
-                picture = PIL.Image.OPEN[kind][0](file, "")
-            return Header(kind, (int(tags[_WIDTH]), int(tags[_HEIGHT])), picture, tags)  # Pillow's may be turned
-        else:
-            # The format's own class, not PIL.Image.open, which would refuse what is above Pillow's limit.
-            picture = PIL.Image.OPEN[kind][0](file, "")
-        if kind == "PNG" and "exif" not in picture.info:
-            here = file.tell()
-            if (exif := _png_exif(file)) is not None:
-                picture.info["exif"] = exif
-            file.seek(here)
-    return Header(kind, picture.size, picture, tags)
-
-
-def _heif_class(name: str) -> Any:
-    try:
-        from pillow_heif.as_plugin import HeifImageFile
-    except ImportError as error:  # one file among others: no reason to end a whole folder with MissingDependencyError
-        raise InputError(
-            f"{name}: HEIC needs the package 'pillow-heif': pip install 'tiepoint[heic]'; or convert it to JPEG"
-        ) from error
-    return HeifImageFile
-
-
-def _tiff_tags(file: IO[bytes]) -> Mapping[int, Any]:
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
-    start = file.read(8)
-    directory = ImageFileDirectory_v2(start + (file.read(8) if start[2] == 43 or start[3] == 43 else b""))
-    file.seek(directory.next)
-    directory.load(file)
-    return directory
-
-
-def _png_exif(file: IO[bytes]) -> bytes | None:
-    """Return the EXIF of a PNG file, which may stand behind the pixels, without decoding these."""
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", head)
-        if kind == b"eXIf":
-            return file.read(min(length, 1 << 20))
-        file.seek(length + 4, os.SEEK_CUR)
-    return None
-
-
-def _decode(
-    file: IO[bytes],
-    name: str,
-    max_pixels: int,
-    bands: tuple[int, ...] | None = None,
-    upright: bool = True,
-    draft: int | None = None,
-) -> _Raw:
-    """Decode an image file to an array in its own number type, by default upright by its EXIF orientation."""
-    header = read_header(file, name, max_pixels)
-    kind, picture, nodata = header.kind, header.picture, None
-    try:
-        if kind == "TIFF":
-            nodata = _number(header.tags.get(_GDAL_NODATA))
-            # Of planes that are no colours Pillow shows the first alone.
-            wanted = bands is not None or header.tags.get(_PHOTOMETRIC) != _RGB
-            if picture is None or (wanted and int(header.tags.get(_SAMPLES, 1)) > len(picture.getbands())):
-                array = _read_tiff(file, header, name, max_pixels, bands)
-                return _Raw(_upright(array, header.orientation) if upright else array, name, nodata)
-        assert picture is not None
-        if draft is not None:
-            picture.draft("RGB", (draft, draft))  # JPEG: decode at a half, a quarter ... where that is enough
-        width, height = header.size
-        # Pillow warns from 89 megapixels on.
-        with _quiet() if width * height > 80_000_000 else nullcontext():
-            picture.load()
-        with _quiet():
-            orientation = _orientation(picture)
-        if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-            array = np.asarray(picture)
-        elif picture.has_transparency_data:
-            array = np.asarray(picture.convert("RGBA"))
-        elif picture.mode in ("1", "L", "RGB"):
-            array = np.asarray(picture)
-        else:
-            array = np.asarray(picture.convert("RGB"))
-    except InputError:
-        raise
-    except PIL.Image.DecompressionBombError as error:
-        raise InputError(
-            f"{name}: more pixels than Pillow decodes of a {kind} file; shrink it, convert it to JPEG or "
-            "PNG, or raise PIL.Image.MAX_IMAGE_PIXELS if it is to be trusted"
-        ) from error
-    except Exception as error:
-        raise _damaged(name, kind, error) from error
-    if bands is not None:
-        array = _choose(array, bands, name)
-    if not upright and kind == "TIFF":  # turned by Pillow; to be turned back
-        orientation, upright = {6: 8, 8: 6}.get(header.orientation, header.orientation), True
-    return _Raw(_upright(array, orientation) if upright else array, name, nodata)
-
-
-def _read_tiff(
-    file: IO[bytes], header: Header, name: str, max_pixels: int, bands: tuple[int, ...] | None
-) -> NDArray[Any]:
-    """Decode a TIFF of several bands or of floats, which Pillow does not know, not turned."""
-    tags, (width, height) = header.tags, header.size
-    samples, photometric = int(tags.get(_SAMPLES, 1)), tags.get(_PHOTOMETRIC)
-    coloured = photometric == _RGB and samples >= 3
-    if bands is None and samples > 1 and not coloured:
-        raise InputError(
-            f"{name}: has {samples} bands, and none of them is said to be red, green or blue; name one or three of "
-            "them: --bands 3,2,1, or bands=(3, 2, 1) of tiepoint.read_image"
-        )
-    if width * height * samples > 4 * max_pixels:
-        raise InputError(f"{name}: {width}x{height} pixels of {samples} bands are too many; keep the bands you need")
-    try:
-        import tifffile
-    except ImportError as error:  # as in `_heif_class`
-        kind = f"{samples} bands of {'x'.join(map(str, sorted(set(tags.get(_BITS, (1,))))))} bits"
-        raise InputError(
-            f"{name}: a TIFF of {kind} needs the package 'tifffile': pip install 'tiepoint[tiff]'"
-        ) from error
-    file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages[0]
-        array = np.asarray(page.asarray())
-        if page.axes.startswith("S"):  # a plane for each band
-            array = np.moveaxis(array, 0, -1)
-    if bands is not None:
-        return _choose(array, bands, name)
-    alpha = samples == 4 and tuple(tags.get(_EXTRA, ())) in ((1,), (2,))
-    return array[..., : 4 if alpha else 3] if coloured else array
-
-
-def _choose(array: NDArray[Any], bands: tuple[int, ...], name: str) -> NDArray[Any]:
-    """Return some bands, counted from 1, of an array (H, W) or (H, W, C)."""
-    count = array.shape[2] if array.ndim == 3 else 1
-    if max(bands) > count:
-        raise InputError(f"{name}: has {count} bands, and so no band {max(bands)}; name others")
-    return array.reshape(*array.shape[:2], count)[..., [band - 1 for band in bands]]
-
-
-def _number(text: Any) -> float | None:
-    """Return the number in GDAL's nodata tag."""
-    try:
-        return None if text is None else float(str(text).strip(" \0"))
-    except ValueError:
-        return None
-
-
-def _orientation(picture: PIL.Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8, of a picture that is decoded; 1 where the tag is missing or damaged.
-
-    Asked after decoding, because in TIFF Pillow turns the pixels itself and then forgets the tag.
-    """
-    try:
-        value = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # the photograph is fine, only its EXIF is not
-        return 1
-    return value if value in range(1, 9) else 1
-
-
-def _upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn or mirror (H, W, ...) pixels as stored into the picture as it was seen (EXIF 2.3, tag 0x0112)."""
-    if orientation >= 5:  # stored with rows and columns exchanged
-        array = array.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1]
-    return array
-
-
-def _to_rgb(raw: _Raw) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+def _to_rgb(raw: Raw) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
     """Return (RGB pixels, which pixels hold data and are not fully transparent or None for all)."""
     array = raw.array
     colour = array[..., :3] if array.ndim == 3 else array[..., None]
@@ -756,23 +381,3 @@ def _read_only(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's own words on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-_warnings_lock = threading.Lock()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Pillow's warnings (about odd EXIF, large images).
-
-    Python keeps one list of warning filters for all threads, and two threads that change it at the same time
-    may leave it changed for ever: hence the lock, held while headers are read, not while pixels are decoded.
-    """
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

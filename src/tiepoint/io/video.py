@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
+from .decoding import SUFFIXES
 from .exif import order_in_time
-from .files import atomic, check_image_name, make_folder, read_json, write_json
+from .files import atomic, check_image_name, make_folder, open_file, read_json, write_json
 from .folders import list_images, times_in_names
-from .images import SUFFIXES, open_file, read_image, resize
+from .images import read_image, resize
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv"),

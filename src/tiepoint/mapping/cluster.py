@@ -46,7 +46,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError, InputError, MissingDependencyError, TiepointError
 from ..features import Extractor
-from ..io.files import feature_arrays, make_folder, scratch_folder, write_npz
+from ..io.arrays import feature_arrays, write_npz
+from ..io.files import make_folder, scratch_folder
 from ..matchers import Matcher
 from ..matchers.overlay import without_overlay
 from ..types import Features

@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from ...errors import InputError, TiepointError
-from ...io.files import FeatureWriter, atomic, check_output, import_h5py, writing_hdf5
-from ...io.images import open_file
+from ...io.arrays import FeatureWriter, import_h5py, writing_hdf5
+from ...io.files import atomic, check_output, open_file
 from ...types import Features
 from ..store import PairResult, Store, fault_of, pairs_of
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from ...errors import InputError
 from ...geometry.colmap import import_pycolmap
-from ...io.files import check_image_name
-from ...io.images import open_file
+from ...io.files import check_image_name, open_file
 
 
 def read_model(folder: str | os.PathLike[str]) -> Any:

@@ -25,7 +25,7 @@ from ...features import Extractor
 from ...geometry import Camera
 from ...geometry.camera import FOCAL_FACTOR
 from ...geometry.colmap import import_pycolmap
-from ...io import files
+from ...io import arrays, files
 from ...io.images import read_image
 from ...matchers import Matcher
 from ...types import Features
@@ -515,7 +515,7 @@ def write_localizations(path: str | os.PathLike[str], results: Iterable[Localiza
         key: np.array([row[key] for row in rows]) for key in ("name", "found", "inliers")
     }
     names = ("qw", "qx", "qy", "qz", "tx", "ty", "tz", "focal")
-    files.write_csv(target, {**columns, **dict(zip(names, numbers.T, strict=True))})
+    arrays.write_csv(target, {**columns, **dict(zip(names, numbers.T, strict=True))})
 
 
 def _checked(R: Array, t: Array, pixels: Array, world: Array, camera: Camera, threshold: float) -> AbsolutePose:

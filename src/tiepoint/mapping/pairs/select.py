@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import ArgumentError, InputError
-from ...io.images import open_file
+from ...io.files import open_file
 from .retrieval import most_similar
 
 Pairs = NDArray[np.int32]

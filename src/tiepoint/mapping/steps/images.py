@@ -17,9 +17,8 @@ from ...errors import ArgumentError, InputError
 from ...geometry.camera import FOCAL_FACTOR
 from ...geometry.colmap import import_pycolmap
 from ...io.exif import Exif, read_exif
-from ...io.files import check_image_name, read_text
+from ...io.files import check_image_name, open_file, read_text
 from ...io.folders import in_order, list_images
-from ...io.images import open_file
 from ...types import Image
 from ..store import NewImage
 

@@ -37,8 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import ArgumentError, InputError, TiepointError
 from ...geometry.colmap import Matrix, import_pycolmap, quaternion_of, rotation_of
-from ...io.files import atomic, check_image_name, scratch_folder
-from ...io.images import open_file
+from ...io.files import atomic, check_image_name, open_file, scratch_folder
 from ...types import Features
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ...errors import ArgumentError, InputError
-from ...io.files import atomic
+from ...io.files import atomic, open_file
 from ...io.folders import list_images
-from ...io.images import open_file, read_reduced
+from ...io.images import read_reduced
 from ._random import Draw
 
 _MAGIC = b"TPPHOTO2"

@@ -25,9 +25,10 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ...errors import InputError, MissingDependencyError
-from ...io.files import atomic
+from ...io.decoding import read_header
+from ...io.files import atomic, open_file
 from ...io.folders import walk
-from ...io.images import open_file, read_header, read_numbers, read_stored
+from ...io.images import read_numbers, read_stored
 
 Matrix = NDArray[np.float64]
 
