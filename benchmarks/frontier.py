@@ -3,7 +3,7 @@
 Reads what ``eval_table.py`` measured (times are those of one photograph pair, extraction and matching together)::
 
     python benchmarks/eval_table.py sift+nearest cairn+lightglue aliked-n16+lightglue --threads 2 -o RESULTS
-    python benchmarks/frontier.py RESULTS -o docs/frontier.svg
+    python benchmarks/frontier.py RESULTS -o docs/assets/frontier.svg
 """
 
 from __future__ import annotations

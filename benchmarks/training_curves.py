@@ -1,11 +1,11 @@
 """Curves and a table of one or more training runs: held-out loss, precision and recall, and time per step.
 
-How the figures of docs/training.md were made::
+How the figures of docs/guide/training.md were made::
 
     tiepoint train matcher --features sift --preset tiny --images PHOTOS -o runs/lightglue
     tiepoint train matcher --features sift --preset tiny --images PHOTOS -o runs/superglue --kind superglue \
         --cache runs/lightglue/photos.cache --chunks runs/lightglue/chunks
-    python benchmarks/training_curves.py runs/lightglue runs/superglue -o docs/superglue.svg
+    python benchmarks/training_curves.py runs/lightglue runs/superglue -o docs/assets/superglue.svg
 """
 
 from __future__ import annotations
