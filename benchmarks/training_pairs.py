@@ -21,6 +21,7 @@ import torch
 from tiepoint.training.data import homographies, scenes
 from tiepoint.training.data.photographs import PhotoCache, build_cache
 from tiepoint.training.data.photometric import PhotometricConfig, augment
+from tiepoint.training.data.scene_layouts import SceneConfig
 
 KINDS = ("room", "street", "facade", "terrain", "table")
 
@@ -80,7 +81,7 @@ def main() -> None:
         save_sheet(pairs, options.out / f"homographies-{name}.png")
         save_sheet(relit(pairs, generator), options.out / f"homographies-{name}-relit.png")
     for kind in KINDS:
-        config = scenes.SceneConfig((240, 320), kinds=(kind,))
+        config = SceneConfig((240, 320), kinds=(kind,))
         pairs = scenes.make_pairs(photos(48, (256, 256)), 12, config, generator)
         save_sheet(pairs, options.out / f"scenes-{kind}.png")
     save_sheet(relit(pairs, generator), options.out / f"scenes-{KINDS[-1]}-relit.png")
@@ -98,7 +99,7 @@ def main() -> None:
         "four textures a scene from the cache, 256 x 256": lambda: photos(4 * count, (256, 256)),
     }
     for height, width in ((240, 320), (480, 640)):
-        config = scenes.SceneConfig((height, width))
+        config = SceneConfig((height, width))
         table[f"scenes, {width} x {height}"] = lambda c=config: scenes.make_pairs(textures, count, c, generator)
     for name, make in table.items():
         print(f"{name:50} {pairs_per_second(make, count, device):8.1f} pairs/s", flush=True)

@@ -21,7 +21,7 @@ from tiepoint.errors import ArgumentError, WeightsError
 from tiepoint.features.steerable import steer
 from tiepoint.matchers import lightglue
 from tiepoint.matchers.lightglue import Layout, LightGlue, LightGlueConfig, LightGlueNet, from_upstream, to_upstream
-from tiepoint.training.objectives.base import start_as_nearest_neighbour
+from tiepoint.training.initialise import start_as_nearest_neighbour
 from tiepoint.types import Features
 
 OFFICIAL = {"aliked-n16": "aliked-lightglue", "disk": "disk-lightglue", "xfeat": "xfeat-lighterglue"}

@@ -31,8 +31,10 @@ from ..io.files import check_output
 from ..io.folders import list_images
 from ..matchers.lightglue import LightGlue, LightGlueConfig
 from ..training.data.photographs import PhotoCache, build_cache
-from ..training.pairs.batch import CHUNK, ChunkMaker, PairConfig, stream
+from ..training.pairs.maker import CHUNK, ChunkMaker, PairConfig
+from ..training.pairs.steps import Steps
 from ..training.runs.matcher import newest_weights, pairs_from_dict, try_extractor
+from ..training.stream import stream
 from ..types import Features, Matches
 from . import statistics as calibration
 
@@ -295,7 +297,7 @@ def samples_from_photographs(
     """
     for negatives, count in ((0.0, related), (1.0, unrelated)):
         maker = ChunkMaker(photos, replace(config, negatives=negatives, posed=0.0), seed, held_out)
-        for batch in stream(maker, CHUNK, 0, math.ceil(count / CHUNK), workers):
+        for batch in stream(Steps(maker, CHUNK), range(math.ceil(count / CHUNK)), workers):
             yield [
                 Sample(f0, f1, batch.matches0[p].numpy(), bool(batch.related[p]))
                 for p, (f0, f1) in enumerate(batch.features(config.extractor))

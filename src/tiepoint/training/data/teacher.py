@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from ... import features as extractors
 from ... import weights
@@ -28,7 +27,7 @@ from ...features.base import resized
 from ...features.cairn import DIAMETER
 from ...io.files import atomic, read_json
 from ...io.images import resize
-from ..pairs.batch import in_order
+from ..stream import stream
 from .photographs import PhotoCache
 from .real_pairs import check_may_teach
 
@@ -124,14 +123,14 @@ class Answers:
             Ask about these photographs only.
         """
         wanted = [row for row in self.missing if rows is None or row in rows]
-        data = _Questions(self.photos, self.config, wanted)
+        ask = _Questions(self.photos, self.config)
         counts, *arrays = (self._open(name, "r+") for name in _ARRAYS)
-        for done, (row, *answer) in enumerate(in_order(data, 0, len(data), min(workers, len(data))), start=1):
+        for done, (row, *answer) in enumerate(stream(ask, wanted, min(workers, len(wanted))), start=1):
             n = len(answer[0])
             for array, values in zip(arrays, answer, strict=True):
                 array[row, :n] = values
             counts[row] = n  # last: a row that is half written does not count
-            yield done, len(data)
+            yield done, len(wanted)
         for array in (counts, *arrays):
             array.flush()  # type: ignore[attr-defined]
         self._arrays.clear()
@@ -180,27 +179,24 @@ class Answers:
         return described.descriptors.shape[1]
 
 
-class _Questions(Dataset[tuple[int, Any, Any, Any]]):
-    """Item i: the answer about the i-th of some photographs."""
+class _Questions:
+    """Gives the teacher's answer about a photograph."""
 
-    def __init__(self, photos: PhotoCache, config: TeacherConfig, rows: list[int]) -> None:
-        self.photos, self.config, self.rows = photos, config, rows
+    def __init__(self, photos: PhotoCache, config: TeacherConfig) -> None:
+        self.photos, self.config = photos, config
         self._extractors: tuple[Any, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_extractors": None}  # a worker process loads its own
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> tuple[int, Any, Any, Any]:
+    def __call__(self, row: int) -> tuple[int, Any, Any, Any]:
         if self._extractors is None:
             self._extractors = (
                 extractors.load(self.config.student, max_keypoints=self.config.keypoints),
                 extractors.load(self.config.teacher),
             )
         student, teacher = self._extractors
-        pixels = self.photos[self.rows[i]].copy()
+        pixels = self.photos[row].copy()
         found = student(pixels)
         assert found.scales is not None  # Cairn measures them
         levels = (2 * torch.log2(found.scales / DIAMETER)).round()
@@ -214,7 +210,7 @@ class _Questions(Dataset[tuple[int, Any, Any, Any]]):
                 descriptors = torch.zeros(len(found), answer.descriptors.shape[1])
             descriptors[mine] = answer.descriptors
         return (
-            self.rows[i],
+            row,
             found.keypoints.numpy(),
             levels.to(torch.int8).numpy(),
             descriptors.half().numpy(),

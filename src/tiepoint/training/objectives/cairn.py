@@ -23,7 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...features.cairn import CairnNet, Description, Keypoints, Scores, to_grey
+from ...features.cairn import (
+    CairnNet,
+    Describer,
+    Description,
+    Detector,
+    Keypoints,
+    Scores,
+    SteerableDescriber,
+    to_grey,
+)
 from ..data.ground_truth import IGNORED, UNMATCHABLE, Labels
 from ..pairs.views import Carried, Views
 from .base import Objective, Output
@@ -62,6 +71,8 @@ class CairnObjective(Objective):
         Of each picture.
     """
 
+    compiled: tuple[type[nn.Module], ...] = (Detector, Describer, SteerableDescriber)
+
     def __init__(self, net: nn.Module, keypoints: int) -> None:
         super().__init__()
         self.net, self.keypoints = net, keypoints
@@ -70,11 +81,6 @@ class CairnObjective(Objective):
     def extractor(self) -> CairnNet:
         """The part of the network that finds and describes."""
         return cast(CairnNet, self.net)
-
-    def compile_parts(self) -> None:
-        """Compile detector and describer."""
-        self.extractor.detector.compile(dynamic=True)
-        self.extractor.describer.compile(dynamic=True)
 
     def match(
         self, batch: Views, found: Keypoints, described: Description, similarity: Tensor, labels: Labels

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...features.cairn import CairnNet, to_grey
+from ...features.cairn import CairnNet, SteerableDescriber, to_grey
 from ...features.steerable import steer
 from ..data import homographies, photometric
 from ..data._random import Draw, seeded
@@ -195,6 +195,8 @@ class DistillationObjective(Objective):
         What is trained, but for its detector.
     """
 
+    compiled = (SteerableDescriber,)
+
     def __init__(self, net: Student) -> None:
         super().__init__()
         self.net = net
@@ -202,10 +204,6 @@ class DistillationObjective(Objective):
         describer = net.extractor.describer
         for part in (describer.size, describer.stretch):  # how precise a place is only a detector's peaks can tell
             cast(nn.Module, part).requires_grad_(False)
-
-    def compile_parts(self) -> None:
-        """Compile the describer."""
-        cast(Student, self.net).extractor.describer.compile(dynamic=True)
 
     def forward(self, batch: TaughtViews) -> Output:
         """Return the loss of pairs of views."""

@@ -25,8 +25,8 @@ from ...matchers.lightglue import LightGlueConfig, LightGlueNet
 from ..data.ground_truth import IGNORED, UNMATCHABLE, Labels
 from ..pairs.batch import Batch
 from ..pairs.views import Views
-from .base import LightGlueObjective
 from .cairn import CairnObjective, Comparison
+from .lightglue import LightGlueObjective
 
 _STALE = ("exit_confidence", "prune_matchability", "overlap_threshold")  # chosen for the features before
 
@@ -65,6 +65,8 @@ class EndToEndObjective(CairnObjective):
         Of each picture.
     """
 
+    compiled = CairnObjective.compiled + LightGlueObjective.compiled
+
     def __init__(self, net: EndToEndNet, keypoints: int) -> None:
         super().__init__(net, keypoints)
         self.matching = LightGlueObjective(net.matcher)
@@ -73,11 +75,6 @@ class EndToEndObjective(CairnObjective):
     def extractor(self) -> CairnNet:
         """The part of the network that finds and describes."""
         return cast(EndToEndNet, self.net).extractor
-
-    def compile_parts(self) -> None:
-        """Compile both networks."""
-        super().compile_parts()
-        self.matching.compile_parts()
 
     def match(
         self, batch: Views, found: Keypoints, described: Description, similarity: Tensor, labels: Labels

@@ -7,21 +7,19 @@ the network, and `Views.carry` says where any point of one lies in the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ...errors import ArgumentError
 from ..data import ground_truth, homographies, photometric, scenes
 from ..data._random import seeded
 from ..data.photographs import PhotoCache
-from .batch import TEXTURE, in_order, share_of
+from ..data.scene_layouts import SceneConfig
+from .maker import TEXTURE
 
-T = TypeVar("T")
 CHUNK = 4  # pairs made together
 _STEP = 1.5  # pixels over which the derivative of a warp given by depth is measured
 
@@ -223,7 +221,7 @@ class ViewMaker:
         rows = self.photos.draw(6 * CHUNK, generator, self.held_out)
         textures = self.photos.sample(rows, (TEXTURE, TEXTURE), generator, self.device)
         rolled = config.max_roll > 3
-        wanted = scenes.SceneConfig.roll360(config.size) if rolled else scenes.SceneConfig.standard(config.size)
+        wanted = SceneConfig.roll360(config.size) if rolled else SceneConfig.standard(config.size)
         pairs = scenes.make_pairs(textures, CHUNK, wanted, generator)
         images = self._relight(pairs.images0, pairs.images1, generator)
         return Views(
@@ -241,28 +239,3 @@ class ViewMaker:
         light = photometric.PhotometricConfig.preset(self.config.photometric)
         both = [photometric.augment(images, light, generator) for images in (images0, images1)]
         return (torch.stack(both, 1).flatten(0, 1) * 255).round().byte()
-
-
-class _Steps(Dataset[T]):
-    """Item i holds the pairs of step i for one of ``world`` processes."""
-
-    def __init__(self, maker: Callable[[int, range], T], pairs: int, steps: int, rank: int, world: int) -> None:
-        self.maker, self.steps = maker, steps
-        self.mine = share_of(pairs, CHUNK, rank, world)
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> T:
-        return self.maker(step, self.mine)
-
-
-def stream(
-    maker: Callable[[int, range], T], pairs: int, start: int, steps: int, workers: int, rank: int = 0, world: int = 1
-) -> Iterator[T]:
-    """Yield the pairs of steps ``start`` to ``steps`` - 1 in order, made ahead by worker processes.
-
-    Parameters are those of `tiepoint.training.pairs.batch.stream`; ``maker(step, chunks)`` gives these chunks of
-    a step.
-    """
-    return in_order(_Steps(maker, pairs, steps, rank, world), start, steps, workers)

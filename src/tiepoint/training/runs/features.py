@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from ..objectives.base import Objective
 from ..objectives.cairn import CairnObjective
 from ..objectives.distillation import DistillationObjective, Student, TaughtViewMaker
 from ..objectives.joint import EndToEndNet, EndToEndObjective, open_matcher, split
-from ..pairs.views import CHUNK, ViewMaker, stream
+from ..pairs.steps import chunks_of
+from ..pairs.views import CHUNK, ViewMaker
+from ..stream import stream
 from .presets import FeaturePreset
 from .task import carry_out, claim, judge, open_photographs, origin_of, save_pictures, time_steps
 
@@ -108,7 +111,8 @@ class FeatureTask:
     def batches(self, start: int) -> Any:
         """Yield pairs from step ``start`` on."""
         preset = self.preset
-        return stream(self.maker, preset.batch, start, preset.fit.steps, self.workers, self.rank, self.world)
+        make = partial(self.maker, chunks=chunks_of(preset.batch, CHUNK, self.rank, self.world))
+        return stream(make, range(start, preset.fit.steps), self.workers)
 
     def make_ahead(self) -> Iterator[tuple[int, int]]:
         """Ask the teacher about photographs that it has not answered about; yield how many are done, and of how many.

@@ -28,20 +28,19 @@ from ...matchers.lightglue import LightGlueConfig, LightGlueNet
 from ...matchers.nearest import NearestNeighbour
 from ...matchers.superglue import SuperGlueConfig, SuperGlueNet
 from ..data.photographs import PhotoCache
-from ..data.posed import PosedPool, find_scenes
+from ..data.posed import PosedPool
+from ..data.posed_datasets import find_scenes
 from ..data.real_pairs import LEAST, RealPairConfig, RealPool
+from ..initialise import start_as_nearest_neighbour
 from ..loop import FitConfig
-from ..objectives.base import (
-    ConfidenceObjective,
-    LightGlueObjective,
-    Objective,
-    Output,
-    SuperGlueObjective,
-    lightglue_inputs,
-    start_as_nearest_neighbour,
-)
+from ..objectives.base import Objective, Output
+from ..objectives.lightglue import ConfidenceObjective, LightGlueObjective, lightglue_inputs
 from ..objectives.losses import MatchStatistics, match_statistics, predicted_partners
-from ..pairs.batch import CHUNK, Batch, ChunkMaker, PairConfig, Steps, in_order, make_ahead
+from ..objectives.superglue import SuperGlueObjective
+from ..pairs.batch import Batch
+from ..pairs.maker import CHUNK, ChunkMaker, PairConfig
+from ..pairs.steps import Steps, make_ahead
+from ..stream import stream
 from .pictures import draw_pair
 from .presets import Preset
 from .task import carry_out, claim, judge, open_photographs, origin_of, read_config, save_pictures, time_steps
@@ -199,7 +198,6 @@ class Task:
         return Steps(
             self.maker,
             preset.batch,
-            preset.fit.steps,
             self.rank,
             self.world,
             preset.distinct,
@@ -209,7 +207,8 @@ class Task:
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Yield batches from step ``start`` on."""
-        return in_order(self.steps, start, self.preset.fit.steps, 0 if self.preset.distinct else self.workers)
+        workers = 0 if self.preset.distinct else self.workers  # made ahead, they are only read
+        return stream(self.steps, range(start, self.preset.fit.steps), workers)
 
     def make_ahead(self) -> Iterator[tuple[int, int]]:
         """Make the pairs of a preset that uses them again and again; yield how many chunks are done, and of how many.
@@ -231,7 +230,8 @@ class Task:
                         "overlap, or train without a teacher"
                     )
         if self.preset.distinct:
-            yield from make_ahead(self.maker, self.steps.needed()[self.rank :: self.world], self.workers)
+            needed = self.steps.needed(self.preset.fit.steps)
+            yield from make_ahead(self.maker, needed[self.rank :: self.world], self.workers)
         if self.world > 1:
             dist.barrier()
 
@@ -677,7 +677,7 @@ def rehearse(task: Task, folder: str | os.PathLike[str], steps: int = 8, save_me
     names = [f"pair-{pair}{'' if batch.related[pair] else '-unrelated'}.png" for pair in range(CHUNK)]
     drawn = [draw_pair(images, batch, pair) for pair in range(CHUNK)]
     paths = save_pictures(dict(zip(names, drawn, strict=True)), folder) if task.rank == 0 else []
-    made = CHUNK * len(task.steps.needed()) if preset.distinct else preset.fit.steps * preset.batch
+    made = CHUNK * len(task.steps.needed(preset.fit.steps)) if preset.distinct else preset.fit.steps * preset.batch
     needs = time_steps(
         task.new_objective(save_memory),
         Batch.cat(chunks),

@@ -10,8 +10,8 @@ from ...errors import ArgumentError
 from ...features.cairn import CairnConfig
 from ...matchers.lightglue import LightGlueConfig
 from ..loop import FitConfig
-from ..objectives.superpoint import CornersConfig
-from ..pairs.batch import PairConfig
+from ..pairs.corners import CornersConfig
+from ..pairs.maker import PairConfig
 from ..pairs.views import ViewConfig
 
 T = TypeVar("T")
@@ -32,10 +32,10 @@ class Preset:
     batch : int
         Pairs of one step, over all processes.
     distinct : int or None
-        Make only this many chunks of `tiepoint.training.pairs.batch.CHUNK` pairs, and use them again and again: where a
+        Make only this many chunks of `tiepoint.training.pairs.maker.CHUNK` pairs, and use them again and again: where a
         hand-made extractor is slower than the matcher learns. None makes new pairs all the time.
     fewest : float in (0, 1]
-        Each step keeps between this share of the keypoints and all, see `tiepoint.training.pairs.batch.stream`.
+        Each step keeps between this share of the keypoints and all, see `tiepoint.training.pairs.steps.Steps`.
     reframe : bool
         Put the pictures of each step into random frames, see `tiepoint.training.pairs.batch.Batch.reframed`.
     held_out : int

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from ...features.superpoint import SuperPointNet
 from ..data.photographs import PhotoCache
 from ..loop import FitConfig
 from ..objectives.base import Objective
-from ..objectives.superpoint import CornerPairsMaker, Corners, ShapesMaker, SuperPointObjective, find_corners
-from ..pairs.views import CHUNK, stream
+from ..objectives.superpoint import SuperPointObjective
+from ..pairs.corners import CornerPairsMaker, Corners, ShapesMaker, find_corners
+from ..pairs.steps import chunks_of
+from ..pairs.views import CHUNK
+from ..stream import stream
 from .presets import SuperPointPreset
 from .task import carry_out, claim, judge, open_photographs, origin_of
 
@@ -155,7 +159,8 @@ def _stage(
     batch, held_out = task.preset.batch, makers[1]
 
     def batches(start: int) -> Iterator[Corners]:
-        return stream(makers[0], batch, start, settings.steps, task.workers, task.rank, task.world)
+        make = partial(makers[0], chunks=chunks_of(batch, CHUNK, task.rank, task.world))
+        return stream(make, range(start, settings.steps), task.workers)
 
     def evaluate(trained: Objective) -> dict[str, float]:
         batches = [held_out(step, range(batch // CHUNK)) for step in range(task.preset.held_out)]

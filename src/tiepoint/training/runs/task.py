@@ -30,7 +30,7 @@ from ..data.photographs import PhotoCache, build_cache, open_cache
 from ..loop import FitConfig, fit, join_processes
 from ..objectives.base import Objective, Output
 from ..objectives.losses import MatchStatistics, match_statistics
-from ..pairs.batch import share_of
+from ..pairs.steps import chunks_of
 
 _FEW = 100  # photographs below which we warn
 
@@ -68,7 +68,7 @@ def open_photographs(
     rank, world, gpu = join_processes()
     if images is not None and Path(images).resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ArgumentError(f"the run's folder {folder} lies among the photographs of {images}; give another one")
-    share_of(batch, chunk, rank, world)
+    chunks_of(batch, chunk, rank, world)
     chosen = gpu or devices.pick_device(device)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def origin_of(told: dict[str, Any]) -> dict[str, Any]:
 
 def _git_revision() -> str | None:
     """Return the revision of tiepoint's own checkout, with "-dirty" if it was changed; None outside of one."""
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

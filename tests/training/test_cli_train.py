@@ -22,7 +22,7 @@ from tiepoint import weights
 from tiepoint.cli import main
 from tiepoint.matchers.lightglue import LightGlue, LightGlueConfig, from_upstream
 from tiepoint.training.loop import FitConfig
-from tiepoint.training.pairs.batch import PairConfig
+from tiepoint.training.pairs.maker import PairConfig
 from tiepoint.training.runs import presets
 
 MINIATURE = presets.Preset(

@@ -19,13 +19,13 @@ from tiepoint.training.data import homographies, shapes
 from tiepoint.training.data.ground_truth import UNMATCHABLE
 from tiepoint.training.data.photographs import PhotoCache, build_cache
 from tiepoint.training.loop import FitConfig
-from tiepoint.training.objectives.superpoint import (
+from tiepoint.training.objectives.superpoint import SuperPointObjective
+from tiepoint.training.pairs.corners import (
     NO_CORNER,
     CornerPairsMaker,
     Corners,
     CornersConfig,
     ShapesMaker,
-    SuperPointObjective,
     adapt,
     cells_of,
 )

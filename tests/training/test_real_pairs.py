@@ -15,7 +15,7 @@ from tiepoint.geometry.epipolar import fundamental_from_pose, symmetric_epipolar
 from tiepoint.training.data.ground_truth import IGNORED, UNMATCHABLE
 from tiepoint.training.data.photographs import PhotoCache, build_cache
 from tiepoint.training.data.real_pairs import LEAST, RealPairConfig, RealPool
-from tiepoint.training.pairs.batch import CHUNK, ChunkMaker, PairConfig
+from tiepoint.training.pairs.maker import CHUNK, ChunkMaker, PairConfig
 
 CONFIG = RealPairConfig(teacher="sift", features="cairn", keypoints=256)
 

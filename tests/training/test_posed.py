@@ -17,17 +17,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from tiepoint.errors import InputError
+from tiepoint.training.data.depth_maps import read_depth
 from tiepoint.training.data.ground_truth import from_depth
-from tiepoint.training.data.posed import (
-    PosedPair,
-    View,
-    colmap_views,
-    megadepth_views,
-    overlap_matrix,
-    read_depth,
-    seven_scenes_views,
-    tum_views,
-)
+from tiepoint.training.data.posed import PosedPair, View, overlap_matrix
+from tiepoint.training.data.posed_datasets import colmap_views, megadepth_views, seven_scenes_views, tum_views
 
 SIZE = (96, 72)
 K = np.array([[80.0, 0, 47.0], [0, 82, 36], [0, 0, 1]])

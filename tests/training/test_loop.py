@@ -27,16 +27,12 @@ from tiepoint.matchers.lightglue import Layout, LightGlue, LightGlueConfig, Ligh
 from tiepoint.matchers.nearest import NearestNeighbour
 from tiepoint.matchers.superglue import SuperGlueConfig, SuperGlueNet
 from tiepoint.training.data.ground_truth import IGNORED, UNMATCHABLE
+from tiepoint.training.initialise import start_as_nearest_neighbour
 from tiepoint.training.loop import FitConfig, TrainingError, fit
-from tiepoint.training.objectives.base import (
-    ConfidenceObjective,
-    LightGlueObjective,
-    Objective,
-    SuperGlueObjective,
-    lightglue_inputs,
-    start_as_nearest_neighbour,
-)
+from tiepoint.training.objectives.base import Objective
+from tiepoint.training.objectives.lightglue import ConfidenceObjective, LightGlueObjective, lightglue_inputs
 from tiepoint.training.objectives.losses import match_statistics
+from tiepoint.training.objectives.superglue import SuperGlueObjective
 from tiepoint.training.pairs.batch import Batch
 from tiepoint.types import Features
 
@@ -177,7 +173,7 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
-import test_training_loop as t
+import test_loop as t
 def slowly(start):
     import time
     for batch in t.fresh(start):

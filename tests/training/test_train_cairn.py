@@ -20,11 +20,12 @@ from tiepoint.features.cairn import CairnConfig, CairnNet
 from tiepoint.matchers.lightglue import LightGlueConfig, LightGlueNet
 from tiepoint.training.data.ground_truth import UNMATCHABLE
 from tiepoint.training.data.photographs import PhotoCache, build_cache
+from tiepoint.training.initialise import start_as_nearest_neighbour
 from tiepoint.training.loop import FitConfig
 from tiepoint.training.objectives import cairn as objective_module
-from tiepoint.training.objectives.base import LightGlueObjective, start_as_nearest_neighbour
 from tiepoint.training.objectives.cairn import CairnObjective
 from tiepoint.training.objectives.joint import EndToEndNet, EndToEndObjective
+from tiepoint.training.objectives.lightglue import LightGlueObjective
 from tiepoint.training.pairs.batch import Batch
 from tiepoint.training.pairs.views import Carried, ViewConfig, ViewMaker, Views
 from tiepoint.training.runs import features as run_features

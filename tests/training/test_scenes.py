@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from tiepoint.errors import ArgumentError
-from tiepoint.training.data import raycast, scenes
+from tiepoint.training.data import raycast
 from tiepoint.training.data.raycast import BOX, CYLINDER, ELLIPSOID, NOTHING, ROOM, TERRAIN, TextureAtlas, World
-from tiepoint.training.data.scenes import SceneConfig, ScenePairs, make_pairs
+from tiepoint.training.data.scene_layouts import SceneConfig, yaw_rotation
+from tiepoint.training.data.scenes import ScenePairs, make_pairs
 
 KINDS = ("room", "street", "facade", "terrain", "table")
 
@@ -44,7 +45,7 @@ def _world(objects: list[tuple[int, list[float], list[float], float]], hills: to
         shape=(*(shape for shape, *_ in objects), ROOM, TERRAIN),
         present=torch.tensor([[True] * len(objects) + [False, hills is not None]]),
         centre=centre,
-        rotation=scenes._yaw(yaw),
+        rotation=yaw_rotation(yaw),
         half=half,
         texture=torch.zeros(1, count, 6, dtype=torch.int64),
         tile=torch.ones(1, count),
@@ -81,12 +82,12 @@ def test_sphere_and_ellipsoid() -> None:
     hit = surface[0] == 0
     assert hit.sum() > 100 and (surface[0][~hit] == NOTHING).all() and (distance[0][~hit] == 0).all()
     points = torch.tensor([0.5, 0, 2])[:, None] + distance[0] * rays[0]
-    turned = scenes._yaw(torch.tensor(-angle)) @ (points - centre[:, None])
+    turned = yaw_rotation(torch.tensor(-angle)) @ (points - centre[:, None])
     on_surface = ((turned / half[:, None]) ** 2).sum(0)[hit]
     assert (on_surface - 1).abs().max() < 1e-4
     # It is the near side: a step back along the ray is outside.
     before = torch.tensor([0.5, 0, 2])[:, None] + 0.99 * distance[0] * rays[0]
-    outside = ((scenes._yaw(torch.tensor(-angle)) @ (before - centre[:, None]) / half[:, None]) ** 2).sum(0)[hit]
+    outside = ((yaw_rotation(torch.tensor(-angle)) @ (before - centre[:, None]) / half[:, None]) ** 2).sum(0)[hit]
     assert (outside > 1).all()
 
 
@@ -101,7 +102,7 @@ def test_boxes_and_cylinders_against_marching() -> None:
     inside = []
     for shape, centre, half, angle in objects:
         offset = points.flatten(1) - torch.tensor(centre)[:, None]
-        local = scenes._yaw(torch.tensor(-angle)) @ offset / torch.tensor(half)[:, None]
+        local = yaw_rotation(torch.tensor(-angle)) @ offset / torch.tensor(half)[:, None]
         across = local[:2].abs().amax(0) if shape == BOX else local[:2].norm(dim=0)
         within = (across < 1) & (local[2].abs() < 1)
         inside.append(within.view(len(rays[0, 0]), -1))
@@ -328,7 +329,7 @@ def test_the_same_seed_gives_the_same_pairs(textures: torch.Tensor) -> None:
 def test_rendering_in_parts_is_rendering_at_once(textures: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     config = SceneConfig((24, 32))
     parts = make_pairs(textures, 6, config, _generator(11))
-    monkeypatch.setattr(scenes, "_RAYS_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr("tiepoint.training.data.scenes._RAYS_AT_ONCE", {"cpu": 1})
     single = make_pairs(textures, 6, config, _generator(11))
     assert (parts.depth0 - single.depth0).abs().max() < 1e-4
     assert (parts.images1 - single.images1).abs().mean() < 1e-4

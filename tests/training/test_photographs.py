@@ -181,7 +181,7 @@ def test_sample_keeps_aspect_and_stays_inside(tmp_path: Path) -> None:
 def test_training_data_needs_neither_opencv_nor_kornia() -> None:
     code = (
         "import sys; sys.modules.update(cv2=None, kornia=None, poselib=None, skimage=None)\n"
-        "from tiepoint.training import cache, homographies, photometric, raycast, scenes"
+        "from tiepoint.training.data import homographies, photographs, photometric, raycast, scenes"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -357,10 +357,11 @@ def test_depth_of_a_plane_agrees_with_its_homography(seed):
 def test_rendered_scenes():
     """Without light a surface has one colour in both views: matched pixels share it, occluded ones meet another."""
     from tiepoint.training.data import scenes
+    from tiepoint.training.data.scene_layouts import SceneConfig
 
     generator = torch.Generator().manual_seed(3)
     textures = torch.nn.functional.interpolate(torch.rand(12, 3, 5, 5, generator=generator), 64, mode="bilinear")
-    config = scenes.SceneConfig(size=(120, 160), overlap=(0.4, 0.7), lit=False, moved=0.5)
+    config = SceneConfig(size=(120, 160), overlap=(0.4, 0.7), lit=False, moved=0.5)
     pairs = scenes.make_pairs(textures, 4, config, generator)
     # A coarse grid of image 0 against every pixel of image 1: whatever is seen there finds a partner.
     points0, points1 = (

@@ -18,7 +18,11 @@ from tiepoint.training.data import scenes
 from tiepoint.training.data.ground_truth import IGNORED, UNMATCHABLE
 from tiepoint.training.data.photographs import PhotoCache, build_cache
 from tiepoint.training.data.posed import PosedPool, View
-from tiepoint.training.pairs.batch import CHUNK, Batch, ChunkMaker, PairConfig, Steps, make_ahead, stream
+from tiepoint.training.data.scene_layouts import SceneConfig
+from tiepoint.training.pairs.batch import Batch
+from tiepoint.training.pairs.maker import CHUNK, ChunkMaker, PairConfig
+from tiepoint.training.pairs.steps import Steps, make_ahead
+from tiepoint.training.stream import stream
 
 CONFIG = PairConfig(keypoints=64, size=(120, 160), difficulty=0.3, photometric="none", negatives=0.3)
 
@@ -131,29 +135,29 @@ def test_pictures_belong_to_the_chunk(photos: PhotoCache, chunk: Batch) -> None:
 
 def test_steps_do_not_depend_on_the_number_of_processes(photos: PhotoCache, tmp_path: Path) -> None:
     maker = ChunkMaker(photos, CONFIG, seed=5, folder=tmp_path)
-    options = {"workers": 0, "distinct": 3, "fewest": 0.5}
-    alone = list(stream(maker, 2 * CHUNK, 0, 5, **options))
-    shared = [list(stream(maker, 2 * CHUNK, 0, 5, **options, rank=rank, world=2)) for rank in (0, 1)]
+    whole_steps = Steps(maker, 2 * CHUNK, distinct=3, fewest=0.5)
+    alone = list(stream(whole_steps, range(5), workers=0))
+    shared = [list(stream(replace(whole_steps, rank=rank, world=2), range(5), workers=0)) for rank in (0, 1)]
     for whole, *parts in zip(alone, *shared, strict=True):
         assert same(whole, Batch.cat(parts))
-    assert same(next(stream(maker, 2 * CHUNK, 3, 5, **options)), alone[3]), "resuming begins where it stopped"
+    assert same(next(stream(whole_steps, range(3, 5), workers=0)), alone[3]), "resuming begins where it stopped"
     numbers = {batch.keypoints.shape[1] for batch in alone}
     assert len(numbers) > 1 and min(numbers) >= 32 and max(numbers) <= 64
 
 
 def test_a_limited_set_comes_whole_and_in_another_order_each_time(photos: PhotoCache) -> None:
-    steps = Steps(ChunkMaker(photos, CONFIG, seed=1), CHUNK, 100, 0, 1, 10, 1.0)
-    epochs = [[steps._chunk(10 * epoch + i) for i in range(10)] for epoch in range(3)]
+    steps = Steps(ChunkMaker(photos, CONFIG, seed=1), CHUNK, distinct=10)
+    epochs = [[steps.chunk_at(10 * epoch + i) for i in range(10)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert steps.needed() == list(range(10))
-    few = Steps(ChunkMaker(photos, CONFIG, seed=1), 2 * CHUNK, 3, 0, 1, 10, 1.0)
-    assert few.needed() == sorted(epochs[0][:6]), "no more are made than a short training looks at"
+    assert steps.needed(100) == list(range(10))
+    few = replace(steps, pairs=2 * CHUNK)
+    assert few.needed(3) == sorted(epochs[0][:6]), "no more are made than a short training looks at"
 
 
 def test_worker_processes_give_the_same(photos: PhotoCache) -> None:
     maker = ChunkMaker(photos, CONFIG, seed=5)
-    here, there = (list(stream(maker, CHUNK, 0, 2, workers)) for workers in (0, 1))
+    here, there = (list(stream(Steps(maker, CHUNK), range(2), workers)) for workers in (0, 1))
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
 
 
@@ -176,13 +180,13 @@ def test_errors(photos: PhotoCache, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="negatives"):
         PairConfig(negatives=1.5)
     with pytest.raises(ArgumentError, match="multiple of 8 times 2"):
-        stream(ChunkMaker(photos, CONFIG, 1), CHUNK, 0, 1, 0, world=2)
+        Steps(ChunkMaker(photos, CONFIG, 1), CHUNK, world=2)
     for i in range(8):
         Image.fromarray(np.full((130, 170, 3), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
     blank = build_cache(tmp_path, tmp_path / "photos.cache")
     for workers in (0, 1):  # an error comes out of a worker process as it went in
         with pytest.raises(InputError, match="detection threshold") as caught:
-            next(stream(ChunkMaker(blank, CONFIG, 1), CHUNK, 0, 1, workers))
+            next(stream(Steps(ChunkMaker(blank, CONFIG, 1), CHUNK), range(1), workers))
         assert "\n" not in str(caught.value)
 
 
@@ -195,8 +199,9 @@ for name in ("cv2", "poselib", "typer", "rich", "tensorboard"):
 import torch
 from tiepoint import features, types
 from tiepoint.features.base import Extractor
-from tiepoint.training import calibrate, export, presets, run_matcher
-from tiepoint.training.pairs.batch import ChunkMaker, PairConfig
+from tiepoint.calibration import calibrate
+from tiepoint.training.runs import features as _f, matcher, presets, share, superpoint
+from tiepoint.training.pairs.maker import ChunkMaker, PairConfig
 from tiepoint.training.data.photographs import open_cache
 
 class Grid(Extractor):
@@ -215,7 +220,7 @@ sys.modules["tiepoint.features.grid"] = stand_in
 features._BUILTIN["grid"] = ("grid", "Grid", {{}})
 config = PairConfig("grid", keypoints=64, size=(120, 160))
 photos = open_cache({str(photos.path)!r})
-assert run_matcher.try_extractor(photos, config, torch.device("cpu")).input_dim == 64
+assert matcher.try_extractor(photos, config, torch.device("cpu")).input_dim == 64
 batch = ChunkMaker(photos, config, 1)(0)
 assert batch.scales.shape == (16, 0) and (batch.matches0 >= 0).any()
 print("made", len(batch))
@@ -249,7 +254,7 @@ def posed(photos: PhotoCache, tmp_path_factory: pytest.TempPathFactory) -> Posed
     folder = tmp_path_factory.mktemp("posed")
     generator = torch.Generator().manual_seed(4)
     textures = photos.sample(photos.draw(48, generator), (128, 128), generator)
-    config = replace(scenes.SceneConfig.standard((120, 160)), moved=0.0)
+    config = replace(SceneConfig.standard((120, 160)), moved=0.0)
     pairs = scenes.make_pairs(textures, 12, config, generator)
     found = []
     for b in range(12):

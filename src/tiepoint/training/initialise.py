@@ -1,0 +1,121 @@
+"""Initial weights of a LightGlue: a soft nearest-neighbour matcher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..matchers.lightglue import FRAME_CODE, LightGlueNet
+
+_SLOWEST, _FASTEST = 1.0, 40.0  # radians over half the long side of a picture
+_NEARNESS = 10.0  # logarithm of how much more than a far point the nearest one is attended to
+_WHITENING = 0.5  # 0: principal axes as they are, 1: all of the same variance
+
+
+@torch.no_grad()
+def start_as_nearest_neighbour(
+    net: LightGlueNet, descriptors: Tensor | None = None, sharpness: float = 14.0, geometry: float = 8.0
+) -> None:
+    """Initialise a LightGlue so that it begins as a soft nearest-neighbour matcher, and has only to improve on it.
+
+    The last linear layer of every residual branch is zero, so states are projected descriptors, and each head
+    multiplies by a temperature such that S_ij = ``sharpness`` * cosine. Where pairs are aligned, the agreement of
+    places, scales and orientations (`tiepoint.matchers.lightglue.frame_code`) adds up to ``geometry``. Points know
+    their neighbourhood from the first step: frequencies of the positional encoding span all distances.
+
+    Parameters
+    ----------
+    net : LightGlueNet
+        Changed in place. Its random numbers (see `torch.manual_seed`) are those of its construction.
+    descriptors : (N, D), optional
+        Some of those to match, unit vectors, at least a few times D. With them the first projection is their principal
+        axes, half whitened: on SIFT as good a start as thousands of steps of training.
+    sharpness : float
+        Similarity of two equal descriptors.
+    geometry : float
+        Similarity of two keypoints that agree perfectly in place, scale and orientation.
+    """
+    config = net.config
+    layers: list[Any] = list(net.layers)
+    heads: list[Any] = list(net.heads)
+    gain = config.dim**0.5  # unit descriptors have entries of 1 / gain; layers like entries of about 1
+    coded = FRAME_CODE if config.align else 0
+    kept = config.dim - coded  # numbers of the state that tell what a keypoint looks like
+    norm = torch.ones(config.dim)  # of a state's two parts
+    if isinstance(net.input, nn.Linear):
+        weight = net.input.weight.zero_()
+        net.input.bias.zero_()
+        if descriptors is None:
+            nn.init.orthogonal_(weight[:kept, : config.input_dim]).mul_(kept**0.5)
+        else:
+            axes, mean = _whitening(descriptors, kept)
+            weight[: len(axes), : config.input_dim] = axes * kept**0.5
+            net.input.bias[: len(axes)] = -(axes @ mean) * kept**0.5
+        if coded:
+            weight[kept:, config.input_dim :] = torch.eye(coded) * coded**0.5
+        norm[:kept], norm[kept:] = kept**0.5, coded**0.5
+    else:
+        for layer in layers:
+            layer.self_attention.qkv.weight.mul_(gain)
+            layer.cross_attention.kv.weight.mul_(gain)
+    for layer in layers:
+        for unit in (layer.self_attention, layer.cross_attention):
+            unit.update.reduce.weight.zero_()
+            unit.update.reduce.bias.zero_()
+            if isinstance(net.input, nn.Identity):
+                unit.update.expand.weight[:, : config.dim].mul_(gain)
+    # S = |m0| |m1| cos / sqrt(dim) with m = temperature * state
+    wanted = torch.full((config.dim,), sharpness)
+    wanted[kept:] = geometry
+    temperature = (wanted * gain).sqrt() / norm
+    for head in heads:
+        head.project.weight.copy_(temperature.diag())
+        head.project.bias.zero_()
+        head.matchability.weight.zero_()
+        head.matchability.bias.fill_(2.0)  # most points may match: P of a sure match is 0.78, far above any threshold
+    confidence: list[Any] = list(net.confidence)
+    for classifier in confidence:
+        classifier.weight.zero_()
+        classifier.bias.zero_()
+    # Frequencies from one wave over the picture to several between neighbouring keypoints, so that what is near is
+    # known at the start and need not be discovered.
+    rates = net.frequencies.weight
+    count = len(rates)
+    number = torch.arange(count)
+    octave = (number // 4) / max(1, (count - 1) // 4)
+    direction = torch.atan2(rates[:, 1], rates[:, 0])
+    rates[:, :2] = (
+        torch.stack([direction.cos(), direction.sin()], 1) * (_SLOWEST * (_FASTEST / _SLOWEST) ** octave)[:, None]
+    )
+    of_place = torch.ones(count, dtype=torch.bool)
+    if config.scale_orientation:
+        # Of four, two tell position alone, one also orientation, and one orientation and scale without position. A
+        # full turn changes nothing: turns are whole numbers.
+        kind = number % 4
+        rates[:, 3] = torch.tensor([0.0, 0.0, 1.0, 2.0])[kind]
+        rates[:, 2] = torch.where(kind == 3, 0.5 + 0.8 * octave, 0.0)  # radians for each octave
+        rates[kind == 3, :2] = 0.0
+        of_place = kind < 2
+    # Constant queries and keys, turned by the positions, attend to what is near: the sum of cosines peaks at distance
+    # zero. The first head looks at the nearest points, the others, which have only the slow half, wider.
+    for layer in layers:
+        bias = layer.self_attention.qkv.bias.view(3, config.heads, 2, count)
+        bias[:2] = 0.0
+        for head in range(config.heads):
+            there = of_place & ((octave <= 0.5) if head else True)
+            bias[:2, head, 0] = there * (_NEARNESS * (2 * count) ** 0.5 / there.sum()) ** 0.5
+        if isinstance(net.input, nn.Linear):
+            # A point sees first what resembles it.
+            nn.init.orthogonal_(layer.cross_attention.kv.weight[: config.dim])
+
+
+def _whitening(descriptors: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Principal axes (K, D), at most so many, and mean (D,): projections have length 1 on average, half whitened."""
+    mean = descriptors.mean(0)
+    values, axes = torch.linalg.eigh(torch.cov(descriptors.T))
+    values, axes = values.flip(0)[:most], axes.flip(1)[:, :most]
+    values = values.clamp(min=1e-4 * float(values[0]))  # directions that the sample hardly has are not blown up
+    axes = axes * values ** -(_WHITENING / 2)
+    return (axes / ((descriptors - mean) @ axes).norm(dim=1).mean()).T, mean

@@ -1,0 +1,101 @@
+"""What LightGlue minimises: first the loss of its assignments, then that of its confidence classifiers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ...matchers.lightglue import AssignmentHead, Layout, LightGlueConfig, LightGlueNet, Update, align
+from ..pairs.batch import Batch
+from . import losses
+from .base import Objective, Output
+
+
+def lightglue_inputs(batch: Batch, config: LightGlueConfig) -> tuple[Tensor, Tensor, Layout]:
+    """Return descriptors (T, D), positions (T, 2 or 4) and layout of a batch, as `LightGlueNet` wants them."""
+    size = batch.sizes[:, None]
+    positions = (batch.keypoints - size / 2) / (size.amax(-1, keepdim=True) / 2)
+    if config.scale_orientation:
+        scales = batch.scales.log2() if config.log_scale else batch.scales
+        positions = torch.cat([positions, scales[..., None], batch.orientations[..., None]], dim=-1)
+    present, counts = batch.present, batch.counts.tolist()
+    if config.align:
+        for i in range(0, len(counts), 2):
+            d0, d1 = (batch.descriptors[j, : counts[j]].detach().float() for j in (i, i + 1))
+            p0, p1 = (positions[j, : counts[j]] for j in (i, i + 1))
+            both = align(d0, d1, p0, p1, float(batch.sizes[i].max()), float(batch.sizes[i + 1].max()))
+            for j in (0, 1):
+                positions[i + j, : counts[i + j]] = both[j]
+    return batch.descriptors.float()[present], positions[present], Layout(counts)
+
+
+class LightGlueObjective(Objective):
+    """The assignment's negative log-likelihood, averaged over all layers (paper, section 3.4).
+
+    Parameters
+    ----------
+    net : LightGlueNet
+        What is trained.
+    save_memory : bool
+        Recompute the states inside each layer in the backward pass instead of keeping them.
+    """
+
+    net: LightGlueNet
+    compiled = (Update, AssignmentHead)
+
+    def __init__(self, net: LightGlueNet, save_memory: bool = False) -> None:
+        super().__init__()
+        self.net, self.save_memory = net, save_memory
+        net.confidence.requires_grad_(False)  # a stage of its own
+
+    def forward(self, batch: Batch) -> Output:
+        """Return the loss of a batch."""
+        net = self.net
+        descriptors, positions, layout = lightglue_inputs(batch, net.config)
+        x, cos, sin = net.encode(descriptors, positions)
+        total = torch.zeros((), device=x.device)
+        for layer, head in zip(net.layers, net.heads, strict=True):
+            x = (
+                checkpoint(layer, x, cos, sin, layout, use_reentrant=False)
+                if self.save_memory
+                else layer(x, cos, sin, layout)
+            )
+            with torch.autocast(x.device.type, enabled=False):  # bfloat16 rounds a log-probability of -20 by 0.1
+                log_p, z0, z1 = head(*batch.unpack(x.float()))
+            per_pair = losses.lightglue_nll(log_p, z0, z1, batch.labels)
+            total = total + losses.mean_over_labelled(per_pair, batch.labels)
+        return Output(total / len(net.layers), log_p, batch.labels, threshold=net.config.match_threshold)
+
+
+class ConfidenceObjective(Objective):
+    """Cross-entropy of the confidence classifiers: does this layer agree with the last? The matcher is frozen."""
+
+    net: LightGlueNet
+    compiled = (Update, AssignmentHead)
+
+    def __init__(self, net: LightGlueNet) -> None:
+        super().__init__()
+        self.net = net
+        net.requires_grad_(False)
+        net.confidence.requires_grad_(True)
+
+    def forward(self, batch: Batch) -> Output:
+        """Return the loss of a batch."""
+        with torch.no_grad():
+            states = self.net(*lightglue_inputs(batch, self.net.config))
+            fates = []
+            for x, head in zip(states, self.net.heads, strict=True):
+                with torch.autocast(x.device.type, enabled=False):
+                    log_p, z0, z1 = head(*batch.unpack(x.float()))
+                fates.append(losses.partners(log_p, F.logsigmoid(-z0), F.logsigmoid(-z1)))
+        total = torch.zeros((), device=log_p.device)
+        for x, layer_fates, classifier in zip(states, fates, self.net.confidence, strict=False):
+            pairs = batch.unpack(x.float())
+            for side in (0, 1):
+                logits = classifier(pairs[side]).squeeze(-1)
+                agrees = layer_fates[side] == fates[-1][side]
+                total = total + 0.5 * losses.confidence_bce(logits, agrees, pairs[2 + side])
+        loss = total / max(1, len(self.net.confidence))
+        return Output(loss, log_p, batch.labels, threshold=self.net.config.match_threshold)
