@@ -24,8 +24,8 @@ import typer
 from rich.progress import track
 
 from tiepoint import evaluation, features
+from tiepoint.devices import environment
 from tiepoint.evaluation import metrics
-from tiepoint.evaluation.environment import environment
 from tiepoint.matchers.lightglue import LightGlue
 from tiepoint.types import Features, Matches
 

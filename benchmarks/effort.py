@@ -21,9 +21,9 @@ from rich.table import Table
 
 import tiepoint as tp
 from tiepoint import effort as ladder
-from tiepoint import two_view
+from tiepoint import pipeline
+from tiepoint.devices import environment
 from tiepoint.evaluation import load_pairs
-from tiepoint.evaluation.environment import environment
 from tiepoint.evaluation.metrics import auc
 from tiepoint.geometry import Camera, corner_error, estimate_homography, estimate_relative_pose, pose_error
 
@@ -89,7 +89,7 @@ def _unrelated(data: Path, count: int) -> list[tuple[Any, Any]]:
 def _climb(images: tuple[tp.Image, tp.Image], extractor: Any, matcher: Any, truth: Any) -> list[dict[str, Any]]:
     """Return what is known of ``effort="fast"`` and then after every rung."""
     begin = time.process_time()
-    start = ladder.State.begin(images, extractor, matcher, two_view.another_choice(extractor))
+    start = ladder.State.begin(images, extractor, matcher, pipeline.another(extractor))
     extracting = spent = time.process_time() - begin
     rows: list[dict[str, Any]] = []
     state = start

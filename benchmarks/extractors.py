@@ -34,8 +34,8 @@ from rich.table import Table
 import tiepoint as tp
 from peers import DATA, HERE
 from tiepoint import evaluation
+from tiepoint.devices import environment
 from tiepoint.errors import TiepointError
-from tiepoint.evaluation.environment import environment
 from tiepoint.evaluation.metrics import auc
 from tiepoint.evaluation.speed import alternate, cpu_threads, made_up_pair
 from tiepoint.geometry import corner_error, estimate_homography, symmetric_transfer_error, transform

@@ -25,7 +25,7 @@ from rich.table import Table
 
 import tiepoint as tp
 from tiepoint import effort as ladder
-from tiepoint.evaluation.environment import environment
+from tiepoint.devices import environment
 from tiepoint.geometry import estimate_homography, reprojection_error, transform
 
 HERE = Path(__file__).parent

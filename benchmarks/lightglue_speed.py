@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 import tiepoint as tp
 from peers import DATA, HERE, KorniaLightGlue
-from tiepoint import evaluation
+from tiepoint import devices, evaluation
 from tiepoint.evaluation.metrics import project
 from tiepoint.evaluation.speed import alternate, cpu_threads
 
@@ -106,7 +106,7 @@ def main(
                             )
                         )
         used = torch.get_num_threads()
-    where = ", ".join(f"{k} {v}" for k, v in evaluation.environment().items())
+    where = ", ".join(f"{k} {v}" for k, v in devices.environment().items())
     text = markdown(results) + (
         f"\nMedians over {pairs} pairs x {repeats} turns, {used} CPU threads, device {device}; "
         f"speed-up: ratio of medians to {REFERENCE}. {where}.\n"
@@ -116,7 +116,7 @@ def main(
     (output / "lightglue_speed.md").write_text(text, "utf-8")
     rows = [asdict(result) for result in results]
     (output / "lightglue_speed.json").write_text(
-        json.dumps({"environment": evaluation.environment(), "threads": used, "rows": rows}, indent=1), "utf-8"
+        json.dumps({"environment": devices.environment(), "threads": used, "rows": rows}, indent=1), "utf-8"
     )
 
 

@@ -24,11 +24,11 @@ import typer
 from numpy.typing import NDArray
 
 import tiepoint as tp
-from tiepoint.evaluation.environment import environment
+from tiepoint.devices import environment
 from tiepoint.geometry import Camera, relative_pose
 from tiepoint.mapping import NewImage, Store, extract_into, map_photographs, match_into, pairs
 from tiepoint.mapping.steps.reconstruct import Quality, reconstruct
-from tiepoint.two_view import choose
+from tiepoint.pipeline import choose
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data"

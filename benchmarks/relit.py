@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tiepoint as tp
-from tiepoint.evaluation.environment import environment
+from tiepoint.devices import environment
 from tiepoint.evaluation.metrics import auc
 from tiepoint.evaluation.run import parse_combination
 from tiepoint.evaluation.speed import cpu_threads

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from peers import DATA, HERE
 from tiepoint import evaluation, features
-from tiepoint.evaluation.environment import environment
+from tiepoint.devices import environment
 from tiepoint.evaluation.metrics import auc
 from tiepoint.evaluation.speed import cpu_threads
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import tiepoint as tp
-from tiepoint import effort, two_view
+from tiepoint import effort
 from tiepoint.cli import main
 from tiepoint.errors import ArgumentError
 from tiepoint.features import Extractor
@@ -414,15 +414,3 @@ def test_command_line(tilted: tuple[Any, Any], tmp_path: Path, capsys: pytest.Ca
     assert main([*command, "--effort", "auto", "-f", "sift", "-m", "nearest", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["overlaps"] is None and content["attempts"][0]["name"] == "best keypoints"
-
-
-def test_another_choice_is_another_extractor_with_the_same_size() -> None:
-    sift = tp.features.load("sift", max_keypoints=77, long_side=200, detection_threshold=0.01, nms_radius=9)
-    load = two_view.another_choice(sift)
-    assert load is not None
-    extractor, matcher = load()
-    assert (extractor.name, matcher.name) == ("cairn", "lightglue")
-    assert (extractor.options.max_keypoints, extractor.options.long_side) == (77, 200)
-    assert extractor.options.nms_radius == type(extractor).default_nms_radius
-    back = two_view.another_choice(extractor)
-    assert back is not None and back()[0].name == "sift"

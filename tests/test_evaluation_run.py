@@ -14,8 +14,7 @@ import torch
 
 from tiepoint import evaluation
 from tiepoint.errors import ArgumentError, InputError
-from tiepoint.evaluation import EvalPair, HomographyTruth, Picture, PoseTruth, Row, Run, summarise
-from tiepoint.evaluation import run as evaluate
+from tiepoint.evaluation import EvalPair, HomographyTruth, Picture, PoseTruth, Row, Run, evaluate, summarise
 from tiepoint.evaluation.speed import cpu_threads, made_up_pair
 from tiepoint.geometry.homography import transform
 from tiepoint.matchers.base import make_matches

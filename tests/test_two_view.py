@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 import tiepoint as tp
-from tiepoint import two_view, weights
-from tiepoint.errors import ArgumentError, InputError, MissingDependencyError, TiepointError, WeightsError
+from tiepoint import pipeline, two_view
+from tiepoint.errors import ArgumentError, InputError, MissingDependencyError, TiepointError
 from tiepoint.io import files
-from tiepoint.matchers.lightglue import WEIGHTS_FOR
 
 CLASSIC: Any = {"features": "sift", "matcher": "nearest"}
 
@@ -119,80 +116,6 @@ def test_wrong_arguments(texture: NDArray[np.uint8]) -> None:
         tp.match(texture, "gone.jpg")
 
 
-# What "auto" means.
-
-
-@pytest.fixture
-def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The weights that are available, to be filled by the test."""
-    here: set[str] = set()
-    monkeypatch.setattr(weights, "available", lambda name: name in here)
-    return here
-
-
-def test_auto_without_weights_is_classical(on_this_machine: set[str]) -> None:
-    features, matcher, why = two_view.choose()
-    assert (features, matcher) == ("sift", "nearest") and "no trained weights" in why
-
-
-def test_auto_takes_the_best_that_is_here(on_this_machine: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(two_view, "find_spec", lambda package: object())  # as if kornia were installed
-    on_this_machine.update(["xfeat", "xfeat-lighterglue"])
-    assert two_view.choose()[:2] == ("xfeat", "lightglue")
-    on_this_machine.add("aliked-lightglue")
-    assert two_view.choose()[:2] == ("xfeat", "lightglue"), "half of a pair is no use"
-    on_this_machine.add("aliked-n16")
-    assert two_view.choose()[:2] == ("aliked-n16", "lightglue")
-    assert two_view.choose(matcher="nearest")[:2] == ("sift", "nearest")
-    assert two_view.choose(features="aliked-n16rot")[:2] == ("aliked-n16rot", "lightglue")
-
-
-def test_auto_skips_what_lacks_its_package(on_this_machine: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    on_this_machine.update(["xfeat", "xfeat-lighterglue"])
-    monkeypatch.setattr(two_view, "find_spec", lambda name: None)
-    assert two_view.choose()[:2] == ("sift", "nearest")
-
-
-def test_auto_never_takes_non_commercial_weights(on_this_machine: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    on_this_machine.update(weights.entries())
-    forbidden = {name: replace(entry, commercial=False) for name, entry in weights.entries().items()}
-    monkeypatch.setattr(weights, "entries", lambda: forbidden)
-    assert two_view.choose()[:2] == ("sift", "nearest")
-    assert two_view.choose(features="aliked-n16")[:2] == ("aliked-n16", "nearest")
-    with pytest.raises(ArgumentError, match="superpoint"):
-        two_view.choose(matcher="superglue")
-
-
-def test_every_preference_names_registered_weights_that_may_be_used() -> None:
-    known = weights.entries()
-    assert not {"aliked-t16"} & set(WEIGHTS_FOR), "its descriptors have 64 numbers, the weights want 128"
-    assert known.keys() >= set(WEIGHTS_FOR.values())
-    for choice in two_view.PREFERENCES:
-        for name in choice.weights:
-            assert known[name].commercial
-    assert two_view.PREFERENCES[-1].weights == (), "the last resort works everywhere"
-
-
-def test_a_matcher_without_weights_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights.store, "_candidates", lambda wanted: [])
-    with pytest.raises(WeightsError, match="tiepoint weights pull aliked-n16"):
-        tp.match(np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8), "aliked-n16", "lightglue")
-
-
-def test_the_default_is_bundled(on_this_machine: set[str]) -> None:
-    on_this_machine.add("sift-lightglue")
-    assert two_view.choose()[:2] == ("sift", "lightglue")
-    on_this_machine.update({"cairn", "cairn-lightglue"})
-    assert two_view.choose()[:2] == ("cairn", "lightglue")
-    for name in ("cairn", "cairn-lightglue", "sift-lightglue"):
-        entry = weights.entry(name)
-        path = weights.store.BUNDLED / entry.file
-        assert path.stat().st_size == entry.size and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
-        config = weights.load(path)[1]
-        if entry.kind == "matcher":
-            assert config["features"] == [entry.features] and config["overlap_threshold"] > 0
-
-
 # Cairn's nearest neighbours leave next to nothing to find on this pair, and its matcher stops early.
 @pytest.mark.parametrize(("features", "share"), [("cairn", 0.95), ("sift", 1.0)])
 def test_our_weights_on_photographs(data_dir: Path, features: str, share: float) -> None:
@@ -217,7 +140,7 @@ def test_our_weights_on_photographs(data_dir: Path, features: str, share: float)
 
 def test_learned_default_on_photographs(data_dir: Path) -> None:
     """The whole default path with trained weights, where they are on this machine."""
-    choice = next(choice for choice in two_view.PREFERENCES if choice.features == "aliked-n16")
+    choice = next(choice for choice in pipeline.PREFERENCES if choice.features == "aliked-n16")
     if not choice.is_usable():
         pytest.skip("the weights aliked-n16 and aliked-lightglue are not on this machine")
     images = sorted((data_dir / "demo" / "sceaux" / "images").glob("*.jpg"))[:2]

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from ._version import __version__ as __version__
 from .errors import TiepointError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from .two_view import TwoView, match
     from .types import Features, Image, Matches
 
-__version__ = "0.1.0"
 __all__ = [
     "Camera",
     "Features",

@@ -1,18 +1,21 @@
-"""Which device to compute on, under which settings of torch, and what this machine is."""
+"""Which device to compute on, under which settings of torch, and what this machine and this version of tiepoint are."""
 
 from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ._version import __version__
 from .errors import ArgumentError
 
 # What `tiepoint info` reports: the core packages, then the optional ones.
@@ -150,6 +153,52 @@ def describe() -> dict[str, Any]:
             "features": [torch.backends.cpu.get_cpu_capability().lower(), *_matrix_features()],
         },
     }
+
+
+def environment() -> dict[str, str]:
+    """Return date, machine and versions, with which measurements are stored, as text.
+
+    ``revision`` is among them where tiepoint runs from its checkout, see `revision`.
+
+    Examples
+    --------
+    >>> sorted(environment())[:4]
+    ['cpu', 'date', 'device', 'opencv']
+    """
+    machine = describe()
+    found = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "cpu": f"{machine['cpu']['model']}, {machine['cpu']['cores']} cores",
+        "device": machine["device"],
+        "system": machine["platform"],
+        "python": machine["python"],
+        "torch": torch.__version__,
+        "opencv": str(machine["packages"]["opencv-python-headless"]),
+        "poselib": str(machine["packages"]["poselib"]),
+        "tiepoint": __version__,
+    }
+    commit = revision()
+    return {**found, "revision": commit} if commit else found
+
+
+def revision() -> str | None:
+    """Return the commit that tiepoint runs from, with "+" if its sources differ from it; None outside its checkout."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parents[1]
+    if not (checkout / ".git").exists() or package != checkout / "src" / "tiepoint":
+        return None
+    commit = _git(checkout, "rev-parse", "--short", "HEAD")
+    return commit and commit + ("+" if _git(checkout, "status", "--porcelain", "src") else "")
+
+
+def _git(checkout: Path, *arguments: str) -> str | None:
+    """Return what git says, or None if it cannot be asked."""
+    command = ["git", "-C", str(checkout), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def _version(package: str) -> str | None:

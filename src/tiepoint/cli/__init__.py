@@ -21,7 +21,7 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from .._version import __version__
 from ..errors import InputError, TiepointError
 from . import calibrate, db, evaluate, extract, info, localize, map, match, track, train, weights
 from .console import say, show_warning

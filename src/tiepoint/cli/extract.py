@@ -51,7 +51,7 @@ def extract(
     reported and left out, as is one without its mask where masks are given; the exit code is then 3.
     """
     from .. import features as extractors
-    from .. import two_view
+    from .. import pipeline
     from ..devices import pick_device
     from ..errors import InputError
     from ..io.arrays import FeatureWriter
@@ -62,7 +62,7 @@ def extract(
     masked = None if masks is None else find_masks(masks, list(paths))
     inputs: list[str | Path] = [*paths.values(), *(masked or {}).values(), *weights_files(features)]
     writer = FeatureWriter(output, inputs=inputs)
-    name, _, _ = two_view.choose(features) if features == "auto" else (features, "", "")
+    name, _, _ = pipeline.choose(features)
     extractor = extractors.load(
         name,
         device=pick_device(none_if_auto(device)),

@@ -8,14 +8,15 @@ from .weights import found
 
 def info(json: JsonOption = False) -> None:
     """Tell versions, device, CPU features, threads, and the weights found: all that a bug report needs."""
-    from .. import __version__, devices, features, matchers, two_view, weights
+    from .. import devices, features, matchers, pipeline, weights
+    from .._version import __version__
 
     told = {
         "tiepoint": __version__,
         **devices.describe(),
         "extractors": features.names(),
         "matchers": matchers.names(),
-        "auto": two_view.choose()[2],
+        "auto": pipeline.choose()[2],
         "cache": str(weights.cache_dir()),
         "weights": {name: path for name in weights.entries() if (path := found(name)) is not None},
     }

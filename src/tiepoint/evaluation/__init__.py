@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from .datasets import EvalPair, HomographyTruth, Picture, PoseTruth, load_pairs, roll
-from .environment import environment
 from .metrics import auc, match_errors, precision, recall
 from .run import Row, Run, compare, evaluate, parse_combination, run
 from .speed import Speed, Timing, bench, speed_table
@@ -26,7 +25,6 @@ __all__ = [
     "auc",
     "bench",
     "compare",
-    "environment",
     "evaluate",
     "load_pairs",
     "markdown",

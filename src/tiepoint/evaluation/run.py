@@ -32,19 +32,18 @@ import numpy as np
 import torch
 
 from .. import features as extractors
-from .. import matchers
+from .. import matchers, pipeline
+from ..devices import environment
 from ..errors import ArgumentError, InputError
+from ..features import ExtractorOptions
 from ..geometry.camera import Camera
 from ..geometry.epipolar import pose_error
 from ..geometry.homography import corner_error, estimate_dlt
 from ..geometry.robust import estimate_homography, estimate_relative_pose
 from ..io.files import check_output, explained, make_folder, parse_json
-from ..matchers import Matcher
-from ..two_view import choose
 from ..types import Features, Image, Matches
 from . import metrics
 from .datasets import EvalPair, HomographyTruth, Picture, load_pairs
-from .environment import environment
 
 RANSAC_PX = 1.5
 MATCH_PX = 3.0
@@ -174,9 +173,9 @@ def run(
         The extractor or the matcher cannot be loaded.
     """
     pairs = load_pairs(data, sets, limit)
-    extract = extractors.load(features, device=device, max_keypoints=max_keypoints, long_side=long_side)
     combination = Combination(features, matcher)
-    match = combination.load_matcher(device)
+    options = ExtractorOptions(max_keypoints=max_keypoints, long_side=long_side)
+    extract, match, _ = pipeline.load(*combination, device, options)
     configuration = {
         "features": features,
         "matcher": matcher,
@@ -254,10 +253,6 @@ class Combination(NamedTuple):
         """Short name for tables, as `parse_combination` reads it."""
         return f"{self.features}+{self.matcher}"
 
-    def load_matcher(self, device: str) -> Matcher:
-        """Load the matcher; raises what `tiepoint.matchers.load` raises."""
-        return matchers.load(self.matcher, features=self.features, device=device)
-
 
 def parse_combination(text: str) -> Combination:
     """Read ``"features+matcher"``, each either a name or ``name@weights``.
@@ -287,7 +282,7 @@ def parse_combination(text: str) -> Combination:
             raise ArgumentError(f"{text!r}: no {kind} is called {name!r}; there are: {', '.join(names)}")
         if name.startswith("auto@"):
             raise ArgumentError(f"{text!r}: name the {kind} that these weights are for")
-    return Combination(*choose(features, matcher)[:2])
+    return Combination(*pipeline.choose(features, matcher)[:2])
 
 
 def evaluate(

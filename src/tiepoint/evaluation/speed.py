@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from .. import features as extractors
+from .. import pipeline
+from ..devices import environment
 from ..errors import ArgumentError
+from ..features import ExtractorOptions
 from ..io.images import ImageSource, read_image
 from ..types import Image
-from .environment import environment
 from .run import parse_combination, timed
 
 
@@ -113,13 +114,11 @@ def bench(
     pair = made_up_pair() if image0 is None or image1 is None else (read_image(image0), read_image(image1))
     alternatives: dict[tuple[str, str], Callable[[], Any]] = {}
     timings = []
+    options = ExtractorOptions(max_keypoints=max_keypoints, long_side=long_side)
     with cpu_threads(threads):
         for combination in dict.fromkeys(map(parse_combination, combinations)):
             label = combination.label
-            extract = extractors.load(
-                combination.features, device=device, max_keypoints=max_keypoints, long_side=long_side
-            )
-            match = combination.load_matcher(device)
+            extract, match, _ = pipeline.load(*combination, device, options)
             both = extract(pair[0]), extract(pair[1])
             alternatives[label, "extract"] = partial(extract.extract_many, pair)
             alternatives[label, "match"] = partial(match, *both)

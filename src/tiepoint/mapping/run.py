@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 
-from .. import features as extractors
-from .. import matchers, two_view
+from .. import pipeline
 from ..devices import pick_device
 from ..errors import ArgumentError, InputError
 from ..features import ExtractorOptions
@@ -255,9 +254,7 @@ def map_photographs(
     chosen_cameras = (share, camera_model, focal, camera) != ("auto", "SIMPLE_RADIAL", None, None)
     if fresh:
         # Loaded once more below: what is wrong with them has to be said while there still is a map.
-        names = two_view.choose(features, matcher)
-        extractors.load(names[0], device=where, max_keypoints=max_keypoints, long_side=long_side)
-        matchers.load(names[1], features=names[0], device=where)
+        pipeline.load(features, matcher, where, ExtractorOptions(max_keypoints=max_keypoints, long_side=long_side))
     times: dict[str, float] | None = None
     film: dict[str, Any] | None = None
     if source.is_file():
@@ -303,8 +300,7 @@ def map_photographs(
         options = ExtractorOptions(
             max_keypoints=settings["max_keypoints"], long_side=settings["long_side"], bands=bands
         )
-        extractor = extractors.load(settings["features"], device=where, **vars(options))
-        pairer = matchers.load(settings["matcher"], features=settings["features"], device=where)
+        extractor, pairer, _ = pipeline.load(settings["features"], settings["matcher"], where, options)
         write_json(out / "settings.json", settings)
         restore_lookalikes(store)  # what an earlier run kept from the mapper
         with _lap(seconds, "files"):
@@ -457,7 +453,7 @@ def _settings(out: Path, begun: dict[str, Any], store: Store, wanted: dict[str, 
     have = store.has_features()
     if have and wanted["features"] == "auto":  # a database that somebody brought along
         wanted = {**wanted, "features": store.features(min(have), descriptors=False).extractor}
-    features, matcher, choice = two_view.choose(wanted["features"], wanted["matcher"])
+    features, matcher, choice = pipeline.choose(wanted["features"], wanted["matcher"])
     return {**wanted, "features": features, "matcher": matcher}, choice
 
 

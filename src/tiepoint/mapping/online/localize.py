@@ -17,17 +17,16 @@ import poselib
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ... import features as extractors
-from ... import matchers, two_view
-from ...devices import pick_device
+from ... import pipeline
 from ...errors import ArgumentError, InputError
-from ...features import Extractor
+from ...features import Extractor, ExtractorOptions
 from ...geometry import Camera
 from ...geometry.camera import FOCAL_FACTOR
 from ...geometry.colmap import import_pycolmap
 from ...io import arrays, files
 from ...io.images import read_image
 from ...matchers import Matcher
+from ...two_view import FEW
 from ...types import Features
 from ..exchange.model_files import read_model
 from ..inputs import read_settings
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 FILES = (".json", ".csv")
 
-LEAST_INLIERS = two_view.FEW  # fewer agree by chance with a pose in a scene that is not theirs
+LEAST_INLIERS = FEW  # fewer agree by chance with a pose in a scene that is not theirs
 
 OWN_CAMERA = 0.9  # share of the best inliers with which a camera of the map is believed to have taken the query
 
@@ -371,14 +370,17 @@ class Localizer:
             raise InputError(f"{folder}: cannot be read as a map ({error}); make it anew") from error
         model = read_model(sparse)
         limits = {key: settings[key] for key in ("max_keypoints", "long_side", "bands")}
-        where = pick_device(device)
+        extractor, pairer, _ = pipeline.load(
+            settings["features"],
+            settings["matcher"] if matcher == "auto" else matcher,
+            device,
+            ExtractorOptions(**limits),
+        )
         return cls(
             model,
             Store.open(folder / "database.db", create=False, read_only=True),
-            extractors.load(settings["features"], device=where, **limits),
-            matchers.load(
-                settings["matcher"] if matcher == "auto" else matcher, features=settings["features"], device=where
-            ),
+            extractor,
+            pairer,
             **options,
         )
 

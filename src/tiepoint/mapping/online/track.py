@@ -28,11 +28,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ... import features as extractors
-from ... import geometry, matchers, two_view
-from ...devices import pick_device
+from ... import geometry, pipeline
 from ...errors import ArgumentError, InputError
-from ...features import Extractor
+from ...features import Extractor, ExtractorOptions
 from ...geometry import Camera
 from ...geometry.colmap import import_pycolmap
 from ...io.files import atomic
@@ -202,19 +200,8 @@ class Tracker:
         if not threshold > 0:
             raise ArgumentError(f"threshold must be a positive number of pixels, not {threshold}")
         import_pycolmap()
-        feature_name, matcher_name, self.choice = two_view.choose(
-            features if isinstance(features, str) else features.name,
-            matcher if isinstance(matcher, str) else matcher.name,
-        )
-        where = pick_device(device)
-        self.extractor = (
-            extractors.load(feature_name, device=where, max_keypoints=max_keypoints, long_side=long_side)
-            if isinstance(features, str)
-            else features
-        )
-        self.matcher = (
-            matchers.load(matcher_name, features=feature_name, device=where) if isinstance(matcher, str) else matcher
-        )
+        options = ExtractorOptions(max_keypoints=max_keypoints, long_side=long_side)
+        self.extractor, self.matcher, self.choice = pipeline.load(features, matcher, device, options)
         self.camera = camera
         self.window = window
         working = self.extractor.options.long_side or max(camera.width, camera.height)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 import warnings
@@ -23,7 +22,8 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from ... import __version__, devices
+from ... import devices
+from ..._version import __version__
 from ...errors import ArgumentError, InputError
 from ...io.files import atomic, read_json
 from ..data.photographs import PhotoCache, build_cache, open_cache
@@ -135,7 +135,7 @@ def claim(folder: Path, config: dict[str, Any], paths: dict[str, str | None], ra
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "tiepoint": __version__,
-        "git": _git_revision(),
+        "git": devices.revision(),
         "processes": world,
         "machine": devices.describe(),
     }
@@ -168,19 +168,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def origin_of(told: dict[str, Any]) -> dict[str, Any]:
     """Return what was asked of a stage of training, and by which code it was done."""
-    return {"tiepoint": __version__, "git": _git_revision(), **told}
-
-
-def _git_revision() -> str | None:
-    """Return the revision of tiepoint's own checkout, with "-dirty" if it was changed; None outside of one."""
-    root = Path(__file__).parents[4]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    return {"tiepoint": __version__, "git": devices.revision(), **told}
 
 
 def carry_out(
