@@ -250,7 +250,7 @@ class _Kinds:
         return case
 
     def databases(self, rng: random.Random) -> Case:
-        from tiepoint.mapping import Store
+        from tiepoint.mapping import Store, pairs_of
 
         path = self.put("database.db", self.database.read_bytes())
         if rng.random() < 0.3:
@@ -278,7 +278,7 @@ class _Kinds:
                         features = store.features(image.image_id)
                         assert features.descriptors.shape[0] == len(features) == counts[image.image_id]
                         assert features.keypoints.isfinite().all() and features.scores.isfinite().all()
-                for one, two in store.matched_pairs() | set(store.verified_pairs()):
+                for one, two in pairs_of(store.matched_pair_ids()).tolist():
                     store.matches(one, two)
                     store.geometry(one, two)
 

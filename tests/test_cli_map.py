@@ -12,42 +12,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from stored import matched_pairs
 from tiepoint import matchers
 from tiepoint.cli import main
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.mapping import pairs
 from tiepoint.mapping.pairs import earth_centred
 from tiepoint.mapping.store import Store
+from two_walls import CLASSIC, SIZE, view, wall
 
 pytest.importorskip("pycolmap")
-
-SIZE, FOCAL = (320, 240), 300.0
-CLASSIC = ["-f", "sift", "-m", "nearest", "-k", "600", "--workers", "0", "--focal", str(FOCAL)]
-
-
-def wall(seed: int) -> np.ndarray:
-    """Return a picture (600, 900, 3) with structure at all scales."""
-    rng = np.random.default_rng(seed)
-    picture = np.zeros((600, 900, 3))
-    for cell in (4, 8, 16, 40):
-        noise = rng.uniform(0, 1, (600 // cell + 2, 900 // cell + 2, 3))
-        picture += cv2.resize(noise, (900, 600), interpolation=cv2.INTER_CUBIC)
-    return np.clip((picture - 1) * 127, 0, 255).astype(np.uint8)
-
-
-def view(x: float) -> np.ndarray:
-    """Photograph two walls, one in front of half of the other, from the place (x, 0, 0)."""
-    K = np.array([[FOCAL, 0, 159.5], [0, FOCAL, 119.5], [0, 0, 1]])
-    angle = 0.08 * x
-    R = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
-    photograph = np.zeros((240, 320, 3), np.uint8)
-    for seed, depth, left in ((1, 4.0, -4.5), (2, 2.6, -0.2)):
-        origin, scale = np.array([left, -3.0, depth]), 0.01
-        H = K @ np.column_stack([R[:, 0] * scale, R[:, 1] * scale, R @ (origin - [x, 0, 0])])
-        seen = cv2.warpPerspective(np.full((600, 900), 255, np.uint8), H, SIZE) > 127
-        photograph[seen] = cv2.warpPerspective(wall(seed), H, SIZE)[seen]
-    return photograph
-
 
 PLACES = {f"{n}.png": 0.3 * n for n in range(5)}
 
@@ -215,7 +189,7 @@ def test_db_info_export_and_import_make_a_round(tiepoint: Any, photographs: Path
     assert ran.code == 0, ran.err
     assert "broken.jpg" in ran.err
     with Store.open(copy) as ours, Store.open(database) as theirs:
-        assert ours.matched_pairs() == theirs.matched_pairs()
+        assert matched_pairs(ours) == matched_pairs(theirs)
         # one of them was told the focal length, so the geometries differ; the pairs that have one do not
         assert set(ours.verified_pairs()) == set(theirs.verified_pairs())
     assert tiepoint("db", "import", copy).code == 2
@@ -298,7 +272,7 @@ def test_case_gps_far_apart(tiepoint: Any, cases_dir: Path, tmp_path: Path, monk
     assert "reached the mapper" in tiepoint("map", cases_dir / "gps_far_apart", "-o", tmp_path / "out", *options).err
     with Store.open(tmp_path / "out" / "database.db") as store:
         places = earth_centred([image.position for image in store.images()])
-        pairs = {frozenset(pair) for pair in store.matched_pairs()}
+        pairs = {frozenset(pair) for pair in matched_pairs(store)}
         ids = [image.image_id for image in store.images()]
     apart = np.linalg.norm(places[:, None] - places[None], axis=2) + np.diag(np.full(9, np.inf))
     assert apart.min() > 100
@@ -382,7 +356,7 @@ def test_dense_matches_can_be_imported(tiepoint: Any, photographs: Path, mapped:
     ran = tiepoint("db", "import", tmp_path / "dense.db", "--images", photographs, *dense)
     assert ran.code == 0, ran.err
     with Store.open(tmp_path / "dense.db") as store, Store.open(mapped / "database.db") as theirs:
-        assert store.matched_pairs() == theirs.matched_pairs()
+        assert matched_pairs(store) == matched_pairs(theirs)
         assert set(store.verified_pairs()) == set(theirs.verified_pairs())
         one, two = (store.features(image.image_id) for image in store.images()[:2])
     with pytest.raises(ArgumentError, match="loftr keypoints have no descriptors"):

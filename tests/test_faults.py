@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sqlite3
@@ -323,14 +324,15 @@ def test_the_documented_script_needs_no_main_guard(photos: Path) -> None:
 
 def test_workers_know_the_classes_of_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
     from tiepoint.features.sift import SIFT
-    from tiepoint.mapping.steps import extract as extraction
+    from tiepoint.mapping.workers import context_for
 
     class Mine(SIFT): ...
 
     Mine.__module__, Mine.__qualname__ = "__main__", "Mine"
     monkeypatch.setattr(sys.modules["__main__"], "Mine", Mine, raising=False)
-    assert isinstance(extraction._context_for(SIFT()), extraction._Context)
-    assert not isinstance(extraction._context_for(Mine()), extraction._Context)  # they run the script, to know it
+    default = multiprocessing.get_context("spawn")
+    assert context_for(SIFT()) is not default
+    assert context_for(Mine()) is default  # its workers run the script, to know it
 
 
 def children(parent: int) -> set[int]:

@@ -415,8 +415,9 @@ def test_harmonics_that_no_weights_have(harmonics: object) -> None:
 
 def test_fingerprints_of_no_image_are_passed_over(tmp_path: Path) -> None:
     with Store.open(tmp_path / "a.db") as store:
-        store._db.execute("PRAGMA foreign_keys = OFF")
-        store._db.execute("INSERT INTO tiepoint_files VALUES (7, 'photograph', 1, 2, 3, 'f')")
+        with store.file.reading() as db:
+            db.execute("PRAGMA foreign_keys = OFF")
+            db.execute("INSERT INTO tiepoint_files VALUES (7, 'photograph', 1, 2, 3, 'f')")
         assert store.fingerprints() == {}
 
 

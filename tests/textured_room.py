@@ -75,3 +75,8 @@ def _pattern(rng: np.random.Generator) -> NDArray[np.uint8]:
         coarse = rng.normal(0, 1, (cells, cells, 3))
         pattern += cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
     return np.clip(127 + 35 * pattern, 0, 255).astype(np.uint8)
+
+
+def rotation_error(R: np.ndarray, truth: np.ndarray) -> float:
+    """Return the angle between two rotations in degrees."""
+    return float(np.rad2deg(np.arccos(np.clip((np.trace(R @ truth.T) - 1) / 2, -1, 1))))

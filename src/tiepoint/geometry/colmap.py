@@ -1,11 +1,11 @@
-"""COLMAP's conventions, in one place: its quaternions, and the import of pycolmap, which is optional."""
+"""COLMAP's conventions, in one place: its half pixel, its quaternions, and the import of pycolmap."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import MissingDependencyError
 
 Matrix = NDArray[np.float64]
+Numbers = TypeVar("Numbers", bound=NDArray[np.floating[Any]])
 
 
 def import_pycolmap() -> Any:
@@ -28,32 +29,24 @@ def import_pycolmap() -> Any:
     return pycolmap
 
 
+def to_colmap(pixels: Numbers) -> Numbers:
+    """Return pixels as COLMAP counts them: (0.5, 0.5) is the centre of the top-left pixel, which is (0, 0) here."""
+    return pixels + 0.5
+
+
+def from_colmap(pixels: Numbers) -> Numbers:
+    """Return pixels of COLMAP's as they are counted here; the inverse of `to_colmap`."""
+    return pixels - 0.5
+
+
 def quaternion_of(R: ArrayLike) -> Matrix:
-    """Return the unit quaternion (w, x, y, z), w >= 0, of a rotation matrix (Bar-Itzhack, JGCD 23 (6), 2000).
-
-    It is the eigenvector of the largest eigenvalue of a symmetric matrix made of R: no case distinctions, and a
-    matrix that is a rotation only nearly gives the nearest one.
-    """
-    (a, b, c), (d, e, f), (g, h, i) = np.asarray(R, np.float64)
-    K = np.array(
-        [
-            [a + e + i, h - f, c - g, d - b],
-            [h - f, a - e - i, b + d, c + g],
-            [c - g, b + d, e - a - i, f + h],
-            [d - b, c + g, f + h, i - a - e],
-        ]
-    )
-    q = np.linalg.eigh(K)[1][:, -1]
-    return q if q[0] >= 0 else -q
+    """Return the unit quaternion (w, x, y, z), w >= 0, of a rotation matrix (3, 3)."""
+    x, y, z, w = import_pycolmap().Rotation3d(np.asarray(R, np.float64)).quat
+    q = np.array([w, x, y, z])
+    return q if w >= 0 else -q
 
 
-def rotation_of(q: Matrix) -> Matrix:
-    """Return the rotation matrix of a quaternion (w, x, y, z)."""
-    w, x, y, z = q / np.linalg.norm(q)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+def rotation_of(q: ArrayLike) -> Matrix:
+    """Return the rotation matrix (3, 3) of a quaternion (w, x, y, z) of any length above 0."""
+    w, x, y, z = np.asarray(q, np.float64) / np.linalg.norm(q)
+    return np.asarray(import_pycolmap().Rotation3d([x, y, z, w]).matrix())

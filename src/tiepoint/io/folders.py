@@ -162,8 +162,10 @@ def find_masks(folder: str | os.PathLike[str], names: Sequence[str]) -> dict[str
     return found
 
 
-def mask_of(folder: Path, name: str) -> Path | None:
-    """Return the mask of one image if there is one, see `find_masks`."""
+def mask_of(folder: Path | None, name: str) -> Path | None:
+    """Return the mask of one image if there is a folder of masks that holds one, see `find_masks`."""
+    if folder is None:
+        return None
     path = folder / f"{name}.png"
     return path if os.path.lexists(path) else None  # a link that leads nowhere is an error when it is read
 

@@ -48,6 +48,7 @@ from ..errors import ArgumentError, InputError, MissingDependencyError, Tiepoint
 from ..features import Extractor
 from ..io.arrays import feature_arrays, write_npz
 from ..io.files import make_folder, scratch_folder
+from ..io.folders import mask_of
 from ..matchers import Matcher
 from ..matchers.overlay import without_overlay
 from ..types import Features
@@ -58,13 +59,11 @@ from .steps.extract import (
     as_features,
     as_registered,
     check_same_extractor,
-    cores,
     extract_one,
-    mask_of,
-    stopping,
 )
 from .steps.match import Matching, Tally, batch_size, unverified, what_to_match
 from .store import PairResult, Store, fault_of
+from .workers import cores, stopping
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -195,7 +194,7 @@ def extract_on_ray(
     shards = []
     for at in range(0, len(images), size):
         part = [image for image in images[at : at + size] if image.image_id not in have]
-        jobs = [(folder / image.name, mask_of(image, masks)) for image in part]
+        jobs = [(folder / image.name, mask_of(masks, image.name)) for image in part]
         if part:
             shards.append((files / f"features-{_digest(extractor.name, extractor.options, jobs)}.npz", part, jobs))
 

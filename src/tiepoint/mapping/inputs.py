@@ -26,8 +26,8 @@ from typing import Any
 
 from ..errors import ArgumentError, InputError
 from ..io.files import check_output_folder, read_json
+from ..io.folders import mask_of
 from ..io.images import check_bands
-from .steps.extract import mask_of
 from .store import FileFingerprints, Fingerprint, NewImage, Store
 
 OUTPUTS = (
@@ -104,7 +104,7 @@ def follow_files(
 
     def look(new: NewImage) -> FileFingerprints:
         before = known.get(stored.get(new.name, -1), {})
-        paths = {"photograph": folder / new.name, "mask": mask_of(new, masks)}
+        paths = {"photograph": folder / new.name, "mask": mask_of(masks, new.name)}
         try:
             return {
                 kind: Fingerprint.of(path, before.get(kind))

@@ -53,7 +53,7 @@ from .steps.align import (
     to_distances,
     to_positions,
 )
-from .steps.doppelgangers import SuspiciousPair, drop_lookalikes, restore_lookalikes
+from .steps.doppelgangers import SuspiciousPair, hide_doppelgangers
 from .steps.extract import Extraction, extract_into
 from .steps.images import Share, is_file, new_images
 from .steps.match import Matching, match_into
@@ -302,7 +302,7 @@ def map_photographs(
         )
         extractor, pairer, _ = pipeline.load(settings["features"], settings["matcher"], where, options)
         write_json(out / "settings.json", settings)
-        restore_lookalikes(store)  # what an earlier run kept from the mapper
+        store.show_hidden_pairs()  # what an earlier run kept from the mapper
         with _lap(seconds, "files"):
             changes, recalibrated = follow_files(store, source, found, masks, settings["own_cameras"])
         if undistort:
@@ -325,7 +325,7 @@ def map_photographs(
             write_json(out / "settings.json", {**settings, "pairs": asked})
 
         with _lap(seconds, "lookalikes"):
-            dropped = () if trust_lookalikes else tuple(drop_lookalikes(store))
+            dropped = () if trust_lookalikes else tuple(hide_doppelgangers(store))
 
     count = len(found)
     placed = 0

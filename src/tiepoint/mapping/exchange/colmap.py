@@ -21,9 +21,9 @@ from ...errors import ArgumentError, InputError
 from ...geometry.colmap import import_pycolmap
 from ...io.exif import read_exif
 from ...io.files import atomic, atomic_folder, check_image_name, check_output_folder, write_json
-from ...io.folders import natural_key
+from ...io.folders import mask_of, natural_key
 from ...io.images import read_image
-from ..steps.extract import mask_of
+from ..store import registered
 from . import model_files
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def write_undistorted(
     with atomic_folder(folder) as temporary:
         for image in registered(straight):
             original, camera = source / image.name, model.cameras[image.camera_id]
-            mask_path = mask_of(image, mask_folder)
+            mask_path = mask_of(mask_folder, image.name)
             if Path(image.name).suffix.lower() not in (".jpg", ".jpeg", ".png"):
                 image.name += ".png"  # appended, so that a.tif and a.bmp stay two files
             target = temporary / "images" / image.name
@@ -302,11 +302,6 @@ def _transforms(model: pycolmap.Reconstruction, masked: bool) -> dict[str, Any]:
             for key in intrinsics:
                 del frame[key]
     return {"camera_model": "PINHOLE", **shared, "ply_file_path": "points.ply", "frames": frames}
-
-
-def registered(model: pycolmap.Reconstruction) -> list[pycolmap.Image]:
-    """Return the images of a model that have a pose, sorted by name."""
-    return sorted((model.images[image_id] for image_id in model.reg_image_ids()), key=lambda image: image.name)
 
 
 def _is_upright(path: Path) -> bool:

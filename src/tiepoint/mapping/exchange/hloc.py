@@ -206,7 +206,7 @@ def write_pairs(store: Store, path: str | os.PathLike[str], pairs: Iterable[tupl
     path : path
         Text file; it appears whole or not at all.
     pairs : iterable of (image id, image id)
-        For example ``store.matched_pairs()``.
+        For example ``pairs_of(store.matched_pair_ids()).tolist()``.
 
     Raises
     ------

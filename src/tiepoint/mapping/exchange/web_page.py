@@ -18,8 +18,7 @@ from ...errors import ArgumentError
 from ...io.files import atomic
 from ..steps.assess import Judgement
 from ..steps.reconstruct import Quality, Scene
-from ..store import Store
-from .colmap import registered
+from ..store import Store, registered
 
 if TYPE_CHECKING:
     import pycolmap

@@ -32,13 +32,13 @@ from ... import geometry, pipeline
 from ...errors import ArgumentError, InputError
 from ...features import Extractor, ExtractorOptions
 from ...geometry import Camera
-from ...geometry.colmap import import_pycolmap
+from ...geometry.absolute import AbsolutePose, estimate_absolute_pose
+from ...geometry.colmap import import_pycolmap, to_colmap
 from ...io.files import atomic
 from ...io.video import Frame
 from ...matchers import Matcher
 from ...matchers.overlay import without_overlay
 from ...types import Features, Matches
-from .localize import AbsolutePose, estimate_absolute_pose
 
 if TYPE_CHECKING:
     import pycolmap
@@ -425,7 +425,7 @@ class Tracker:
         pycolmap = import_pycolmap()
         image = pycolmap.Image(
             name=view.frame.name,
-            keypoints=self._ideal.project(_homogeneous(view.rays)) + 0.5,
+            keypoints=to_colmap(self._ideal.project(_homogeneous(view.rays))),
             camera_id=1,
             image_id=view.image_id,
         )

@@ -457,7 +457,7 @@ def expand_covisibility(
     verified : mapping of (id, id) to int
         The pairs that geometry confirms, and their numbers of inliers: `Store.verified_pairs`.
     tried : collection of (id, id)
-        The pairs that were matched, whatever came of it: `Store.matched_pairs`.
+        The pairs that were matched, whatever came of it: `Store.matched_pair_ids`.
     top_k : int
         How many new partners each image chooses, those with the best evidence: the sum, over all images in between,
         of the inliers of the weaker of the two links. A pair is kept if either of its images chose it.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...errors import ArgumentError, InputError
 from ...geometry.colmap import import_pycolmap
 from ...io.files import read_text
-from ..exchange.colmap import registered
+from ..store import registered
 from .images import is_file
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..exchange.colmap import registered
-from ..store import Store
+from ...geometry.colmap import to_colmap
+from ..store import Store, registered
 
 if TYPE_CHECKING:
     import pycolmap
@@ -133,7 +133,7 @@ def turned_and_flat(store: Store, pairs: Sequence[Pair], cameras: Mapping[int, p
     chosen = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(len(pairs), MOST_PAIRS)).astype(int)]
     needed = sorted({image_id for pair in chosen for image_id in pair})
     # COLMAP counts pixels from the corner of the image.
-    points = {i: store.features(i, descriptors=False).keypoints.numpy().astype(np.float64) + 0.5 for i in needed}
+    points = {i: to_colmap(store.features(i, descriptors=False).keypoints.double().numpy()) for i in needed}
     turned = flat = 0
     for a, b in chosen:
         geometry = store.geometry(a, b)

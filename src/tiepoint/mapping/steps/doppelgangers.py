@@ -142,12 +142,10 @@ def suspicious_pairs(store: Store) -> list[SuspiciousPair]:
     return sorted(found, key=lambda pair: (pair.context, pair.id0, pair.id1))
 
 
-def drop_lookalikes(store: Store) -> list[SuspiciousPair]:
-    """Hide the two-view geometries of suspicious pairs from mappers.
+def hide_doppelgangers(store: Store) -> list[SuspiciousPair]:
+    """Hide the two-view geometries of suspicious pairs from mappers; `Store.show_hidden_pairs` undoes it.
 
-    Their matches stay. What mappers read, the inliers of the geometry, moves to a table that COLMAP ignores, from which
-    `restore_lookalikes` brings it back; the pair looks as if it was verified without success. All pairs are judged
-    anew each time, those that an earlier call dropped among them.
+    Their matches stay. All pairs are evaluated anew each time, those that an earlier call hid among them.
 
     Parameters
     ----------
@@ -157,7 +155,7 @@ def drop_lookalikes(store: Store) -> list[SuspiciousPair]:
     Returns
     -------
     list of SuspiciousPair
-        What was dropped, see `suspicious_pairs`.
+        What was hidden, see `suspicious_pairs`.
 
     Raises
     ------
@@ -169,55 +167,13 @@ def drop_lookalikes(store: Store) -> list[SuspiciousPair]:
     ::
 
         with Store.open("map/database.db") as store:
-            for pair in drop_lookalikes(store):
+            for pair in hide_doppelgangers(store):
                 print(pair)
     """
-    restore_lookalikes(store)
+    store.show_hidden_pairs()
     found = suspicious_pairs(store)
-    ids = [(int(pair_id),) for pair_id in pair_ids([(pair.id0, pair.id1) for pair in found])]
-    with store._transaction() as db:
-        db.executemany(
-            "INSERT INTO tiepoint_lookalikes SELECT pair_id, rows, data, config FROM two_view_geometries "
-            "WHERE pair_id = ?",
-            ids,
-        )
-        db.executemany("UPDATE two_view_geometries SET rows = 0, data = NULL, config = 0 WHERE pair_id = ?", ids)
+    store.hide_pairs(pair_ids([(pair.id0, pair.id1) for pair in found]))
     return found
-
-
-def restore_lookalikes(store: Store) -> int:
-    """Undo `drop_lookalikes`: give mappers all verified pairs again.
-
-    Parameters
-    ----------
-    store : Store
-
-    Returns
-    -------
-    int
-        How many pairs came back.
-
-    Raises
-    ------
-    InputError
-        The store cannot be written to.
-    """
-    with store._transaction() as db:
-        db.execute(_TABLE)
-        db.execute(
-            "UPDATE two_view_geometries AS g SET (rows, data, config) = "
-            "(SELECT rows, data, config FROM tiepoint_lookalikes AS l WHERE l.pair_id = g.pair_id) "
-            "WHERE pair_id IN (SELECT pair_id FROM tiepoint_lookalikes)"
-        )
-        return db.execute("DELETE FROM tiepoint_lookalikes").rowcount
-
-
-# A geometry that is replaced, by matching the pair anew, is forgotten here too.
-_TABLE = (
-    "CREATE TABLE IF NOT EXISTS tiepoint_lookalikes (pair_id INTEGER PRIMARY KEY NOT NULL, rows INTEGER NOT NULL, "
-    "data BLOB, config INTEGER NOT NULL, "
-    "FOREIGN KEY(pair_id) REFERENCES two_view_geometries(pair_id) ON DELETE CASCADE)"
-)
 
 
 class MatchGraph:

@@ -7,43 +7,27 @@ transactions of about a second: whatever kills the run costs no more than that, 
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.context
 import os
-import pickle
-import signal
-import sys
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...errors import ArgumentError, InputError, TiepointError
 from ...features import Extractor
-from ...io import folders
+from ...io.folders import mask_of
 from ...io.images import ImageSource, read_image
 from ...types import Features, Image
 from ..progress import Progress, Report, silent
-from ..store import NewImage, Store, StoredImage
+from ..store import Store, StoredImage
+from ..workers import Commits, begin_worker, context_for, cores, stopping, windowed
 
-if TYPE_CHECKING:
-    import pycolmap
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-COMMIT_SECONDS = 1.0  # work that a kill may cost; shorter would wait for the disk more than for the extractor
 IMAGES_PER_PROCESS = 8  # fewer than this are done sooner than another process has imported torch
 
 
@@ -123,22 +107,17 @@ def extract_into(
 
     folder, masks = Path(folder), None if masks is None else Path(masks)
     failed: dict[str, str] = {}
-    waiting: list[tuple[int, Features]] = []
-    last_commit = time.monotonic()
     step = f"extracting {extractor.name}"
     report(Progress(step, len(images) - len(todo), len(images)))
-    for n, (image, outcome) in enumerate(_outcomes(extractor, todo, folder, masks, workers), start=1):
-        outcome = as_registered(outcome, image, folder)
-        if isinstance(outcome, Features):
-            waiting.append((image.image_id, outcome))
-        else:
-            failed[image.name] = outcome
-        if time.monotonic() - last_commit >= COMMIT_SECONDS:
-            store.write_features(waiting)
-            waiting, last_commit = [], time.monotonic()
-        note = "" if isinstance(outcome, Features) else outcome
-        report(Progress(step, len(images) - len(todo) + n, len(images), note=note))
-    store.write_features(waiting)
+    with Commits(store.write_features) as commits:
+        for n, (image, outcome) in enumerate(_outcomes(extractor, todo, folder, masks, workers), start=1):
+            outcome = as_registered(outcome, image, folder)
+            if isinstance(outcome, Features):
+                commits.add((image.image_id, outcome))
+            else:
+                failed[image.name] = outcome
+            note = failed.get(image.name, "")
+            report(Progress(step, len(images) - len(todo) + n, len(images), note=note))
     return Extraction(len(todo) - len(failed), len(images) - len(todo), failed)
 
 
@@ -171,19 +150,9 @@ def as_registered(outcome: Features | str, image: StoredImage, folder: Path) -> 
     )
 
 
-def mask_of(image: StoredImage | NewImage | pycolmap.Image, masks: Path | None) -> Path | None:
-    """Return the mask of a photograph, by its name, in a folder of masks, if it has one."""
-    return None if masks is None else folders.mask_of(masks, image.name)
-
-
 def is_network(extractor: Extractor) -> bool:
     """Whether an extractor runs on its device, or on all cores, by itself."""
     return any(isinstance(part, torch.nn.Module) for part in vars(extractor).values())
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_same_extractor(store: Store, image_id: int, extractor: Extractor) -> None:
@@ -196,27 +165,6 @@ def check_same_extractor(store: Store, image_id: int, extractor: Extractor) -> N
         )
 
 
-def windowed(executor: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[tuple[T, R]]:
-    """Like `Executor.map`, but at most ``ahead`` items are begun or waiting at any time, so memory stays bounded."""
-    begun: deque[tuple[T, Future[R]]] = deque()
-    for item in items:
-        begun.append((item, executor.submit(function, item)))
-        if len(begun) >= ahead:
-            first, future = begun.popleft()
-            yield first, future.result()
-    for first, future in begun:
-        yield first, future.result()
-
-
-@contextmanager
-def stopping(executor: Executor) -> Iterator[Executor]:
-    """Shut an executor down at the end; after an error or Ctrl-C without doing first what nobody waits for."""
-    try:
-        yield executor
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
 def _outcomes(
     extractor: Extractor, images: list[StoredImage], folder: Path, masks: Path | None, workers: int
 ) -> Iterator[tuple[StoredImage, Features | str]]:
@@ -225,7 +173,7 @@ def _outcomes(
 
         def read(image: StoredImage) -> Image | str:
             try:
-                return read_image(folder / image.name, mask_of(image, masks), bands=extractor.options.bands)
+                return read_image(folder / image.name, mask_of(masks, image.name), bands=extractor.options.bands)
             except TiepointError as error:
                 return _reason(error)
 
@@ -236,10 +184,10 @@ def _outcomes(
         return
 
     # A fresh interpreter for each process: copies of this one (fork) would inherit torch's threads in odd states.
-    context = _context_for(extractor)
-    with stopping(ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)) as processes:
+    context = context_for(extractor)
+    with stopping(ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)) as processes:
         work = partial(_extract_in_worker, extractor)
-        jobs = ((folder / image.name, mask_of(image, masks)) for image in images)
+        jobs = ((folder / image.name, mask_of(masks, image.name)) for image in images)
         try:
             for image, (_, done) in zip(images, windowed(processes, work, jobs, 4 * workers), strict=True):
                 yield image, done if isinstance(done, str) else as_features(done)
@@ -249,54 +197,6 @@ def _outcomes(
                 "run the same again, with fewer workers or a smaller --long-side. (In a script with an extractor of "
                 "its own, the call belongs under: if __name__ == '__main__':)"
             ) from error
-
-
-def _context_for(extractor: Extractor) -> multiprocessing.context.BaseContext:
-    """Return how to start workers for an extractor.
-
-    Usually a worker begins with running the script again that the user started, all but what stands under
-    ``if __name__ == "__main__"``. Workers need that only to know classes of the script. Without it, a script does not
-    start itself over and over where it has no such line.
-    """
-    return multiprocessing.get_context("spawn") if b"__main__" in pickle.dumps(extractor) else _Context()
-
-
-class _Process(multiprocessing.context.SpawnProcess):
-    @staticmethod
-    def _Popen(process_obj: Any) -> Any:
-        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-        try:
-            return multiprocessing.context.SpawnProcess._Popen(process_obj)
-        finally:
-            sys.modules["__main__"] = main
-
-
-class _Context(multiprocessing.context.SpawnContext):
-    Process = _Process
-
-
-def end_with_parent() -> None:
-    """Let this process end when the one that started it does, however that happens.
-
-    A worker waits for its next job on a pipe that the other workers hold open too, and would wait for ever.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, name="end with parent", daemon=True).start()
-
-
-def _begin_worker() -> None:
-    import cv2
-
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process decides
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
 
 
 def _extract_in_worker(extractor: Extractor, job: tuple[Path, Path | None]) -> dict[str, Any] | str:

@@ -28,8 +28,8 @@ from ...types import Matches
 from ..blocks import CACHE_BYTES, FeatureCache, in_blocks
 from ..progress import Progress, Report, silent
 from ..store import PairResult, Store, pair_ids
+from ..workers import Commits, cores, stopping, windowed
 from . import verify as verification
-from .extract import COMMIT_SECONDS, cores, stopping, windowed
 
 # Pairs matched together: on a GPU an 8 x 8 square of images, enough to fill it; elsewhere what is soon done.
 BATCH = {"cuda": 64}
@@ -139,12 +139,11 @@ def match_into(
     batches = (ordered[at : at + size][todo[at : at + size]].tolist() for at in range(0, len(ordered), size))
     finish = verification.verify if verify else unverified
     tally = Tally.of(matcher)
-    waiting: list[PairResult] = []
-    last_commit = time.monotonic()
     report(Progress("matching", already, total))
     with (
         stopping(ThreadPoolExecutor(1, "match")) as matching,
         stopping(ThreadPoolExecutor(workers or cores(), "verify")) as verifying,
+        Commits(store.write_matches) as commits,
     ):
 
         def match(job: Job) -> list[tuple[Matches, Future[PairResult]]]:
@@ -160,14 +159,9 @@ def match_into(
         jobs = ([(a, b, (cache[a], cache[b])) for a, b in batch] for batch in batches if batch)
         for _, results in windowed(matching, match, jobs, BATCHES_AHEAD):
             for matches, future in results:
-                result = future.result()
-                tally.add(result, matches.stop_layer)
-                waiting.append(result)
-            if time.monotonic() - last_commit >= COMMIT_SECONDS:
-                store.write_matches(waiting)
-                waiting, last_commit = [], time.monotonic()
+                tally.add(future.result(), matches.stop_layer)
+            commits.add(*(future.result() for _, future in results))
             report(Progress("matching", already + tally.matched, total, tally.early_exits))
-        store.write_matches(waiting)
     return tally.summary(len(ordered), already, len(ordered) - int(usable.sum()), time.monotonic() - begin, cache.reads)
 
 

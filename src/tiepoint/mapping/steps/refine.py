@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...io.images import read_image
-from ..exchange.colmap import registered
+from ..store import registered
 
 if TYPE_CHECKING:
     import pycolmap

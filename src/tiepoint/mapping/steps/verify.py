@@ -7,7 +7,6 @@ matches of a watermark are told from those of a scene. It releases Python's lock
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...geometry.colmap import import_pycolmap
+from ...geometry.colmap import import_pycolmap, to_colmap
 from ...types import Matches
 from ..blocks import CACHE_BYTES, FeatureCache, in_blocks
 from ..progress import Progress, Report, silent
 from ..store import CONFIGS, PairResult, Store, pair_ids
-from .extract import COMMIT_SECONDS, cores, stopping, windowed
+from ..workers import Commits, cores, stopping, windowed
 
 if TYPE_CHECKING:
     import pycolmap
@@ -73,7 +72,7 @@ def verify(
     options = pycolmap.TwoViewGeometryOptions(min_num_inliers=LEAST_INLIERS, compute_relative_pose=True)
     options.ransac.random_seed = seed
     # COLMAP counts pixels from the image's corner.
-    points0, points1 = (points.astype(np.float64) + 0.5 for points in (matches.points0, matches.points1))
+    points0, points1 = (to_colmap(points.astype(np.float64)) for points in (matches.points0, matches.points1))
     rows = np.arange(len(matches), dtype=np.uint32).repeat(2).reshape(-1, 2)
     found = pycolmap.estimate_two_view_geometry(camera0, points0, camera1, points1, rows, options)
     if len(found.inlier_matches) < LEAST_INLIERS:
@@ -136,15 +135,9 @@ def verify_into(
             matches = Matches(stored.indices, stored.scores, x0, x1, overlaps=stored.overlaps)
             yield a, b, cameras[a], cameras[b], matches
 
-    waiting: list[PairResult] = []
-    last_commit = time.monotonic()
     workers = workers or cores()
-    with stopping(ThreadPoolExecutor(workers, "verify")) as threads:
+    with stopping(ThreadPoolExecutor(workers, "verify")) as threads, Commits(store.write_matches) as commits:
         for n, (_, result) in enumerate(windowed(threads, lambda job: verify(*job), jobs(), 4 * workers), start=1):
-            waiting.append(result)
-            if time.monotonic() - last_commit >= COMMIT_SECONDS:
-                store.write_matches(waiting)
-                waiting, last_commit = [], time.monotonic()
+            commits.add(result)
             report(Progress("verifying", n, len(todo)))
-        store.write_matches(waiting)
     return len(todo)

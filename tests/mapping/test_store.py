@@ -21,38 +21,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import made_up_features
 import tiepoint as tp
+from made_up_features import SIZE, camera, features
+from stored import matched_pairs
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.geometry.colmap import quaternion_of, rotation_of
 from tiepoint.mapping.store import CONFIGS, MAX_IMAGES, NewImage, PairResult, Store, pair_ids, pairs_of
 from tiepoint.types import Features
 
 pycolmap = pytest.importorskip("pycolmap")
-
-SIZE = (640, 480)
-
-
-def camera(size: tuple[int, int] = SIZE) -> pycolmap.Camera:
-    width, height = size
-    return pycolmap.Camera(
-        model="SIMPLE_RADIAL", width=width, height=height, params=[600.5, width / 2, height / 2, 0.01]
-    )
-
-
-def features(n: int, extractor: str = "sift", dim: int = 128, seed: int = 0, shaped: bool = True) -> Features:
-    """Random features: n rows of unit length without negative numbers, as RootSIFT has them."""
-    rng = np.random.default_rng(seed)
-    descriptors = rng.random((n, dim), np.float32)
-    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
-    return Features(
-        keypoints=torch.from_numpy(rng.uniform(0, 479, (n, 2)).astype(np.float32)),
-        scores=torch.from_numpy(np.sort(rng.random(n, np.float32))[::-1].copy()),
-        descriptors=torch.from_numpy(descriptors),
-        image_size=SIZE,
-        extractor=extractor,
-        scales=torch.from_numpy(rng.uniform(2, 40, n).astype(np.float32)) if shaped else None,
-        orientations=torch.from_numpy(rng.uniform(0, 6.28, n).astype(np.float32)) if shaped else None,
-    )
 
 
 @pytest.fixture
@@ -302,7 +280,7 @@ def test_replacing_features_drops_their_matches(store: Store) -> None:
         [PairResult(a, b, one, np.ones(1), None, np.ones(1, bool)) for a, b in ((1, 2), (2, 3), (1, 3))]
     )
     store.write_features([(2, features(9, seed=7))])
-    assert store.matched_pairs() == {(1, 3)}
+    assert matched_pairs(store) == {(1, 3)}
     assert store.verified_pairs() == {(1, 3): 1}
     assert store.matches(1, 2) is None and store.geometry(2, 3) is None
 
@@ -382,7 +360,7 @@ def test_pairs_without_matches_and_without_geometry(store: Store) -> None:
             PairResult(2, 3, np.array([[0, 1]]), np.array([0.25])),
         ]
     )
-    assert store.matched_pairs() == {(1, 2), (1, 3), (2, 3)}
+    assert matched_pairs(store) == {(1, 2), (1, 3), (2, 3)}
     assert store.matched_pair_ids().tolist() == sorted(pair_ids([(1, 2), (1, 3), (2, 3)]).tolist())
     assert store.verified_pairs() == {}
     assert store.verified_pair_ids().tolist() == pair_ids([(1, 3)]).tolist()
@@ -408,7 +386,7 @@ def test_impossible_results_are_refused(store: Store) -> None:
         store.write_matches([PairResult(1, 2, np.array([[0, -1]]), score)])
     with pytest.raises(ArgumentError, match="image 3 are not in"):
         store.write_matches([PairResult(1, 2, one, score), PairResult(1, 3, one, score)])
-    assert store.matched_pairs() == set()
+    assert matched_pairs(store) == set()
     for bad in (
         lambda: PairResult(1, 1, one, score),
         lambda: PairResult(1, 2, one, np.ones(2)),
@@ -441,7 +419,7 @@ def test_the_last_result_of_a_pair_counts(history: list[tuple[int, int, int, boo
             store.write_matches([PairResult(a, b, matches, np.ones(k), None, np.ones(k, bool) if verified else None)])
             rows = sorted(matches[:, :: 1 if a < b else -1].tolist())
             expected[min(a, b), max(a, b)] = rows, verified
-        assert store.matched_pairs() == set(expected)
+        assert matched_pairs(store) == set(expected)
         assert store.verified_pairs() == {pair: len(rows) for pair, (rows, ok) in expected.items() if ok and rows}
         for (a, b), (rows, _) in expected.items():
             found = store.matches(a, b)
@@ -521,7 +499,7 @@ def test_incremental_mapper_runs_on_our_database(tmp_path: Path) -> None:
 WRITER = """
     import itertools, sys, numpy as np
     sys.path.insert(0, sys.argv[2])
-    from test_store import camera, features
+    from made_up_features import camera, features
     from tiepoint.mapping.store import NewImage, PairResult, Store
     with Store.open(sys.argv[1]) as store:
         ids = list(store.add_images([NewImage(f"{i}.jpg", camera(), "c") for i in range(40)]).values())
@@ -541,7 +519,7 @@ WRITER = """
 def test_kill_9_loses_only_the_open_transaction(tmp_path: Path, batches: int) -> None:
     """What the writer reported as written is there; of what it was writing all or nothing."""
     path = tmp_path / "a.db"
-    command = [sys.executable, "-c", textwrap.dedent(WRITER), str(path), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", textwrap.dedent(WRITER), str(path), str(Path(made_up_features.__file__).parent)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -554,7 +532,7 @@ def test_kill_9_loses_only_the_open_transaction(tmp_path: Path, batches: int) ->
     assert is_whole(path)
     with Store.open(path) as store:
         assert store.has_features() == set(range(1, 41))
-        found = store.matched_pairs()
+        found = matched_pairs(store)
         reported = {(i, j) for i in written for j in range(i + 1, 41)}
         assert reported <= found
         last = written[-1] + 1
@@ -573,17 +551,19 @@ def test_failing_batch_writes_nothing(store: Store) -> None:
 
     with pytest.raises(RuntimeError, match="died"):
         store.write_matches(items())
-    assert store.matched_pairs() == set()
+    assert matched_pairs(store) == set()
 
 
 def test_full_disk(store: Store) -> None:
     store.write_features([(1, features(100))])
-    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
-    store._db.execute(f"PRAGMA max_page_count = {pages + 5}")
+    with store.file.reading() as db:
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+        db.execute(f"PRAGMA max_page_count = {pages + 5}")
     with pytest.raises(InputError, match=r"database\.db: .*disk is full; free some space and run the same again"):
         store.write_features([(2, features(2000)), (3, features(2000))])
     assert store.has_features() == {1} and len(store.features(1)) == 100
-    store._db.execute("PRAGMA max_page_count = 1000000")
+    with store.file.reading() as db:
+        db.execute("PRAGMA max_page_count = 1000000")
     store.write_features([(2, features(2000))])
     assert store.has_features() == {1, 2}
 
@@ -758,7 +738,7 @@ def test_images_are_renamed_removed_and_get_other_cameras_as_colmap_sees_it(tmp_
             "0.jpg": ids["1.jpg"], "1.jpg": ids["0.jpg"], "2.jpg": ids["2.jpg"]
         }  # fmt: skip
         assert all(image.position is None for image in store.images())
-        assert len(store.matched_pairs()) == 3
+        assert len(matched_pairs(store)) == 3
         assert set(store.verified_pairs()) == {tuple(sorted((ids["0.jpg"], ids["2.jpg"])))}  # of unchanged cameras
         assert store.has_features() == {ids["0.jpg"], ids["1.jpg"], ids["2.jpg"]}
     database = pycolmap.Database.open(path)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stored import contents, every_pair, matched_pairs, pose, registered, scene
 from tiepoint import Features, features, matchers
 from tiepoint.errors import ArgumentError, InputError, TiepointError
 from tiepoint.features.base import Extractor
@@ -30,53 +29,6 @@ from tiepoint.mapping.store import NewImage, Store
 from tiepoint.matchers.base import Matcher
 
 pycolmap = pytest.importorskip("pycolmap")
-
-SIZE = (640, 480)
-FOCAL = 500.0
-
-
-def pose(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the world-to-camera pose of image n: a few steps aside, turned back towards the scene."""
-    angle = 0.03 * n
-    R = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
-    return R, -R @ np.array([0.12 * n, 0.02 * n, 0])
-
-
-def scene(path: Path, count: int = 7, points: int = 120) -> Path:
-    """Make a database of pictures of one scene; its descriptors tell the points of the world apart."""
-    rng = np.random.default_rng(3)
-    world = rng.uniform([-1, -1, 3], [1.5, 1, 5], (points, 3))
-    names = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(points, 32)).astype(np.float32)))
-    camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=640, height=480, params=[FOCAL, 320, 240])
-    camera.has_prior_focal_length = True
-    with Store.open(path) as store:
-        ids = store.add_images([NewImage(f"{n:03}.jpg", camera, "shared") for n in range(count)])
-        store.write_features((ids[f"{n:03}.jpg"], picture(n, world, names, rng)) for n in range(count))
-    return path
-
-
-def picture(n: int, world: np.ndarray, names: torch.Tensor, rng: np.random.Generator) -> Features:
-    R, t = pose(n)
-    seen = world @ R.T + t
-    pixels = seen[:, :2] / seen[:, 2:] * FOCAL + [319.5, 239.5] + rng.normal(0, 0.3, (len(world), 2))
-    order = rng.permutation(len(world))
-    pixels[order[:20]] = rng.uniform(0, 480, (20, 2))  # the same look at another place: matches that are wrong
-    return Features(
-        torch.from_numpy(pixels[order].astype(np.float32)), torch.ones(len(order)), names[order], SIZE, "synthetic"
-    )
-
-
-def every_pair(store: Store) -> np.ndarray:
-    ids = np.array([image.image_id for image in store.images()])
-    i, j = np.triu_indices(len(ids), 1)
-    return np.stack([ids[i], ids[j]], axis=1)
-
-
-def contents(path: Path) -> dict[str, list[Any]]:
-    """Return all rows of all tables."""
-    with closing(sqlite3.connect(path)) as db:
-        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return {table: sorted(db.execute(f"SELECT * FROM {table}"), key=repr) for table in tables}
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +95,7 @@ def test_matches_and_geometry_are_those_of_the_scene(tmp_path: Path) -> None:
     with Store.open(scene(tmp_path / "database.db")) as store:
         done = match_into(store, every_pair(store), matcher)
         assert (done.pairs, done.matched, done.already, done.verified) == (21, 21, 0, 21)
-        assert store.matched_pairs() == set(map(tuple, every_pair(store).tolist()))
+        assert matched_pairs(store) == set(map(tuple, every_pair(store).tolist()))
         for a, b in ((1, 2), (2, 7)):
             direct = matcher(store.features(a), store.features(b))
             stored = store.matches(a, b)
@@ -178,7 +130,7 @@ def test_memory_and_threads_change_nothing(
 def test_an_interrupted_run_goes_on_where_it_was(
     tmp_path: Path, undisturbed: dict[str, list[Any]], batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tiepoint.mapping.steps.match.COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("tiepoint.mapping.workers.COMMIT_SECONDS", 0.0)
 
     def stop(progress: Progress) -> None:
         if progress.done >= batches * SMALL_BATCH:
@@ -189,7 +141,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     with Store.open(path) as store:
         with pytest.raises(KeyboardInterrupt):
             match_into(store, every_pair(store), matcher, report=stop)
-        assert len(store.matched_pairs()) == batches * SMALL_BATCH
+        assert len(matched_pairs(store)) == batches * SMALL_BATCH
         done = match_into(store, every_pair(store), matcher)
         assert (done.matched, done.already) == (21 - batches * SMALL_BATCH, batches * SMALL_BATCH)
         again = match_into(store, every_pair(store), matcher)
@@ -200,16 +152,17 @@ def test_an_interrupted_run_goes_on_where_it_was(
 KILLED = """
 import os, signal, sys
 from tiepoint import matchers
-from tiepoint.mapping.steps import match as matching
+from tiepoint.mapping import workers
+from tiepoint.mapping.steps.match import match_into
 from tiepoint.mapping.store import Store
-matching.COMMIT_SECONDS = 0
+workers.COMMIT_SECONDS = 0
 def report(progress):
     if progress.done >= 8:
         os.kill(os.getpid(), signal.SIGKILL)
 with Store.open(sys.argv[1]) as store:
     ids = [image.image_id for image in store.images()]
     pairs = ((a, b) for a in ids for b in ids if a < b)
-    matching.match_into(store, pairs, matchers.load("nearest", "synthetic"), report=report)
+    match_into(store, pairs, matchers.load("nearest", "synthetic"), report=report)
 """
 
 
@@ -219,7 +172,7 @@ def test_a_killed_process_loses_nothing_that_was_committed(tmp_path: Path, undis
     killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert killed.returncode == -signal.SIGKILL
     with Store.open(path) as store:
-        assert len(store.matched_pairs()) == 8
+        assert len(matched_pairs(store)) == 8
         match_into(store, every_pair(store), matchers.load("nearest", "synthetic"))
     assert contents(path) == undisturbed
 
@@ -242,7 +195,7 @@ def test_images_without_features_are_left_out_and_unknown_ones_refused(tmp_path:
         new = store.add_images([NewImage("unreadable.jpg", camera, "shared")])["unreadable.jpg"]
         done = match_into(store, every_pair(store), matcher)
         assert (done.pairs, done.matched, done.without_features) == (6, 3, 3)
-        assert not any(new in pair for pair in store.matched_pairs())
+        assert not any(new in pair for pair in matched_pairs(store))
         with pytest.raises(InputError, match="no image 77"):
             match_into(store, [(1, 77)], matcher)
         fourth = store.add_images([NewImage("fourth.jpg", camera, "shared")])["fourth.jpg"]
@@ -295,13 +248,6 @@ def photographs(tmp_path: Path, texture: np.ndarray) -> Path:
         PIL.Image.fromarray(np.roll(texture, 10 * n, axis=1)).save(folder / name)
     PIL.Image.new("RGB", (320, 240), (90, 90, 90)).save(folder / "blank.png")
     return folder
-
-
-def registered(path: Path, names: tuple[str, ...]) -> Store:
-    camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=320, height=240, params=[300, 160, 120])
-    store = Store.open(path)
-    store.add_images([NewImage(name, camera, "shared") for name in names])
-    return store
 
 
 NAMES = ("a.png", "b.png", "blank.png", "sub/c.png")
@@ -408,7 +354,7 @@ class Deadly(Network):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_a_process_that_dies_is_an_error_and_the_rest_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiepoint.mapping.steps.extract.COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("tiepoint.mapping.workers.COMMIT_SECONDS", 0.0)
     for name, grey in (("a.png", 0), ("b.png", 255)):
         PIL.Image.new("RGB", (320, 240), (grey,) * 3).save(tmp_path / name)
     with registered(tmp_path / "database.db", ("a.png", "b.png")) as store:

@@ -21,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from test_mapping_matching import contents, every_pair, registered, scene
+from stored import contents, every_pair, matched_pairs, registered, scene
 from tiepoint import features, matchers
 from tiepoint.errors import ArgumentError, InputError, TiepointError
 from tiepoint.features.sift import SIFT
@@ -147,7 +147,7 @@ def test_shards_that_were_finished_are_not_made_again(tmp_path: Path, four_worke
     with Store.open(path) as store:
         with pytest.raises(KeyboardInterrupt):
             match_on_ray(store, every_pair(store), matcher, shard=8, report=stop)
-        assert len(store.matched_pairs()) == 8
+        assert len(matched_pairs(store)) == 8
         damaged, _ = sorted(shards.glob("matches-*.npz"))
         damaged.write_bytes(damaged.read_bytes()[:-100])
         before = matcher.begun()
@@ -225,7 +225,7 @@ def test_errors_are_those_of_one_process(tmp_path: Path, four_workers: None, mon
         monkeypatch.setattr(distributed, "RETRIES", 0)
         with pytest.raises(TiepointError, match="1 workers died"):
             match_on_ray(store, every_pair(store), Deadly("synthetic"))
-        assert store.matched_pairs() == set()
+        assert matched_pairs(store) == set()
     with pytest.raises(InputError, match="no GPU"):
         distributed._Workers(torch.device("cuda"))
     with pytest.raises(ArgumentError, match="already"), cluster("local"):

@@ -11,7 +11,7 @@ suspicious ones. Two sets fold:
 
 The others have no twins and must not lose anything.
 
-    python benchmarks/lookalikes.py --data ../shared/data --work ../runs/lookalikes-benchmark
+    python benchmarks/doppelgangers.py --data ../shared/data --work ../runs/lookalikes-benchmark
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from tiepoint import features, matchers
 from tiepoint.errors import InputError
 from tiepoint.mapping import Store, pairs
-from tiepoint.mapping.steps.doppelgangers import drop_lookalikes, restore_lookalikes
+from tiepoint.mapping.steps.doppelgangers import hide_doppelgangers
 from tiepoint.mapping.steps.extract import extract_into
 from tiepoint.mapping.steps.images import new_images
 from tiepoint.mapping.steps.match import match_into
@@ -148,9 +148,9 @@ def main(
             begin = time.process_time()
             with Store.open(place / "database.db") as store:
                 names = {image.image_id: image.name for image in store.images()}
-                restore_lookalikes(store)
+                store.show_hidden_pairs()
                 before = list(store.verified_pairs())
-                dropped = drop_lookalikes(store) if option == "on" else []
+                dropped = hide_doppelgangers(store) if option == "on" else []
                 after = list(store.verified_pairs())
             seconds = time.process_time() - begin
             row = {"set": name, "option": option, "pairs": len(before), "dropped": len(dropped), "seconds": seconds}

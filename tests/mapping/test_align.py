@@ -11,12 +11,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from room_by_camera import PLACES
+from room_by_camera import photographs as photograph_room
 from synthetic_scene import SyntheticScene
-from test_camera_models import PLACES
-from test_camera_models import photographs as photograph_room
-from test_cli_map import CLASSIC, view
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.mapping.steps import align as alignment
+from two_walls import CLASSIC, view
 
 pycolmap = pytest.importorskip("pycolmap")
 

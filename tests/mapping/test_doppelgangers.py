@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from stored import matched_pairs
 from tiepoint import features, matchers
 from tiepoint.mapping.steps.doppelgangers import (
     HARMFUL,
     MatchGraph,
     SuspiciousPair,
-    drop_lookalikes,
-    restore_lookalikes,
+    hide_doppelgangers,
     suspicious_pairs,
 )
 from tiepoint.types import Features
@@ -190,11 +190,11 @@ def test_dropped_pairs_are_hidden_from_mappers_and_their_matches_stay(
     path, wrong = twin_store
     with Store.open(path) as store:
         before = store.verified_pairs()
-        matched = store.matched_pairs()
-        found = drop_lookalikes(store)
+        matched = matched_pairs(store)
+        found = hide_doppelgangers(store)
         assert {(pair.id0, pair.id1) for pair in found} == wrong
         assert store.verified_pairs() == {pair: n for pair, n in before.items() if pair not in wrong}
-        assert store.matched_pairs() == matched
+        assert matched_pairs(store) == matched
         pair = found[0]
         assert len(store.matches(pair.id0, pair.id1).indices) == pair.inliers
         assert pair.names == (f"{pair.id0 - 1:02d}.jpg", f"{pair.id1 - 1:02d}.jpg")
@@ -207,19 +207,19 @@ def test_restoring_gives_back_every_byte(twin_store: tuple[Path, set[tuple[int, 
     path, wrong = twin_store
     before = geometries(path)
     with Store.open(path) as store:
-        drop_lookalikes(store)
+        hide_doppelgangers(store)
     with Store.open(path) as store:  # in another run
-        assert restore_lookalikes(store) == len(wrong)
-        assert restore_lookalikes(store) == 0
+        assert store.show_hidden_pairs() == len(wrong)
+        assert store.show_hidden_pairs() == 0
     assert geometries(path) == before
 
 
 def test_dropping_twice_is_dropping_once(twin_store: tuple[Path, set[tuple[int, int]]]) -> None:
     path, _ = twin_store
     with Store.open(path) as store:
-        once = drop_lookalikes(store)
+        once = hide_doppelgangers(store)
         state = geometries(path)
-        assert drop_lookalikes(store) == once
+        assert hide_doppelgangers(store) == once
     assert geometries(path) == state
 
 
@@ -236,12 +236,12 @@ def test_a_pair_that_was_matched_anew_is_not_overwritten_by_its_past(
 ) -> None:
     path, wrong = twin_store
     with Store.open(path) as store:
-        a, b = drop_lookalikes(store)[0].id0, drop_lookalikes(store)[0].id1
+        a, b = hide_doppelgangers(store)[0].id0, hide_doppelgangers(store)[0].id1
         new = np.arange(16).repeat(2).reshape(-1, 2)
         store.write_matches(
             [PairResult(a, b, new, np.ones(16), inliers=np.ones(16, bool), config="PLANAR", H=np.eye(3))]
         )
-        assert restore_lookalikes(store) == len(wrong) - 1
+        assert store.show_hidden_pairs() == len(wrong) - 1
         geometry = store.geometry(a, b)
     assert geometry.config == "PLANAR"
     assert len(geometry.matches) == 16
@@ -249,8 +249,8 @@ def test_a_pair_that_was_matched_anew_is_not_overwritten_by_its_past(
 
 def test_a_store_without_pairs(tmp_path: Path) -> None:
     with Store.open(tmp_path / "database.db") as store:
-        assert drop_lookalikes(store) == []
-        assert restore_lookalikes(store) == 0
+        assert hide_doppelgangers(store) == []
+        assert store.show_hidden_pairs() == 0
 
 
 # ---- photographs ----
@@ -269,7 +269,7 @@ def test_the_two_sides_of_a_cup(data_dir: Path, tmp_path: Path) -> None:
         match_into(store, [*neighbours, *opposite], matchers.load("nearest", features="sift"), workers=1)
         before = store.verified_pairs()
         assert sum(before.get(pair, 0) > 50 for pair in opposite) > 20
-        drop_lookalikes(store)
+        hide_doppelgangers(store)
         after = store.verified_pairs()
     assert all(after.get(pair, 0) < HARMFUL for pair in opposite)
     assert neighbours & set(before) <= set(after)

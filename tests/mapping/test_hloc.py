@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from stored import matched_pairs
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.mapping import pairs
 from tiepoint.mapping.exchange import hloc
@@ -86,13 +87,13 @@ def test_round_trip_is_exact(store: Store, tmp_path: Path) -> None:
     with new_store(tmp_path / "b.db") as other:
         assert hloc.import_features(other, tmp_path / "f.h5", "mine") == []
         assert hloc.import_matches(other, tmp_path / "m.h5") == []
-        assert other.has_features() == {1, 2, 3} and other.matched_pairs() == store.matched_pairs()
+        assert other.has_features() == {1, 2, 3} and matched_pairs(other) == matched_pairs(store)
         for i in (1, 2, 3):
             before, after = store.features(i), other.features(i)
             assert after.extractor == "mine"
             for part in ("keypoints", "scores", "descriptors"):
                 assert torch.equal(getattr(before, part), getattr(after, part)), part
-        for a, b in store.matched_pairs():
+        for a, b in matched_pairs(store):
             one, two = store.matches(a, b), other.matches(a, b)
             assert one is not None and two is not None
             np.testing.assert_array_equal(one.indices, two.indices)

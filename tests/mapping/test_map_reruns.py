@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from test_cli_map import CLASSIC, FOCAL, view
 from tiepoint.mapping.run import map_photographs
 from tiepoint.mapping.steps.doppelgangers import SuspiciousPair
 from tiepoint.mapping.store import Store, pairs_of
+from two_walls import CLASSIC, FOCAL, view
 
 pycolmap = pytest.importorskip("pycolmap")
 
@@ -429,7 +429,7 @@ def test_an_input_where_the_map_writes_is_refused(again: Again, place: str) -> N
 
 def test_a_database_brought_along_keeps_its_cameras_until_an_option_says_otherwise(again: Again) -> None:
     (again.out / "settings.json").unlink()
-    with Store.open(again.out / "database.db") as store, store._transaction() as db:
+    with Store.open(again.out / "database.db") as store, store.file.transaction() as db:
         db.execute("DELETE FROM tiepoint_files")
         db.execute("DELETE FROM tiepoint_cameras")
         db.execute("UPDATE cameras SET params = ?", (np.array([303.0, 160, 120, 0.001]).tobytes(),))
