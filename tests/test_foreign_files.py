@@ -456,7 +456,8 @@ from pathlib import Path
 from tiepoint.errors import InputError
 from tiepoint.features.cairn import CairnConfig
 from tiepoint.io import arrays, files
-from tiepoint.mapping import Store, model_files
+from tiepoint.mapping import Store
+from tiepoint.mapping.exchange import model_files
 from tiepoint.types import Features
 import h5py, pycolmap
 limit, folder = int(sys.argv[1]), Path(sys.argv[2])

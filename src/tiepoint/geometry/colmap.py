@@ -31,12 +31,12 @@ def import_pycolmap() -> Any:
 
 def to_colmap(pixels: Numbers) -> Numbers:
     """Return pixels as COLMAP counts them: (0.5, 0.5) is the centre of the top-left pixel, which is (0, 0) here."""
-    return pixels + 0.5
+    return np.add(pixels, 0.5)
 
 
 def from_colmap(pixels: Numbers) -> Numbers:
     """Return pixels of COLMAP's as they are counted here; the inverse of `to_colmap`."""
-    return pixels - 0.5
+    return np.subtract(pixels, 0.5)
 
 
 def quaternion_of(R: ArrayLike) -> Matrix:
