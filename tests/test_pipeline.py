@@ -82,8 +82,8 @@ def test_the_default_is_bundled(on_this_machine: set[str]) -> None:
         path = weights.store.BUNDLED / entry.file
         assert path.stat().st_size == entry.size and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
         config = weights.load(path)[1]
-        if entry.kind == "matcher":
-            assert config["features"] == [entry.features] and config["overlap_threshold"] > 0
+        if entry.kind == "lightglue":
+            assert tuple(config["features"]) == entry.features and config["overlap_threshold"] > 0
 
 
 @pytest.mark.parametrize("device", ["cpu", None])

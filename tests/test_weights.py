@@ -118,7 +118,7 @@ def test_every_entry_is_complete() -> None:
         assert entry.name == name
         assert entry.sha256 is None or (len(entry.sha256) == 64 and int(entry.sha256, 16))
         assert entry.url is None or entry.url.startswith("https://")
-        assert (entry.features is None) == (entry.kind == "extractor")
+        assert (entry.features == ()) == (entry.kind == "extractor")
         # what cannot be verified must not come out of somebody else's package
         assert entry.sha256 is not None or entry.carrier is None
         if "layers" in entry.config:
@@ -339,10 +339,10 @@ def test_files_at_hand_fit_their_entries() -> None:
         state, config = weights.load(name)
         assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
         if ENTRIES[name].url is None:  # ours
-            ours = ENTRIES[name].kind == "matcher"
+            ours = ENTRIES[name].kind == "lightglue"
             net = LightGlueNet(LightGlueConfig.from_dict(config)) if ours else CairnNet(CairnConfig.from_dict(config))
             net.load_state_dict(state)
-        elif ENTRIES[name].kind == "matcher" and "layers" in config:
+        elif ENTRIES[name].kind == "lightglue":
             state = {k.removeprefix("matcher."): v for k, v in state.items()}
             assert state["input_proj.weight"].shape == (config["dim"], config["input_dim"])
             head_dim = config["dim"] // config["heads"]

@@ -19,7 +19,6 @@ from .devices import pick_device
 from .errors import ArgumentError
 from .features import Extractor, ExtractorOptions
 from .matchers import Matcher
-from .matchers.lightglue import WEIGHTS_FOR
 
 
 @dataclass(frozen=True)
@@ -28,24 +27,34 @@ class Choice:
 
     features: str
     matcher: str
-    weights: tuple[str, ...] = ()
     package: str | None = None
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the weights that both need."""
+        names = self.features, weights.WEIGHTS_FOR.get(self.matcher, {}).get(self.features)
+        return tuple(name for name in names if name in weights.entries())
 
     def is_usable(self) -> bool:
         """Whether everything is here and its licences allow any use, commercial use included."""
         if self.package is not None and find_spec(self.package) is None:
             return False
-        known = weights.entries()
-        return all(name in known and known[name].commercial and weights.available(name) for name in self.weights)
+        return all(map(_may_use, self.weights))
+
+
+def _may_use(name: str) -> bool:
+    """Whether weights are here and their licence allows commercial use."""
+    known = weights.entries()
+    return name in known and known[name].commercial and weights.available(name)
 
 
 # What "auto" means: the first usable one of these. Ours comes first: always there, quick on a CPU, good at any roll.
 PREFERENCES = (
-    Choice("cairn", "lightglue", ("cairn", "cairn-lightglue")),
-    Choice("sift", "lightglue", ("sift-lightglue",)),
-    Choice("aliked-n16", "lightglue", ("aliked-n16", "aliked-lightglue")),
-    Choice("disk", "lightglue", ("disk", "disk-lightglue"), "kornia"),
-    Choice("xfeat", "lightglue", ("xfeat", "xfeat-lighterglue"), "kornia"),
+    Choice("cairn", "lightglue"),
+    Choice("sift", "lightglue"),
+    Choice("aliked-n16", "lightglue"),
+    Choice("disk", "lightglue", "kornia"),
+    Choice("xfeat", "lightglue", "kornia"),
     Choice("sift", "nearest"),
 )
 
@@ -84,8 +93,8 @@ def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str
     if features != "auto" and matcher != "auto":
         return features, matcher, f"{features} + {matcher}, as asked"
     if features != "auto":
-        name = WEIGHTS_FOR.get(features)
-        if name is not None and Choice(features, "lightglue", (name,)).is_usable():
+        name = weights.WEIGHTS_FOR["lightglue"].get(features)
+        if name is not None and _may_use(name):
             return features, "lightglue", f"{features} + lightglue: the best matcher for these features"
         why = f"no trained matcher exists for {features} features"
         if "@" in features:

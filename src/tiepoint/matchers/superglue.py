@@ -21,10 +21,11 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 from .. import weights as weights_module
 from ..errors import ArgumentError, WeightsError
 from ..types import Features, Matches
+from ..weights import registry
 from .base import Matcher, Pair, make_matches
+from .mutual import mutual_nearest
 
-# extractor -> the weights to match its features with, if the caller names none
-WEIGHTS_FOR = {"superpoint": "superglue-outdoor"}
+WEIGHTS_FOR = registry.WEIGHTS_FOR["superglue"]
 
 
 @dataclass(frozen=True)
@@ -296,15 +297,13 @@ class SuperGlue(Matcher):
 
     def _match(self, features0: Features, features1: Features) -> Matches:
         P = self.net(*_inputs(features0), *_inputs(features1))[0].exp()
-        best0, best1 = P[:-1, :-1].max(dim=1), P[:-1, :-1].max(dim=0)
-        index0 = torch.arange(len(features0), device=P.device)
-        mutual = best1.indices[best0.indices] == index0
-        keep = mutual & (best0.values > self.match_threshold)
-        matches = torch.stack([index0, best0.indices], dim=1)[keep].cpu().numpy()
+        best, nearest, mutual = mutual_nearest(P[:-1, :-1])
+        rows = torch.nonzero(mutual & (best > self.match_threshold))[:, 0]
+        matches = torch.stack([rows, nearest[rows]], dim=1).cpu().numpy()
         # Who is not in the dustbin has a partner.
         matchability0, matchability1 = ((1 - dustbin).clamp(0, 1).cpu().numpy() for dustbin in (P[:-1, -1], P[-1, :-1]))
         return replace(
-            make_matches(features0, features1, matches, best0.values[keep].clamp(max=1).cpu().numpy()),
+            make_matches(features0, features1, matches, best[rows].clamp(max=1).cpu().numpy()),
             matchability0=matchability0,
             matchability1=matchability1,
         )

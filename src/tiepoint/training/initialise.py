@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -38,8 +36,7 @@ def start_as_nearest_neighbour(
         Similarity of two keypoints that agree perfectly in place, scale and orientation.
     """
     config = net.config
-    layers: list[Any] = list(net.layers)
-    heads: list[Any] = list(net.heads)
+    layers, heads = net.layers, net.heads
     gain = config.dim**0.5  # unit descriptors have entries of 1 / gain; layers like entries of about 1
     coded = FRAME_CODE if config.align else 0
     kept = config.dim - coded  # numbers of the state that tell what a keypoint looks like
@@ -75,8 +72,7 @@ def start_as_nearest_neighbour(
         head.project.bias.zero_()
         head.matchability.weight.zero_()
         head.matchability.bias.fill_(2.0)  # most points may match: P of a sure match is 0.78, far above any threshold
-    confidence: list[Any] = list(net.confidence)
-    for classifier in confidence:
+    for classifier in net.confidence:
         classifier.weight.zero_()
         classifier.bias.zero_()
     # Frequencies from one wave over the picture to several between neighbouring keypoints, so that what is near is

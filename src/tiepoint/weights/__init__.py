@@ -5,7 +5,7 @@ the official file; only `pull` downloads. `load` also takes the path of a file o
 file is described in `registry`, with its licence.
 """
 
-from .registry import Carrier, Entry
+from .registry import WEIGHTS_FOR, Carrier, Entry
 from .store import (
     NonCommercialWeightsWarning,
     UnverifiedWeightsWarning,
@@ -25,6 +25,7 @@ from .store import (
 )
 
 __all__ = [
+    "WEIGHTS_FOR",
     "Carrier",
     "Entry",
     "NonCommercialWeightsWarning",

@@ -35,9 +35,9 @@ class Entry:
     file : str
         File name, as upstream publishes it.
     kind : str
-        ``"extractor"`` or ``"matcher"``.
-    features : str or None
-        For a matcher: the extractor whose features it was trained on (a family, for ALIKED: any variant).
+        ``"extractor"``, or the matcher that it is for: ``"lightglue"`` or ``"superglue"``.
+    features : tuple of str
+        For a matcher: the extractors whose features it matches.
     url : str or None
         Official upstream address; None for files that come with tiepoint only.
     size : int or None
@@ -59,13 +59,13 @@ class Entry:
 
     name: str
     file: str
-    kind: Literal["extractor", "matcher"]
+    kind: Literal["extractor", "lightglue", "superglue"]
     url: str | None
     size: int | None
     sha256: str | None
     licence: str
     trained_on: str
-    features: str | None = None
+    features: tuple[str, ...] = ()
     commercial: bool = True
     carrier: Carrier | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -97,12 +97,12 @@ _MAGIC_LEAP = "https://github.com/magicleap/SuperGluePretrainedNetwork/raw/maste
 _MAGIC_LEAP_LICENCE = "Magic Leap: academic and non-profit, non-commercial research only"
 
 
-def _ours(name: str, size: int, sha256: str, features: str | None = None) -> Entry:
-    """Return an entry of weights in the wheel: matchers say for which features."""
+def _ours(name: str, size: int, sha256: str, *features: str) -> Entry:
+    """Return an entry of weights in the wheel: an extractor, or a LightGlue for these features."""
     return Entry(
         name=name,
         file=f"{name}.safetensors",
-        kind="matcher" if features else "extractor",
+        kind="lightglue" if features else "extractor",
         features=features,
         url=None,
         size=size,
@@ -130,8 +130,8 @@ def _superglue(scene: str, data: str, sha256: str) -> Entry:
     return Entry(
         name=f"superglue-{scene}",
         file=f"superglue_{scene}.pth",
-        kind="matcher",
-        features="superpoint",
+        kind="superglue",
+        features=("superpoint",),
         url=f"{_MAGIC_LEAP}/superglue_{scene}.pth",
         size=48_233_807,
         sha256=sha256,
@@ -166,8 +166,8 @@ _ALL = [
         licence="MIT",
         trained_on="synthetic shapes, then homographies of MS COCO 2014",
     ),
-    _superglue("indoor", "ScanNet", "0e710469be25ebe1e2ccf68edcae8b2945b0617c8e7e68412251d9d47f5052b1"),
     _superglue("outdoor", "MegaDepth", "2f5f5e9bb3febf07b69df633c4c3ff7a17f8af26a023aae2b9303d22339195bd"),
+    _superglue("indoor", "ScanNet", "0e710469be25ebe1e2ccf68edcae8b2945b0617c8e7e68412251d9d47f5052b1"),
     _aliked("t16", 794_859, "56782336919db220144a884e710e2b6af13b3b8f8da15b915a239078ab471085"),
     _aliked("n16", 2_738_091, "5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2"),
     _aliked("n16rot", 2_738_325, "ddf3abbf38e86f6a74540d214e1a9712c54b2d8551abc864542199f2347d7332"),
@@ -258,8 +258,8 @@ _ALL = [
     Entry(
         name="superpoint-lightglue",
         file="superpoint_lightglue.pth",
-        kind="matcher",
-        features="superpoint",
+        kind="lightglue",
+        features=("superpoint", "superpoint-open"),
         url=f"{_LIGHTGLUE}/superpoint_lightglue.pth",
         size=None,
         sha256="6ff7040d0a497fc6639337946d7538dae07428c18f77a067a0b5a960e7cc551a",
@@ -270,8 +270,8 @@ _ALL = [
     Entry(
         name="aliked-lightglue",
         file="aliked_lightglue.pth",
-        kind="matcher",
-        features="aliked",
+        kind="lightglue",
+        features=("aliked-n16", "aliked-n16rot", "aliked-n32"),  # not t16: its descriptors are shorter
         url=f"{_LIGHTGLUE}/aliked_lightglue.pth",
         size=47_632_827,
         sha256="d975e965b105311a6143194852297dff4f02aea5cc2e10cecfed966ca0e22503",
@@ -283,8 +283,8 @@ _ALL = [
     Entry(
         name="disk-lightglue",
         file="disk_lightglue.pth",
-        kind="matcher",
-        features="disk",
+        kind="lightglue",
+        features=("disk",),
         url=f"{_LIGHTGLUE}/disk_lightglue.pth",
         size=47_631_405,
         sha256="b5b21d47ea24f2c5e501aec9c91b9716e4c8c3429a4dc1e615c133c4c9378335",
@@ -296,8 +296,8 @@ _ALL = [
     Entry(
         name="doghardnet-lightglue",
         file="doghardnet_lightglue.pth",
-        kind="matcher",
-        features="doghardnet",
+        kind="lightglue",
+        features=("doghardnet",),
         url=f"{_LIGHTGLUE}/doghardnet_lightglue.pth",
         size=None,
         sha256="21468c1b417a1b15f83a7c3b5ae2bd5e1d7c31d392aa2732e247e7223bb4aa40",
@@ -309,16 +309,14 @@ _ALL = [
         "cairn-lightglue",
         3_631_982,
         "cd8014dcc55870e821896b11ec06b8855a14c954b48f8ff5472e25bb48e7048e",
-        features="cairn",
+        "cairn",
     ),
-    _ours(
-        "sift-lightglue", 3_631_766, "3692f012f0214e7c974334edc1591dd677517462af7f85415953628f31caab47", features="sift"
-    ),
+    _ours("sift-lightglue", 3_631_766, "3692f012f0214e7c974334edc1591dd677517462af7f85415953628f31caab47", "sift"),
     Entry(
         name="sift-lightglue-cvg",
         file="sift_lightglue.pth",
-        kind="matcher",
-        features="sift",
+        kind="lightglue",
+        features=("sift",),
         url=f"{_LIGHTGLUE}/sift_lightglue.pth",
         size=47_632_573,
         sha256="5b52b8d9982d43532dc042606b346bb9594c9f5a4bd6f64362c63866287b4ac0",
@@ -329,8 +327,8 @@ _ALL = [
     Entry(
         name="xfeat-lighterglue",
         file="xfeat-lighterglue.pt",
-        kind="matcher",
-        features="xfeat",
+        kind="lightglue",
+        features=("xfeat",),
         url="https://github.com/verlab/accelerated_features/raw/main/weights/xfeat-lighterglue.pt",
         size=10_820_795,
         sha256="766102df37f11189efe5b0811d1f47c72b22629b79bfabfcfff9d2a2f84654b8",
@@ -351,3 +349,17 @@ _ALL = [
 ]
 
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ALL}
+
+
+def _weights_for(kind: str) -> dict[str, str]:
+    """Return, for the features that a matcher has weights for, the name of the first such entry."""
+    found: dict[str, str] = {}
+    for entry in _ALL:
+        if entry.kind == kind:
+            for features in entry.features:
+                found.setdefault(features, entry.name)
+    return found
+
+
+# matcher -> features -> the weights that it takes if the user names none
+WEIGHTS_FOR = {kind: _weights_for(kind) for kind in ("lightglue", "superglue")}

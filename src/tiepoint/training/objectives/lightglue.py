@@ -7,14 +7,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ...matchers.lightglue import AssignmentHead, Layout, LightGlueConfig, LightGlueNet, Update, align
+from ...matchers.lightglue import (
+    Layout,
+    LightGlueConfig,
+    LightGlueNet,
+    Update,
+    align,
+    assign,
+    run_layer,
+    run_layers,
+)
 from ..pairs.batch import Batch
 from . import losses
 from .base import Objective, Output
 
 
 def lightglue_inputs(batch: Batch, config: LightGlueConfig) -> tuple[Tensor, Tensor, Layout]:
-    """Return descriptors (T, D), positions (T, 2 or 4) and layout of a batch, as `LightGlueNet` wants them."""
+    """Return descriptors (T, D), positions (T, 2 or 4) and layout of a batch, as `run_layers` wants them."""
     size = batch.sizes[:, None]
     positions = (batch.keypoints - size / 2) / (size.amax(-1, keepdim=True) / 2)
     if config.scale_orientation:
@@ -31,7 +40,21 @@ def lightglue_inputs(batch: Batch, config: LightGlueConfig) -> tuple[Tensor, Ten
     return batch.descriptors.float()[present], positions[present], Layout(counts)
 
 
-class LightGlueObjective(Objective):
+class _OfLightGlue(Objective):
+    net: LightGlueNet
+    compiled = (Update,)
+
+    def __init__(self, net: LightGlueNet) -> None:
+        super().__init__()
+        self.net, self.assign = net, assign
+
+    def compile_parts(self) -> None:
+        """Compile the parts of the network that take most of the time."""
+        super().compile_parts()
+        self.assign = torch.compile(assign, dynamic=True)
+
+
+class LightGlueObjective(_OfLightGlue):
     """The assignment's negative log-likelihood, averaged over all layers (paper, section 3.4).
 
     Parameters
@@ -42,12 +65,9 @@ class LightGlueObjective(Objective):
         Recompute the states inside each layer in the backward pass instead of keeping them.
     """
 
-    net: LightGlueNet
-    compiled = (Update, AssignmentHead)
-
     def __init__(self, net: LightGlueNet, save_memory: bool = False) -> None:
-        super().__init__()
-        self.net, self.save_memory = net, save_memory
+        super().__init__(net)
+        self.save_memory = save_memory
         net.confidence.requires_grad_(False)  # a stage of its own
 
     def forward(self, batch: Batch) -> Output:
@@ -58,37 +78,33 @@ class LightGlueObjective(Objective):
         total = torch.zeros((), device=x.device)
         for layer, head in zip(net.layers, net.heads, strict=True):
             x = (
-                checkpoint(layer, x, cos, sin, layout, use_reentrant=False)
+                checkpoint(run_layer, layer, x, cos, sin, layout, use_reentrant=False)
                 if self.save_memory
-                else layer(x, cos, sin, layout)
+                else run_layer(layer, x, cos, sin, layout)
             )
             with torch.autocast(x.device.type, enabled=False):  # bfloat16 rounds a log-probability of -20 by 0.1
-                log_p, z0, z1 = head(*batch.unpack(x.float()))
+                log_p, z0, z1 = self.assign(head, *batch.unpack(x.float()))
             per_pair = losses.lightglue_nll(log_p, z0, z1, batch.labels)
             total = total + losses.mean_over_labelled(per_pair, batch.labels)
         return Output(total / len(net.layers), log_p, batch.labels, threshold=net.config.match_threshold)
 
 
-class ConfidenceObjective(Objective):
+class ConfidenceObjective(_OfLightGlue):
     """Cross-entropy of the confidence classifiers: does this layer agree with the last? The matcher is frozen."""
 
-    net: LightGlueNet
-    compiled = (Update, AssignmentHead)
-
     def __init__(self, net: LightGlueNet) -> None:
-        super().__init__()
-        self.net = net
+        super().__init__(net)
         net.requires_grad_(False)
         net.confidence.requires_grad_(True)
 
     def forward(self, batch: Batch) -> Output:
         """Return the loss of a batch."""
         with torch.no_grad():
-            states = self.net(*lightglue_inputs(batch, self.net.config))
+            states = run_layers(self.net, *lightglue_inputs(batch, self.net.config))
             fates = []
             for x, head in zip(states, self.net.heads, strict=True):
                 with torch.autocast(x.device.type, enabled=False):
-                    log_p, z0, z1 = head(*batch.unpack(x.float()))
+                    log_p, z0, z1 = self.assign(head, *batch.unpack(x.float()))
                 fates.append(losses.partners(log_p, F.logsigmoid(-z0), F.logsigmoid(-z1)))
         total = torch.zeros((), device=log_p.device)
         for x, layer_fates, classifier in zip(states, fates, self.net.confidence, strict=False):

@@ -87,14 +87,11 @@ def kornia_match(
 def log_assignment(matcher: LightGlue, f0: Features, f1: Features) -> Tensor:
     """Full-depth log assignment (N, M) of the network, without the matcher around it."""
     dtype = next(matcher.net.parameters()).dtype
+    inputs = [
+        (f.descriptors.to(dtype), lightglue.normalise_positions(f.keypoints.to(dtype), f.image_size)) for f in (f0, f1)
+    ]
     with torch.inference_mode():
-        states = matcher.net(
-            torch.cat([f0.descriptors, f1.descriptors]).to(dtype),
-            torch.cat([lightglue.normalise_positions(f.keypoints.to(dtype), f.image_size) for f in (f0, f1)]),
-            Layout([len(f0), len(f1)]),
-        )
-        x0, x1 = states[-1].split([len(f0), len(f1)])
-        return matcher.net.heads[-1](x0, x1)[0]
+        return matcher.net(*inputs[0], *inputs[1])
 
 
 @pytest.mark.parametrize("features", OFFICIAL)
@@ -276,7 +273,9 @@ def test_plain_form_agrees(config: LightGlueConfig) -> None:
         for f in images
     ]
     with torch.inference_mode():
-        ours = net(torch.cat([f.descriptors for f in images]), torch.cat(positions), Layout([37, 21]))
+        ours = lightglue.run_layers(
+            net, torch.cat([f.descriptors for f in images]), torch.cat(positions), Layout([37, 21])
+        )
         x0, x1 = (
             f.descriptors.double() @ state["input_proj.weight"].T + state["input_proj.bias"]
             if "input_proj.weight" in state
@@ -370,8 +369,8 @@ def test_padding_in_the_head_has_no_influence() -> None:
     x0, x1 = torch.randn(5, 16), torch.randn(7, 16)
     padded = [torch.cat([x, 100 * torch.randn(4, 16)])[None] for x in (x0, x1)]
     present = [torch.arange(len(x) + 4)[None] < len(x) for x in (x0, x1)]
-    expected, _, _ = head(x0, x1)
-    log_p, _, _ = head(*padded, *present)
+    expected = head(x0, x1)
+    log_p, _, _ = lightglue.assign(head, *padded, *present)
     torch.testing.assert_close(log_p[0, :5, :7], expected)
     assert torch.isneginf(log_p[0, 5:]).all() and torch.isneginf(log_p[0, :, 7:]).all()
 
