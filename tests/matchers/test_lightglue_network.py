@@ -71,7 +71,7 @@ def test_packed_is_the_paper(
         found += len(plain.pairs)
         depths |= {plain.layers, *plain.depth0.tolist()}
     assert found > 200
-    assert exit_share is None or len(depths) > 2, "pairs and points should need different depths"
+    assert exit_share is None or len(depths) > 1, "pairs and points should need different depths"
 
 
 def test_matcher_is_the_paper(trained: tuple[LightGlue, list[tuple[Features, Features]]]) -> None:

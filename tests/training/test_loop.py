@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from tiepoint import weights
 from tiepoint.calibration import calibrate
-from tiepoint.matchers.lightglue import Layout, LightGlue, LightGlueConfig, LightGlueNet, from_upstream, to_upstream
+from tiepoint.matchers.lightglue import LightGlue, LightGlueConfig, LightGlueNet, from_upstream, run_layers, to_upstream
 from tiepoint.matchers.nearest import NearestNeighbour
 from tiepoint.matchers.superglue import SuperGlueConfig, SuperGlueNet
 from tiepoint.training.data.ground_truth import IGNORED, UNMATCHABLE
@@ -369,7 +369,7 @@ def test_starts_as_nearest_neighbour(dim: int) -> None:
     batch = make_batch(7, n=48, ragged=False)
     matcher = NearestNeighbour("made-up", ratio=None)
     with torch.no_grad():
-        states = net(*lightglue_inputs(batch, net.config))
+        states = run_layers(net, *lightglue_inputs(batch, net.config))
         for x, head in zip(states, net.heads, strict=True):
             m = head.project(x).unflatten(0, (-1, 2, 48))
             similarity = m[:, 0] @ m[:, 1].mT / dim**0.5
@@ -438,8 +438,7 @@ def test_a_new_matcher_is_loadable_upstream(dim: int, monkeypatch: pytest.Monkey
     with torch.no_grad():
         found = theirs({"image0": {**data, "descriptors": d0}, "image1": {**data, "descriptors": d1}})
         positions = torch.cat([(k[0] - 160) / 160, torch.full((n, 1), 4.0), torch.zeros(n, 1)], 1)
-        x = net(torch.cat([d0[0], d1[0]]), torch.cat([positions, positions]), Layout([n, n]))[-1]
-        log_p, _, _ = net.heads[-1](x[:n], x[n:])
+        log_p = net(d0[0], positions, d1[0], positions)
     best, j = log_p.max(1)
     mutual = log_p.argmax(0)[j] == torch.arange(n)
     np.testing.assert_array_equal(found["matches0"][0].numpy(), torch.where(mutual, j, -1).numpy())
