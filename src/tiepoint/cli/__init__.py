@@ -23,7 +23,7 @@ import typer
 
 from .._version import __version__
 from ..errors import InputError, TiepointError
-from . import calibrate, db, evaluate, extract, info, localize, map, match, track, train, weights
+from . import calibrate, db, evaluate, extract, info, localize, map, match, serve, track, train, weights
 from .console import say, show_warning
 
 INTERRUPTED = 130  # as shells number SIGINT
@@ -42,6 +42,7 @@ app.command("extract")(extract.extract)
 app.command("map")(map.map_photographs)
 app.command("track")(track.track)
 app.command("localize")(localize.localize)
+app.command("serve")(serve.serve)
 app.add_typer(db.app, name="db")
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(evaluate.bench)

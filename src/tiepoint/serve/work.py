@@ -1,0 +1,149 @@
+"""What the worker process does with a job: `run_match` and `run_map`."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from ..errors import InputError
+from ..io.decoding import SUFFIXES, read_header
+from ..io.files import write_json
+from ..io.images import read_image, read_reduced
+from ..mapping.progress import Progress
+from ..mapping.run import map_photographs
+from ..two_view import match
+
+SHEET_SIDE, SHEET_COLUMNS, SHEET_IMAGES = 160, 6, 60  # of the contact sheet
+
+Tell = Callable[[str, Any], None]
+"""Gets what is new about a job: ("step", Step's fields), ("note", text), ("output", file name)."""
+
+
+def run(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> dict[str, Any]:
+    """Do a job; return its result.
+
+    Parameters
+    ----------
+    job : mapping
+        ``kind``, ``options`` and ``files`` of a `tiepoint.serve.jobs.Job`.
+    folder : Path
+        Of the job. Uploads lie in ``photos``; everything to be fetched goes into ``result``.
+    pixels : int
+        Photographs with more are left out.
+    tell : callable
+        See `Tell`.
+
+    Raises
+    ------
+    TiepointError
+        It cannot be done; the message names files as the user does.
+    """
+    (folder / "result").mkdir(exist_ok=True)
+    return {"match": run_match, "map": run_map}[job["kind"]](job, folder, pixels, tell)
+
+
+def run_match(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> dict[str, Any]:
+    """Match two photographs; see `run`."""
+    tell("step", {"name": "reading the photographs"})
+    images = []
+    for name, label in job["files"].items():
+        check_size(folder / "photos" / name, label, pixels)
+        images.append(replace(read_image(folder / "photos" / name), name=label))
+    options = job["options"]
+    tell("step", {"name": "finding and matching points"})
+    result = match(
+        images[0],
+        images[1],
+        features=options["features"],
+        matcher=options["matcher"],
+        effort=options["effort"],
+        geometry=None if options["geometry"] == "none" else options["geometry"],
+    )
+    tell("step", {"name": "drawing"})
+    for name in ("matches.png", "match.html", "matches.csv", "matches.npz", "matches.json"):
+        result.save(folder / "result" / name, overwrite=True)
+        tell("output", name)
+    return result.summary()
+
+
+def run_map(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> dict[str, Any]:
+    """Map photographs or a video; see `run`."""
+    photos, out, labels = folder / "photos", folder / "map", job["files"]
+    videos = [name for name in labels if not name.endswith(SUFFIXES)]
+    if not videos:
+        tell("step", {"name": "reading the photographs"})
+        for name, label in labels.items():
+            path = photos / name
+            if not path.exists():  # left out before a restart
+                continue
+            try:
+                check_size(path, label, pixels)
+            except InputError as error:
+                path.unlink()
+                tell("note", f"left out: {error}")
+        if contact_sheet(photos, folder / "result" / "photographs.jpg"):
+            tell("output", "photographs.jpg")
+
+    def report(progress: Progress) -> None:
+        tell("step", {"name": progress.step, "done": progress.done, "total": progress.total})
+        if progress.note:
+            tell("note", progress.note)
+
+    options = job["options"]
+    result = map_photographs(
+        photos / videos[0] if videos else photos,
+        out,
+        features=options["features"],
+        matcher=options["matcher"],
+        report=report,
+    )
+    for name, why in result.skipped.items():
+        tell("note", f"{name}: left out: {why}")
+    for line in result.notes:
+        tell("note", line)
+    summary = {**result.summary(), "output": "map"}
+    # Paths of this machine are nobody's business.
+    summary = json.loads(json.dumps(summary).replace(json.dumps(f"{folder}/")[1:-1], ""))
+    write_json(folder / "result" / "report.json", summary)
+    for name in ("scene.html", "points.ply", "trajectory.txt"):
+        shutil.copyfile(out / name, folder / "result" / name)
+    shutil.make_archive(str(folder / "result" / "sparse"), "zip", out, "sparse")
+    for name in ("scene.html", "points.ply", "trajectory.txt", "sparse.zip", "report.json"):
+        tell("output", name)
+    return summary
+
+
+def check_size(path: Path, label: str, pixels: int) -> None:
+    """Look at an image's header; raise `InputError` where it is damaged, or too large to be decoded here."""
+    with path.open("rb") as file:
+        read_header(file, label, pixels)
+
+
+def contact_sheet(folder: Path, path: Path) -> bool:
+    """Draw the photographs of a folder, small, on one sheet; return whether there is one that can be read."""
+    thumbnails = []
+    for photo in sorted(folder.iterdir())[:SHEET_IMAGES]:
+        try:
+            image = PIL.Image.fromarray(read_reduced(photo.read_bytes(), photo.name, SHEET_SIDE))
+        except InputError:  # the map says why
+            continue
+        image.thumbnail((SHEET_SIDE, SHEET_SIDE))
+        thumbnails.append(image)
+    if not thumbnails:
+        return False
+    columns = min(SHEET_COLUMNS, len(thumbnails))
+    cell = np.max([image.size for image in thumbnails], axis=0) + 4
+    sheet = PIL.Image.new("RGB", (int(cell[0]) * columns, int(cell[1]) * math.ceil(len(thumbnails) / columns)), "#222")
+    for i, image in enumerate(thumbnails):
+        corner = cell * (i % columns, i // columns) + (cell - image.size) // 2
+        sheet.paste(image, (int(corner[0]), int(corner[1])))
+    sheet.save(path, "JPEG", quality=80)
+    return True

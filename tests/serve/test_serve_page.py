@@ -1,0 +1,168 @@
+"""The page in a real browser: what a person does, and what is on the screen then."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from serving import Server
+from textured_room import Room, look
+
+SLOW = 240_000  # milliseconds, on a machine with other work
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server") / "folder")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six photographs of one room, a damaged one and a text file."""
+    folder = tmp_path_factory.mktemp("photographs") / "room"
+    folder.mkdir()
+    world = Room()
+    for i in range(6):
+        PIL.Image.fromarray(world.photograph(look((0.35 * i - 1, 0.1 * i, 0.2 * i)))).save(folder / f"{i}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(500))
+    (folder / "notes.txt").write_text("no photograph")
+    return folder
+
+
+class Watched:
+    """A page of the browser; every error of its script and every refusal of its policy is kept."""
+
+    def __init__(self, browser: Any, address: str, **context: Any) -> None:
+        self.context = browser.new_context(**context)
+        self.page = self.context.new_page()
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
+        self.page.goto(address)
+        self.page.wait_for_selector("#options select", state="attached")
+
+    def close(self) -> None:
+        self.context.close()
+        assert self.errors == []
+
+
+def pixels(shot: bytes) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.asarray(PIL.Image.open(io.BytesIO(shot)).convert("RGB"), np.float64)
+
+
+def test_two_photographs_are_matched(browser: Any, server: Server, photographs: Path) -> None:
+    watched = Watched(browser, server.address, viewport={"width": 1280, "height": 900})
+    page = watched.page
+    page.set_input_files("#pick", [photographs / "0.png", photographs / "1.png"])
+    assert page.is_checked("input[value=matches]")
+    assert page.locator("#chosen img").count() == 2
+    for name in ("features", "matcher", "effort"):  # each choice says what it means
+        assert len(page.text_content(f"#{name}-line")) > 20
+    before = page.text_content("#features-line")
+    page.select_option("#features", "sift")
+    assert page.text_content("#features-line") != before
+    page.select_option("#matcher", "nearest")
+    page.select_option("#effort", "fast")
+    page.click("#start")
+    page.wait_for_selector(".job.done", timeout=SLOW)
+    job = server.get("/jobs").json()[0]
+    result = server.get(f"/matches/{job['id']}").json()["result"]
+    assert f"{result['matches']:,} matches" in page.text_content(".job .verdict")
+    assert page.text_content(".job h3") == "Match: 0.png – 1.png"
+    # The picture has the colour of inliers on it.
+    image = page.locator(".job img")
+    page.wait_for_function("document.querySelector('.job img').naturalWidth > 0")
+    shown = pixels(image.screenshot())
+    assert (np.abs(shown - (0xA8, 0xEF, 0x2E)).max(axis=2) < 40).sum() > 100
+    with page.expect_popup() as popup:
+        page.click("text=Open the match page")
+    match_page = popup.value
+    match_page.wait_for_function("document.querySelector('#count')?.textContent.includes('matches')")
+    assert f"of {result['matches']} matches" in match_page.text_content("#count")
+    page.click(".job button")
+    page.wait_for_selector(".job", state="detached")
+    assert server.get("/jobs").json() == []
+    watched.close()
+
+
+def test_a_folder_is_mapped_through_a_reload(browser: Any, server: Server, photographs: Path) -> None:
+    watched = Watched(browser, server.address, viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page = watched.page
+    page.set_input_files("#pick-folder", photographs)
+    assert "notes.txt: not a photograph" in page.text_content("#summary")
+    assert page.is_checked("input[value=maps]")
+    assert page.is_hidden("#effort")  # is for matches
+    page.select_option("#features", "sift")
+    page.select_option("#matcher", "nearest")
+    page.click("#start")
+    page.wait_for_selector(".job.running", timeout=SLOW)
+    page.reload()
+    page.wait_for_selector(".job progress, .job.done", timeout=SLOW)
+    page.wait_for_selector(".job.done", timeout=SLOW)
+    assert "6 of 6 photographs placed" in page.text_content(".job .verdict")
+    assert page.locator(".notes li", has_text="broken.jpg").count() == 1
+    # Dark, and nothing reaches beyond the side of a phone.
+    assert pixels(page.screenshot())[:5].mean() < 60
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    with page.expect_popup() as popup:
+        page.click("text=Open the map")
+    popup.value.wait_for_selector("canvas")
+    watched.close()
+
+
+def test_cancel_by_keyboard(browser: Any, server: Server, photographs: Path) -> None:
+    watched = Watched(browser, server.address)
+    page = watched.page
+    page.set_input_files("#pick", sorted(photographs.glob("?.png")))
+    page.focus("#start")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".job.running, .job.waiting", timeout=SLOW)
+    job = next(job for job in server.get("/jobs").json() if job["state"] in ("waiting", "running"))
+    page.locator(".job.running button, .job.waiting button").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#live').textContent.endsWith('cancelled')", timeout=SLOW)
+    assert server.get(f"/maps/{job['id']}").status_code == 404
+    assert not (server.folder / job["id"]).exists()
+    watched.close()
+
+
+def test_a_dropped_folder_and_names_that_are_html(browser: Any, server: Server, photographs: Path) -> None:
+    watched = Watched(browser, server.address)
+    page = watched.page
+    picture = list((photographs / "0.png").read_bytes())
+    page.evaluate(
+        """bytes => {
+          const transfer = new DataTransfer();
+          for (const name of ["<img src=x onerror=alert(1)>.png", "b.png"])
+            transfer.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
+          document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+        }""",
+        picture,
+    )
+    page.wait_for_selector("#chosen li")
+    assert page.locator("#chosen img").count() == 2
+    page.select_option("#features", "sift")
+    page.select_option("#matcher", "nearest")
+    page.select_option("#effort", "fast")
+    page.click("#start")
+    page.wait_for_selector(".job.done h3:has-text('onerror')", timeout=SLOW)
+    assert page.locator(".job img[src=x]").count() == 0
+    watched.close()
+
+
+def test_no_foreign_script_runs(browser: Any, server: Server) -> None:
+    watched = Watched(browser, server.address)
+    watched.page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = 1'}))"
+    )
+    assert watched.page.evaluate("window.ran") is None  # the policy allows the page's own script alone
+    assert any("Content Security Policy" in error for error in watched.errors)
+    watched.context.close()
