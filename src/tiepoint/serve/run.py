@@ -81,6 +81,7 @@ def serve(
         runner = Runner(jobs, limits.pixels)
         config.app = create_app(jobs, limits, host=host, token=token, names=names)
         runner.start()
+        listening.listen(config.backlog)  # from now on who connects is served, be it a moment later
         shown = f"[{host.strip('[]')}]" if ":" in host else host
         say(f"http://{shown}:{listening.getsockname()[1]}")
         try:

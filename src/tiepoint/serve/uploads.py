@@ -164,7 +164,7 @@ class _Parts:
             return
         self._most = self.limits.video if suffix in VIDEO_SUFFIXES else self.limits.photograph
         self._size = 0
-        self._name = server_name(self._count, self._label)
+        self._name = server_name(len(self.upload.files) + 1, self._label)
         self._file = (self.folder / self._name).open("xb")
 
     def _data(self, data: bytes) -> None:
