@@ -181,7 +181,7 @@ def _work(pipe: Connection) -> None:
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     from ..errors import TiepointError
-    from ..mapping.steps.extract import end_with_parent
+    from ..mapping.workers import end_with_parent
     from .work import run
 
     end_with_parent()
