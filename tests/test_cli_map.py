@@ -112,8 +112,8 @@ def test_other_pairs_map_too_and_are_chosen_again(
     tiepoint: Any, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: str
 ) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr("tiepoint.mapping.run.SIMILAR", 2)  # so that a second round finds more
-    monkeypatch.setattr("tiepoint.mapping.run.LOOP", 3)
+    monkeypatch.setattr("tiepoint.mapping.pairs.choose.SIMILAR", 2)  # so that a second round finds more
+    monkeypatch.setattr("tiepoint.mapping.pairs.choose.LOOP", 3)
     options = ["map", photographs, "-o", tmp_path / "out", *CLASSIC, "--pairs", pairs, "--json"]
     first = json.loads(tiepoint(*options).out)
     assert first["models"][0]["registered"] == 5
@@ -263,7 +263,7 @@ def test_photographs_far_apart_are_paired(tiepoint: Any, tmp_path: Path, without
     result = json.loads(ran.out)
     assert result["models"][0]["registered"] == 5
     said = next(note for note in result["notes"] if note.startswith("GPS"))
-    assert f"{5 - len(without)} of 5 photographs" in said and ("look like them" in said) == bool(without)
+    assert f"{5 - len(without)} of 5 photographs" in said and ("image retrieval" in said) == bool(without)
 
 
 def test_case_gps_far_apart(tiepoint: Any, cases_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +301,9 @@ def test_a_sequence_is_in_order_of_time(
     folder = save_views(tmp_path / "photographs", names, exifs)
     given: list[list[int]] = []
     sequential = pairs.sequential
-    monkeypatch.setattr(pairs, "sequential", lambda ids: given.append(list(ids)) or sequential(ids))
+    monkeypatch.setattr(
+        "tiepoint.mapping.pairs.choose.sequential", lambda ids: given.append(list(ids)) or sequential(ids)
+    )
     ran = tiepoint("map", folder, "-o", tmp_path / "out", *CLASSIC, "--pairs", "sequential", "--json")
     assert ran.code == 0, ran.err
     with Store.open(tmp_path / "out" / "database.db") as store:

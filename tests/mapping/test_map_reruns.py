@@ -103,8 +103,8 @@ REFUSED = {
     "bands": (["--bands", "3,2,1"], "no --bands"),
 }
 APPLIED = {
-    "pairs", "trust_lookalikes", "mapper", "masks", "share", "camera_model", "focal", "camera", "fix_cameras",
-    "undistort", "text", "align", "scale", "fresh",
+    "pairs", "trust_doppelgangers", "mapper", "masks", "share", "camera_model", "focal", "camera", "fix_cameras",
+    "refine", "undistort", "text", "align", "scale", "fresh",
 }  # fmt: skip
 NO_PART_OF_THE_RESULT = {"photographs", "output", "device", "workers", "ray", "report"}
 ONLY_FROM_PYTHON = {"seed"}  # of the mapper, which runs each time
@@ -159,12 +159,12 @@ def test_option_pairs(again: Again, tmp_path: Path) -> None:
 SUSPICIOUS = SuspiciousPair(1, 4, ("0.png", "3.png"), 100, 0, 0.1)
 
 
-def test_option_trust_lookalikes(again: Again, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_option_trust_doppelgangers(again: Again, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tiepoint.mapping.steps.doppelgangers.suspicious_pairs", lambda _: [SUSPICIOUS])
-    assert len(again()[1]["lookalikes"]) == 1
+    assert len(again()[1]["doppelgangers"]) == 1
     with Store.open(again.out / "database.db") as store:
         assert len(store.verified_pairs()) == 5
-    assert again("--trust-lookalikes")[1]["lookalikes"] == []
+    assert again("--trust-doppelgangers")[1]["doppelgangers"] == []
     with Store.open(again.out / "database.db") as store:
         assert len(store.verified_pairs()) == 6
 
@@ -264,6 +264,13 @@ def test_option_fix_cameras(again: Again) -> None:
     ran, _ = again("--fix-cameras", base=without_focal())
     assert ran.code == 2
     assert "--focal" in ran.err
+
+
+def test_option_refine(again: Again) -> None:
+    plain = again()[1]["models"][0]["error"]
+    refined = again("--refine")[1]["models"][0]["error"]
+    assert refined < 0.95 * plain
+    assert again()[1]["models"][0]["error"] == pytest.approx(plain, rel=0.02)  # the database keeps its keypoints
 
 
 def stale_export_is_named(again: Again, option: str, folder: str) -> None:

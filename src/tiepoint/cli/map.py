@@ -60,8 +60,9 @@ def map_photographs(
     ] = "auto",
     features: FeaturesOption = "auto",
     matcher: MatcherOption = "auto",
-    trust_lookalikes: Annotated[
-        bool, typer.Option("--trust-lookalikes", help="Use pairs that look alike but seem to show different places.")
+    trust_doppelgangers: Annotated[
+        bool,
+        typer.Option("--trust-doppelgangers", help="Use pairs that match but seem to show two different places."),
     ] = False,
     mapper: Annotated[
         Mapper, typer.Option(help="global is faster for many photographs, and needs good matches.")
@@ -92,6 +93,10 @@ def map_photographs(
     ] = None,
     fix_cameras: Annotated[
         bool, typer.Option("--fix-cameras", help="Take focal lengths and distortion as given; do not adjust them.")
+    ] = False,
+    refine: Annotated[
+        bool,
+        typer.Option("--refine", help="Align keypoints to a fraction of a pixel; twice the mapping time."),
     ] = False,
     undistort: Annotated[
         bool, typer.Option("--undistort", help="Also write undistorted photographs, for gsplat and nerfstudio.")
@@ -142,7 +147,7 @@ def map_photographs(
             pairs=pairs,
             features=features,
             matcher=matcher,
-            trust_lookalikes=trust_lookalikes,
+            trust_doppelgangers=trust_doppelgangers,
             mapper=mapper.value,
             max_keypoints=none_if_zero(max_keypoints),
             long_side=none_if_zero(long_side),
@@ -153,6 +158,7 @@ def map_photographs(
             focal=focal,
             camera=camera,
             fix_cameras=fix_cameras,
+            refine=refine,
             undistort=undistort,
             text=text,
             align=align,
@@ -175,9 +181,9 @@ def map_photographs(
         print(f"verdict: {judgement}")
     if result.scene.left_out:
         print_table(("not in any model", "why"), list(result.scene.left_out.items()))
-    if result.lookalikes:
-        print(f"{len(result.lookalikes)} pairs look alike but seem to show different places, and were not used:")
-        for pair in result.lookalikes[:10]:
+    if result.doppelgangers:
+        print(f"{len(result.doppelgangers)} pairs match but seem to show different places, and were not used:")
+        for pair in result.doppelgangers[:10]:
             print(f"  {pair}")
     for note in result.notes:
         print(note)

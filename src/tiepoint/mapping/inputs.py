@@ -20,15 +20,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .. import pipeline
 from ..errors import ArgumentError, InputError
 from ..io.files import check_output_folder, read_json
 from ..io.folders import mask_of
 from ..io.images import check_bands
 from .store import FileFingerprints, Fingerprint, NewImage, Store
+
+if TYPE_CHECKING:
+    from .run import MapSettings
 
 OUTPUTS = (
     "database.db", "database.db-wal", "database.db-shm", "settings.json", "sparse", "quality.json", "points.ply",
@@ -182,6 +186,57 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def read_begun(output: Path) -> dict[str, Any]:
+    """Return the settings that an earlier run recorded in a map's folder, {} if there was none."""
+    path = output / "settings.json"
+    try:
+        return read_settings(path) if path.exists() else {}
+    except InputError as error:
+        raise InputError(f"{error}; start over with --fresh, or choose another folder") from error
+
+
+def settle(
+    asked: MapSettings, begun: dict[str, Any], store: Store, video: dict[str, Any] | None
+) -> tuple[dict[str, Any], str]:
+    """Return the settings that a map is made with, and a line that says how features and matcher were chosen.
+
+    Raises
+    ------
+    ArgumentError
+        The map was begun with other features, keypoints or sizes: nothing of it would be left.
+    """
+    if not begun:
+        have = store.has_features()
+        features = asked.features
+        if have and features == "auto":  # a database that somebody brought along
+            features = store.features(min(have), descriptors=False).extractor
+        features, matcher, choice = pipeline.choose(features, asked.matcher)
+        settings = {**_extraction(asked), "features": features, "matcher": matcher}
+    else:
+        other = [key for key, value in _extraction(asked).items() if value not in ("auto", begun.get(key))]
+        if other:
+            had = ", ".join(f"{key} {begun.get(key)}" for key in other)
+            line = " ".join(_option(key, begun[key]) for key in other)
+            raise ArgumentError(
+                f"{asked.output}: was begun with {had}; continue with {line}, or start over with --fresh, which "
+                "deletes that map"
+            )
+        settings = begun
+        choice = f"{begun['features']} + {begun['matcher']}, as {asked.output} was begun"
+    # A database that somebody brought along has cameras of its own, which only an option replaces.
+    own_cameras = begun.get("own_cameras", True) if begun else not store.images()
+    return {**settings, "own_cameras": own_cameras or asked.chooses_cameras, "video": video}, choice
+
+
+def same_video(output: Path, video: Path, begun: dict[str, Any]) -> dict[str, Any]:
+    """Return the fingerprint of a video; raise `ArgumentError` if the map's key frames are of another one."""
+    known = begun.get("video")
+    now = Fingerprint.of(video, None if known is None else Fingerprint(**known))
+    if known is not None and now.digest != known["digest"]:
+        raise ArgumentError(f"{output}: was made of another video than {video} is now; start over with --fresh")
+    return asdict(now)
+
+
 def start_over(output: Path, source: Path) -> None:
     """Delete what an earlier ``tiepoint map`` wrote into a folder, and nothing else."""
     if not any((output / name).exists() for name in ("database.db", "settings.json")):
@@ -199,6 +254,19 @@ def check_inputs_survive(output: Path, source: Path, others: Sequence[Path]) -> 
     """Raise `ArgumentError` if an input lies where ``tiepoint map`` writes: the map would replace it."""
     for name in (*OUTPUTS, *(("frames",) if source.is_file() else ())):
         check_output_folder(output / name, inputs=(source, *others))
+
+
+def _extraction(asked: MapSettings) -> dict[str, Any]:
+    """Return the settings that everything else in a map is made of."""
+    values = {key: getattr(asked, key) for key in ("features", "matcher", "max_keypoints", "long_side")}
+    return {**values, "bands": None if asked.bands is None else list(asked.bands)}
+
+
+def _option(key: str, value: Any) -> str:
+    """Return what asks for a setting on the command line."""
+    if key == "bands":
+        return f"--bands {','.join(map(str, value))}" if value else "no --bands"
+    return f"--{key.replace('_', '-')} {value or 0}"
 
 
 def _differs(kind: str, before: FileFingerprints, after: FileFingerprints) -> bool:

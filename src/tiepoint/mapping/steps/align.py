@@ -7,8 +7,9 @@ positions of cameras agree with, `to_distances` only scales it. Everything that 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from ...errors import ArgumentError, InputError
 from ...geometry.colmap import import_pycolmap
 from ...io.files import read_text
-from ..store import registered
+from ..store import NewImage, registered
 from .images import is_file
 
 if TYPE_CHECKING:
@@ -74,6 +75,48 @@ class Alignment:
             f"aligned to {self.used} of {self.given} {what}: residuals {self.residual_median:.3g} m in the median, "
             f"{self.residual_max:.3g} m at most{where}"
         )
+
+
+Aligner = Callable[["pycolmap.Reconstruction"], Alignment]
+
+
+def aligner_for(
+    align: str | os.PathLike[str] | None, scale: str | os.PathLike[str] | None, images: Sequence[NewImage], seed: int
+) -> tuple[Aligner | None, str]:
+    """Return what brings a model into the frame that ``--align`` or ``--scale`` asks for, and a note.
+
+    Raises
+    ------
+    ArgumentError, InputError
+        The two exclude each other; or one is neither a file nor a value, or too few images have a position.
+    """
+    if align is not None and scale is not None:
+        raise ArgumentError("--align and --scale exclude each other: positions give the scale too")
+    names = [image.name for image in images]
+    if scale is not None:
+        return partial(to_distances, distances=read_distances(scale, names)), ""
+    places = {image.name: image.position for image in images}
+    if align is None:
+        known = sum(place is not None for place in places.values())
+        if known < LEAST_POSITIONS:
+            return None, ""
+        return None, (
+            f"{known} photographs say where they were taken (GPS), which is not used: --align gps brings the map "
+            "to metres, east-north-up"
+        )
+    if is_file(align):
+        return partial(to_positions, positions=read_positions(align, names), seed=seed), ""
+    kind, _, place = str(align).partition(":")
+    if kind != "gps":
+        raise ArgumentError(f"--align is gps, or a file of NAME X Y Z; {str(align)!r} is neither")
+    try:
+        origin = tuple(float(value) for value in place.split(",")) if place else None
+        if origin is not None and (len(origin) != 3 or abs(origin[0]) > 90 or abs(origin[1]) > 360):
+            raise ValueError
+    except ValueError as error:
+        raise ArgumentError(f"--align {align}: the origin is gps:LATITUDE,LONGITUDE,ALTITUDE") from error
+    positions, origin = gps_positions(places, origin)
+    return partial(to_positions, positions=positions, by="gps", origin=origin, seed=seed), ""
 
 
 def gps_positions(

@@ -64,8 +64,6 @@ class Quality:
     >>> quality = Quality(1, 2, 10, 20, 2.0, 0.5, (ImageQuality("a.jpg", 20, 0.5),))
     >>> print(quality)
     1 of 2 images, 10 points, track length 2.00, reprojection error 0.50 px
-    >>> quality.rows()
-    [('a.jpg', '20', '0.50')]
     """
 
     registered: int
@@ -102,14 +100,6 @@ class Quality:
             f"{self.registered} of {self.total} images, {self.points} points, track length {self.track_length:.2f}, "
             f"reprojection error {self.error:.2f} px"
         )
-
-    def rows(self, weakest: int = 10) -> list[tuple[str, str, str]]:
-        """Return the lines of a table under `HEADER`: the weakest images."""
-        return [(image.name, str(image.observations), f"{image.error:.2f}") for image in self.images[:weakest]]
-
-
-HEADER = ("weakest images", "observations", "error px")
-"""What stands over `Quality.rows`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,9 +172,11 @@ def reconstruct(
         are never adjusted.
     refine_keypoints : bool
         Also align each track's keypoints to a fraction of a pixel (`tiepoint.mapping.steps.refine`), from the
-        photographs at full size. It helps most where keypoints were found in shrunken photographs.
+        photographs at full size. With SIFT at 1600 pixels it takes a quarter to a third off the reprojection error
+        (fountain 0.22 to 0.15 px, entry 0.25 to 0.19, sceaux 0.35 to 0.27), and changes the cameras' positions by no
+        more than two different mappers do (medians: fountain 0.018 to 0.022 %, entry 0.028 to 0.026 % of the extent).
     bands : one or three ints, optional
-        Which bands of the photographs to use for colours, see `tiepoint.read_image`.
+        Which bands of the photographs to use for colours and ``refine_keypoints``, see `tiepoint.read_image`.
     seed : int
         Of all random choices.
     threads : int, optional
@@ -243,7 +235,7 @@ def reconstruct(
     models = tuple(sorted(found, key=lambda model: (-model.num_reg_images(), -model.num_points3D())))
     for model in models:
         if refine_keypoints:
-            refinement.refine_keypoints(model, images)
+            refinement.refine_keypoints(model, images, bands)
         with _quiet():
             _adjust(model, refine_cameras, threads or -1)
     with Store.open(database, create=False) as store:

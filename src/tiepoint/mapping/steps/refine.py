@@ -1,15 +1,15 @@
-"""Keypoints to a fraction of a pixel: each track's pictures are laid over one of them.
+"""Sub-pixel refinement of keypoints: the patches of each track are aligned to one of them.
 
-Detectors find the same point in each photograph anew, and half a pixel off; a pixel or two where they worked on a
-shrunken photograph. But a model knows how a small patch around a point turns and scales from one photograph to the
-other, so that only a shift is left to be found, by comparing grey values (Lucas and Kanade, IJCAI 1981).
+Detectors find a point in each photograph independently, with errors of half a pixel, or of one or two where they worked
+on a shrunken photograph. A model predicts how a small patch around a point turns and scales from one photograph to the
+other, so only a shift is left to estimate, by comparing grey values (Lucas and Kanade, IJCAI 1981).
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from ...geometry.colmap import from_colmap
 from ...io.images import read_image
 from ..store import registered
 
@@ -43,7 +44,9 @@ WEIGHTS: Patches = np.exp(-(OFFSETS**2).sum(axis=1) / (2 * (0.6 * HALF) ** 2)).a
 WEIGHTS /= WEIGHTS.sum()
 
 
-def refine_keypoints(model: pycolmap.Reconstruction, images: str | os.PathLike[str]) -> int:
+def refine_keypoints(
+    model: pycolmap.Reconstruction, images: str | os.PathLike[str], bands: Sequence[int] | None = None
+) -> int:
     """Move the observations of each point to where the photographs agree best.
 
     Of each track the observation from the middle of all directions stays as it is, and the others are aligned to it.
@@ -56,6 +59,8 @@ def refine_keypoints(model: pycolmap.Reconstruction, images: str | os.PathLike[s
         Its ``points2D`` change.
     images : path
         The folder of the photographs.
+    bands : one or three ints, optional
+        Which bands of them to use, see `tiepoint.read_image`.
 
     Returns
     -------
@@ -76,31 +81,31 @@ def refine_keypoints(model: pycolmap.Reconstruction, images: str | os.PathLike[s
     ----------
     Lindenberger et al., Pixel-Perfect Structure-from-Motion, ICCV 2021, do this with learned feature maps.
     """
-    references, folder, moved = _References(model), Path(images), 0
-    found = registered(model)
-    usable = [image for image in found if _with_picture(model, image, folder, references.sample) is not None]
+    references, moved, usable = _References(model), 0, []
+    for image in registered(model):
+        if (picture := _grey(model, image, Path(images), bands)) is not None:
+            references.sample(model, image, picture)
+            usable.append(image)
     for image in usable:
-        moved += _with_picture(model, image, folder, references.align) or 0
+        if (picture := _grey(model, image, Path(images), bands)) is not None:
+            moved += references.align(model, image, picture)
     return moved
 
 
-def _with_picture(
-    model: pycolmap.Reconstruction,
-    image: pycolmap.Image,
-    folder: Path,
-    work: Callable[[pycolmap.Reconstruction, pycolmap.Image, Patches], int],
-) -> int | None:
-    """Read a photograph as grey values, and return what ``work`` makes of it; None if it cannot be used."""
+def _grey(
+    model: pycolmap.Reconstruction, image: pycolmap.Image, folder: Path, bands: Sequence[int] | None
+) -> Patches | None:
+    """Read a photograph as slightly blurred grey values (H, W); None, with a warning, if it cannot be used."""
     camera = model.cameras[image.camera_id]
     try:
-        view = read_image(folder / image.name)
+        view = read_image(folder / image.name, bands=bands)
         if view.size != (camera.width, camera.height):
             raise InputError(f"{view.name}: is not {camera.width}x{camera.height} pixels as in the model")
     except InputError as error:
         warnings.warn(f"no keypoints are refined in this photograph: {error}", stacklevel=3)
         return None
     grey = cv2.cvtColor(view.pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return work(model, image, np.asarray(cv2.GaussianBlur(grey, (0, 0), BLUR), np.float32))
+    return np.asarray(cv2.GaussianBlur(grey, (0, 0), BLUR), np.float32)
 
 
 class _References:
@@ -128,11 +133,15 @@ class _References:
             self.image[row], self.keypoint[row] = chosen.image_id, chosen.point2D_idx
             self.middle[row], self.normal[row] = point.xyz, mean
 
-    def sample(self, model: pycolmap.Reconstruction, image: pycolmap.Image, picture: Patches) -> int:
-        """Take the patches of the observations chosen in one image; return how many."""
+    def sample(self, model: pycolmap.Reconstruction, image: pycolmap.Image, picture: Patches) -> None:
+        """Take the patches of the observations chosen in one image."""
         rows = np.flatnonzero(self.image == image.image_id)
         pixels = np.array([image.points2D[k].xy for k in self.keypoint[rows].tolist()]).reshape(-1, 2)
-        camera, R, centre = model.cameras[image.camera_id], _rotation(image), image.projection_center()
+        camera, R, centre = (
+            model.cameras[image.camera_id],
+            image.cam_from_world().rotation.matrix(),
+            image.projection_center(),
+        )
 
         def rays(shift: tuple[float, float]) -> Matrix:
             on_plane = np.asarray(camera.cam_from_img(pixels + shift)).reshape(-1, 2)
@@ -149,14 +158,17 @@ class _References:
         self.down[rows] = (along(rays((0, 1))) - along(rays((0, -1)))) / 2
         for some in _chunks(len(rows)):
             self.patches[rows[some]] = _normalise(_sample(picture, pixels[some, None] + OFFSETS))[0]
-        return len(rows)
 
     def align(self, model: pycolmap.Reconstruction, image: pycolmap.Image, picture: Patches) -> int:
         """Move the other observations in one image; return how many could be aligned."""
         seen = [point for point in image.points2D if point.has_point3D()]
         rows = np.array([self.rows[point.point3D_id] for point in seen], np.int64)
         pixels = np.array([point.xy for point in seen]).reshape(-1, 2)
-        camera, R, centre = model.cameras[image.camera_id], _rotation(image), image.projection_center()
+        camera, R, centre = (
+            model.cameras[image.camera_id],
+            image.cam_from_world().rotation.matrix(),
+            image.projection_center(),
+        )
 
         def project(points: Matrix) -> Matrix:
             return np.asarray(camera.img_from_cam((points - centre) @ R.T)).reshape(-1, 2)
@@ -232,7 +244,7 @@ def _align(picture: Patches, pixels: Matrix, offsets: Matrix, patches: Patches) 
 def _sample(picture: Patches, pixels: Matrix) -> Patches:
     """Return the picture at pixels (..., 2), counted from the corner as COLMAP does, bilinearly; nan outside."""
     height, width = picture.shape
-    x, y = pixels[..., 0] - 0.5, pixels[..., 1] - 0.5
+    x, y = np.moveaxis(from_colmap(pixels), -1, 0)
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     x, y = np.where(inside, x, 0), np.where(inside, y, 0)
     column, row = np.minimum(x.astype(np.int64), width - 2), np.minimum(y.astype(np.int64), height - 2)
@@ -252,9 +264,3 @@ def _normalise(patches: Patches) -> tuple[Patches, Patches]:
 
 def _chunks(n: int) -> list[NDArray[np.int64]]:
     return [np.arange(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-
-
-def _rotation(image: pycolmap.Image) -> Matrix:
-    """World-to-camera rotation."""
-    matrix: Matrix = image.cam_from_world().rotation.matrix()
-    return matrix
