@@ -648,6 +648,82 @@ def test_stream_is_read_from_where_it_stands(texture):
     assert not stream.closed
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF"])
+def test_a_pillow_image_is_the_file_it_came_from(texture, tmp_path, orientation, file_format):
+    path = tmp_path / "a.picture"
+    exif = PIL.Image.Exif()
+    exif[274] = orientation
+    PIL.Image.fromarray(texture).save(path, file_format, exif=exif)
+    with PIL.Image.open(path) as opened:
+        image = read_image(opened)
+    assert np.array_equal(image.pixels, read_image(path).pixels) and image.name == str(path)
+
+
+def test_pillow_images_of_all_modes(texture, tmp_path):
+    rgb = PIL.Image.fromarray(texture)
+    assert read_image(rgb).name == "<image>"
+    for mode in ("L", "P", "1", "CMYK", "I;16", "F"):
+        picture = rgb.convert("L" if mode in ("I;16", "F") else mode)
+        if mode == "I;16":
+            picture = PIL.Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+        elif mode == "F":
+            picture = PIL.Image.fromarray(np.asarray(picture).astype(np.float32) / 255)
+        picture.save(tmp_path / "a.tif")
+        assert np.array_equal(read_image(picture).pixels, read_image(tmp_path / "a.tif").pixels), mode
+    clear = np.dstack([texture, np.full(texture.shape[:2], 255, np.uint8)])
+    clear[:50, :, 3] = 0
+    assert np.array_equal(read_image(PIL.Image.fromarray(clear)).mask, clear[..., 3])
+
+
+def test_a_pillow_image_that_cannot_be_used(texture, tmp_path):
+    PIL.Image.fromarray(texture).save(tmp_path / "a.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:3000])
+    with PIL.Image.open(tmp_path / "half.jpg") as opened, pytest.raises(InputError, match=r"half\.jpg"):
+        read_image(opened)
+    with pytest.raises(InputError, match="320x240 pixels are too many"):
+        read_image(PIL.Image.fromarray(texture), max_pixels=1000)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32, torch.float64, torch.bool])
+def test_a_tensor_is_the_array_with_channels_first(texture, kind):
+    first = torch.from_numpy(texture).permute(2, 0, 1)
+    tensor = first / 255 if kind.is_floating_point else first > 128 if kind == torch.bool else first
+    tensor = tensor.to(kind)
+    expected = read_image(np.ascontiguousarray(tensor.permute(1, 2, 0).numpy())).pixels
+    for given in (tensor, tensor[None], tensor.requires_grad_() if kind.is_floating_point else tensor):
+        assert np.array_equal(read_image(given).pixels, expected)
+    grey = read_image(tensor[1])
+    assert np.array_equal(grey.pixels, read_image(tensor.detach()[1].numpy()).pixels) and grey.name == "<tensor>"
+    narrow = tensor[:, :, :3]  # 3 columns, not 3 channels
+    assert np.array_equal(read_image(narrow).pixels, expected[:, :3])
+
+
+def test_half_precision_tensors(texture):
+    exact = torch.from_numpy(texture).permute(2, 0, 1) / 255
+    for kind, error in ((torch.float16, 1), (torch.bfloat16, 1)):
+        assert np.abs(read_image(exact.to(kind)).pixels.astype(int) - texture).max() <= error
+
+
+def test_tensors_that_are_no_image(texture):
+    for shape in ((2, 3, 8, 8), (8,), (1, 1, 3, 8, 8)):
+        with pytest.raises(InputError, match="not that of one image"):
+            read_image(torch.zeros(shape))
+    with pytest.raises(InputError, match="not that of one image"):
+        read_image(torch.zeros(8, 8, 3))  # channels last
+    with pytest.raises(InputError, match=r"\[0, 1\]"):
+        read_image(torch.full((3, 8, 8), 200.0))
+
+
+def test_masks_of_all_kinds(texture):
+    mask = np.zeros((240, 320), np.uint8)
+    mask[:, 100:] = 255
+    for given in (PIL.Image.fromarray(mask), torch.from_numpy(mask), torch.from_numpy(mask)[None]):
+        assert np.array_equal(read_image(texture, given).mask != 0, mask != 0)
+    with pytest.raises(InputError, match="<mask tensor>"):
+        read_image(texture, torch.zeros(5, 5))
+
+
 def test_real_photograph(data_dir: Path):
     path = data_dir / "demo" / "berlin" / "images" / "01.jpg"
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)

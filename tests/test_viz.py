@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -144,6 +145,19 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
     start = {".png": b"\x89PNG", ".jpg": b"\xff\xd8", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix]
     assert (tmp_path / f"a{suffix}").read_bytes().startswith(start)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_figure_shows_itself_in_a_notebook_and_is_the_file(tmp_path: Path) -> None:
+    image = grey(200, 100)
+    found = some_matches([[40.0, 50.0]], [[100.0, 20.0]], [1.0])
+    figure = viz.plot_matches(image, image, found, tmp_path / "a.png")
+    shown = figure._repr_png_()
+    size = PIL.Image.open(io.BytesIO(shown)).size
+    written = PIL.Image.open(tmp_path / "a.png").size
+    assert np.abs(np.array(size) * 2 - written).max() <= 2, "half the resolution of the file"
+    assert viz.plot_matches(image, image, found)._repr_png_() == shown
+    assert viz.plot_scores(found)._repr_png_() != shown
+    assert len(list(tmp_path.iterdir())) == 1, "without a path no file is written"
 
 
 def test_drawing_leaves_no_trace_in_pyplot(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from .io.arrays import write_csv, write_hloc_pair, write_npz
 from .io.images import ImageSource, read_image
 from .matchers import Matcher
 from .types import Features, Image, Matches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FEW = 15  # fewer matches than this happen by chance between photographs of different things
 
@@ -153,17 +156,18 @@ class TwoView:
 
     def plot(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         picture: Picture = "matches",
         color: str | None = None,
         overwrite: bool = False,
-    ) -> None:
-        """Draw the result to a .png, .jpg, .pdf or .svg file, or the matches to an interactive .html page.
+    ) -> Figure | None:
+        """Draw the result.
 
         Parameters
         ----------
-        path : path
-            Where to; written atomically.
+        path : path, optional
+            Write the picture to this .png, .jpg, .pdf or .svg file, atomically; or the matches to an interactive .html
+            page.
         picture : {"matches", "attempts", "pruning", "scores"}
             Matches side by side, the same coloured by the try that found them, keypoints by the layer at which they
             were pruned, or the histogram of the scores.
@@ -173,6 +177,11 @@ class TwoView:
         overwrite : bool
             Replace a .png or .jpg file that is there already; it may be somebody's photograph.
 
+        Returns
+        -------
+        matplotlib.figure.Figure, or None for a page
+            Shows itself at the end of a notebook's cell.
+
         Raises
         ------
         ArgumentError
@@ -181,28 +190,30 @@ class TwoView:
         MissingDependencyError
             matplotlib is not installed; the page does not need it.
         """
-        from . import viz
+        from . import viz  # here, because most uses of `match` draw nothing
 
         views = self.image0, self.image1
         if picture not in PICTURES:
             raise ArgumentError(f"no picture is called {picture!r}; there are: {', '.join(PICTURES)}")
-        self._check_output(path, FILES, overwrite)
-        if Path(path).suffix.lower() == ".html":
-            viz.write_page(
-                *views, self.matches, path, inliers=self.inliers, description="; ".join([self.choice, *self.tried])
-            )
-        elif picture == "pruning":
-            viz.plot_pruning(*views, self.features0, self.features1, self.matches, path)
-        elif picture == "scores":
-            viz.plot_scores(self.matches, path)
-        elif picture == "attempts":
+        if path is not None:
+            self._check_output(path, FILES, overwrite)
+            if Path(path).suffix.lower() == ".html":
+                if picture != "matches":
+                    raise ArgumentError(f"{path}: a page shows the matches; write the picture {picture!r} to a .png")
+                description = "; ".join([self.choice, *self.tried])
+                viz.write_page(*views, self.matches, path, inliers=self.inliers, description=description)
+                return None
+        if picture == "pruning":
+            return viz.plot_pruning(*views, self.features0, self.features1, self.matches, path)
+        if picture == "scores":
+            return viz.plot_scores(self.matches, path)
+        if picture == "attempts":
             names = [attempt.name for attempt in self.attempts]
-            viz.plot_matches(*views, self.matches, path, color="attempt", attempts=(names, self.sources))
-        else:
-            color = color or ("score" if self.inliers is None else "inlier")
-            viz.plot_matches(*views, self.matches, path, inliers=self.inliers, color=color)
+            return viz.plot_matches(*views, self.matches, path, color="attempt", attempts=(names, self.sources))
+        color = color or ("score" if self.inliers is None else "inlier")
+        return viz.plot_matches(*views, self.matches, path, inliers=self.inliers, color=color)
 
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], picture: Picture = "matches", overwrite: bool = False) -> None:
         """Write the result; the suffix says how. The file appears whole or not at all.
 
         Parameters
@@ -212,6 +223,8 @@ class TwoView:
             geometry, ``inliers`` (K,) and ``model``. ``.csv``: one match a line. ``.json``: `summary` and
             the matches. ``.h5``: keypoints and matches in hloc's layout. ``.html``, ``.png``, ``.jpg``,
             ``.pdf``, ``.svg``: see `plot`.
+        picture : {"matches", "attempts", "pruning", "scores"}
+            What a picture shows, see `plot`; pages and tables hold the matches.
         overwrite : bool
             See `plot`; files that are no pictures are replaced in any case.
 
@@ -248,7 +261,7 @@ class TwoView:
             both = (self.features0, self.features1)
             write_hloc_pair(target, names, both, self.matches.indices, self.scores)
         else:
-            self.plot(target, overwrite=overwrite)
+            self.plot(target, "matches" if suffix == ".html" else picture, overwrite=overwrite)
 
     def _check_output(self, path: str | os.PathLike[str], suffixes: tuple[str, ...], overwrite: bool) -> Path:
         return files.check_output(path, suffixes, inputs=(self.image0.name, self.image1.name), overwrite=overwrite)

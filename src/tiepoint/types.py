@@ -16,12 +16,17 @@ NumPy arrays.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .errors import ArgumentError, InputError
+from .errors import ArgumentError, InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import cv2
+    import pandas
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -186,6 +191,16 @@ class Matches:
     overlaps : bool or None
         Whether the two photographs show something in common: `evidence` exceeds what `tiepoint calibrate` found that
         unrelated photographs reach. None if the matcher was not calibrated.
+
+    Examples
+    --------
+    >>> index, scores = np.array([[0, 2], [1, 0], [4, 1]]), np.array([0.9, 0.3, 0.8], np.float32)
+    >>> points = np.zeros((3, 2), np.float32)
+    >>> matches = Matches(index, scores, points, points)
+    >>> matches[matches.scores > 0.5]
+    <Matches: 2>
+    >>> matches[:2].indices.tolist()
+    [[0, 2], [1, 0]]
     """
 
     indices: NDArray[np.int64]
@@ -206,6 +221,96 @@ class Matches:
     def __repr__(self) -> str:
         stopped = "" if self.stop_layer is None else f", stopped after layer {self.stop_layer}"
         return f"<Matches: {len(self)}{stopped}>"
+
+    def __getitem__(self, index: slice | int | NDArray[Any] | list[int]) -> Matches:
+        """Return some of the matches: ``matches[:10]``, ``matches[matches.scores > 0.5]``.
+
+        Parameters
+        ----------
+        index : slice, bool array (K,), or different row numbers
+            The matches come in their own order, whatever that of the numbers.
+
+        Returns
+        -------
+        Matches
+            What is known of all keypoints stays as it is. The verdict that the photographs overlap rests on all
+            matches, and becomes None.
+
+        Raises
+        ------
+        ArgumentError
+            The index does not fit K matches, or names one twice.
+        """
+        if isinstance(index, (int, np.integer)):
+            rows = np.arange(len(self))[index : index + 1 or None]
+            if len(rows) != 1:
+                raise IndexError(f"match {index} of {len(self)}")  # how Python ends a loop over the matches
+        else:
+            try:
+                rows = np.arange(len(self))[index]
+            except IndexError as error:
+                raise ArgumentError(f"the index does not fit {len(self)} matches: {error}") from error
+            rows = np.unique(rows)
+            if not isinstance(index, slice) and np.asarray(index).dtype != bool and len(rows) < np.size(index):
+                raise ArgumentError("the index names a match twice")
+        covariances = self.covariances
+        return replace(
+            self,
+            indices=self.indices[rows],
+            scores=self.scores[rows],
+            points0=self.points0[rows],
+            points1=self.points1[rows],
+            covariances=None if covariances is None else (covariances[0][rows], covariances[1][rows]),
+            overlaps=None if self.overlaps else self.overlaps,
+        )
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table of one row a match: index0, index1, x0, y0, x1, y1 (pixels), score.
+
+        Raises
+        ------
+        MissingDependencyError
+            pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingDependencyError("pandas", "pandas", "a table of matches") from error
+        columns = np.concatenate([self.points0, self.points1], axis=1).T
+        return pandas.DataFrame(
+            {
+                "index0": self.indices[:, 0],
+                "index1": self.indices[:, 1],
+                **dict(zip(("x0", "y0", "x1", "y1"), columns, strict=True)),
+                "score": self.scores,
+            }
+        )
+
+    def to_opencv(self) -> tuple[list[cv2.KeyPoint], list[cv2.KeyPoint], list[cv2.DMatch]]:
+        """Return the matched keypoints of both images and the matches, as OpenCV's functions take them.
+
+        Returns
+        -------
+        keypoints0, keypoints1 : list of cv2.KeyPoint
+            The k-th of each belong to match k. OpenCV counts pixels from the centre of the first, as tiepoint does.
+        matches : list of cv2.DMatch
+            ``distance`` is 1 - score, so that the best match comes first when they are sorted by it.
+
+        Examples
+        --------
+        >>> points = np.array([[3.0, 4.0]], np.float32)
+        >>> matches = Matches(np.array([[7, 9]]), np.array([0.75], np.float32), points, points + 1)
+        >>> keypoints0, keypoints1, [match] = matches.to_opencv()
+        >>> keypoints1[match.trainIdx].pt, match.distance
+        ((4.0, 5.0), 0.25)
+        """
+        import cv2  # here, because training needs this module but not OpenCV
+
+        def keypoints(points: NDArray[np.float32]) -> list[cv2.KeyPoint]:
+            return [cv2.KeyPoint(x, y, 1.0) for x, y in points.tolist()]
+
+        matches = [cv2.DMatch(k, k, 1 - score) for k, score in enumerate(self.scores.tolist())]
+        return keypoints(self.points0), keypoints(self.points1), matches
 
     @property
     def evidence(self) -> float:

@@ -42,7 +42,7 @@ from .homography import normalisation, reprojection_error, scaled
 from .refine import as_covariances, refine_homography, refine_pose
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Estimate:
     """What robust estimation found.
 
@@ -61,6 +61,12 @@ class Estimate:
     inliers: NDArray[np.bool_]
     R: Array | None = None
     t: Array | None = None
+
+    def __repr__(self) -> str:
+        if self.model is None:
+            return f"<Estimate: no model agrees with the {len(self.inliers)} matches>"
+        rows = ", ".join("[" + ", ".join(f"{value:.6g}" for value in row) + "]" for row in self.model)
+        return f"<Estimate: {int(self.inliers.sum())} inliers of {len(self.inliers)} matches, model [{rows}]>"
 
 
 @dataclass(frozen=True)

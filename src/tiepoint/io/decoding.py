@@ -258,20 +258,7 @@ def decode(
         assert picture is not None
         if draft is not None:
             picture.draft("RGB", (draft, draft))  # JPEG: decode at a half, a quarter ... where that is enough
-        width, height = header.size
-        # Pillow warns from 89 megapixels on.
-        with quiet() if width * height > 80_000_000 else nullcontext():
-            picture.load()
-        with quiet():
-            orientation = _orientation(picture)
-        if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-            array = np.asarray(picture)
-        elif picture.has_transparency_data:
-            array = np.asarray(picture.convert("RGBA"))
-        elif picture.mode in ("1", "L", "RGB"):
-            array = np.asarray(picture)
-        else:
-            array = np.asarray(picture.convert("RGB"))
+        array, orientation = _pixels(picture)
     except InputError:
         raise
     except PIL.Image.DecompressionBombError as error:
@@ -286,6 +273,31 @@ def decode(
     if not upright and kind == "TIFF":  # turned by Pillow; to be turned back
         orientation, upright = {6: 8, 8: 6}.get(header.orientation, header.orientation), True
     return Raw(_upright(array, orientation) if upright else array, name, nodata)
+
+
+def decode_pillow(picture: PIL.Image.Image, name: str, max_pixels: int, bands: tuple[int, ...] | None = None) -> Raw:
+    """Return a Pillow image, decoded or not, as `decode` returns the file that it came from, upright."""
+    if picture.width * picture.height > max_pixels:
+        raise InputError(f"{name}: {picture.width}x{picture.height} pixels are too many; the limit is {max_pixels}")
+    try:
+        array, orientation = _pixels(picture)
+    except Exception as error:  # its file is damaged, or closed
+        raise InputError(f"{name}: the Pillow image cannot be decoded ({reason_of(error)})") from error
+    return Raw(_upright(array if bands is None else choose_bands(array, bands, name), orientation), name)
+
+
+def _pixels(picture: PIL.Image.Image) -> tuple[NDArray[Any], int]:
+    """Decode a picture; return its pixels in their own number type, as stored, and its EXIF orientation."""
+    # Pillow warns from 89 megapixels on.
+    with quiet() if picture.width * picture.height > 80_000_000 else nullcontext():
+        picture.load()
+    with quiet():
+        orientation = _orientation(picture)
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return np.asarray(picture), orientation
+    if picture.has_transparency_data:
+        return np.asarray(picture.convert("RGBA")), orientation
+    return np.asarray(picture if picture.mode in ("1", "L", "RGB") else picture.convert("RGB")), orientation
 
 
 def _read_tiff(

@@ -1,4 +1,4 @@
-"""Reading photographs: a file, an array or a stream -> `Image`.
+"""Reading photographs: a file, a stream, an array, a Pillow image or a tensor -> `Image`.
 
 Everything that can be wrong with an input is found here and raised as one `InputError` naming the file.
 """
@@ -12,14 +12,16 @@ from io import BytesIO
 from typing import IO, Any
 
 import numpy as np
+import PIL.Image
+import torch
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from ..types import Image
-from .decoding import MAX_PIXELS, Raw, choose_bands, decode, format_of, reason_of
+from .decoding import MAX_PIXELS, Raw, choose_bands, decode, decode_pillow, format_of, reason_of
 from .files import open_file, printable
 
-ImageSource = str | os.PathLike[str] | IO[bytes] | NDArray[Any] | Image
+ImageSource = str | os.PathLike[str] | IO[bytes] | NDArray[Any] | PIL.Image.Image | torch.Tensor | Image
 
 _BORDER_SHARE = 1 / 8  # of the picture's outline that a border without data takes up at least
 
@@ -34,7 +36,7 @@ def read_image(
 
     Parameters
     ----------
-    source : path, binary file object, array or Image
+    source : path, binary file object, array, Pillow image, tensor or Image
         A file: JPEG (also a phone's MPO), PNG, WebP, TIFF, PPM, BMP, GIF, or, with the package pillow-heif, HEIC;
         of several frames the first. Only regular files are opened, so that no pipe or device can block. A file
         object is read from where it stands to its end and left open.
@@ -42,6 +44,11 @@ def read_image(
         An array: (H, W), (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4) of bool, uint8, uint16, or floats in
         [0, 1]. It is never written to; uint8 RGB is not copied either, so do not change it while the `Image`
         is in use.
+
+        A Pillow image: treated as the file that it was read from, its EXIF orientation included.
+
+        A tensor of torch, on any device: channels first, as torch has them, (C, H, W), or a batch of one, (1, C, H, W);
+        or (H, W). Types and ranges are those of arrays.
 
         An `Image` is returned as it is, or with the new mask.
     mask : same kinds, or None
@@ -93,8 +100,9 @@ def read_image(
         pixels, opaque, name = source.pixels, None, source.name
     else:
         raw = _load(source, max_pixels, check_bands(bands))
-        _check(raw.array, raw.name, finite=isinstance(source, np.ndarray))
-        if isinstance(source, np.ndarray):
+        made = isinstance(source, (np.ndarray, torch.Tensor))
+        _check(raw.array, raw.name, finite=made)
+        if made:
             _check_type(raw.array, raw.name)
         pixels, opaque = _to_rgb(raw)
         name = raw.name
@@ -219,6 +227,12 @@ def _load(source: ImageSource, max_pixels: int, bands: tuple[int, ...] | None = 
         return Raw(source.pixels, source.name)
     if isinstance(source, np.ndarray):
         return Raw(source if bands is None else choose_bands(source, bands, "<array>"), "<array>")
+    if isinstance(source, torch.Tensor):
+        array = _channels_last(source)
+        return Raw(array if bands is None else choose_bands(array, bands, "<tensor>"), "<tensor>")
+    if isinstance(source, PIL.Image.Image):
+        name = printable(os.fsdecode(getattr(source, "filename", "") or "<image>"))
+        return decode_pillow(source, name, max_pixels, bands)
     if isinstance(source, (str, os.PathLike)):
         with open_file(source) as file:
             return decode(file, printable(os.fsdecode(source)), max_pixels, bands, upright)
@@ -227,8 +241,21 @@ def _load(source: ImageSource, max_pixels: int, bands: tuple[int, ...] | None = 
         name = own if isinstance(own, str) and own.isprintable() else "<stream>"
         return decode(_buffer(source, name), name, max_pixels, bands, upright)
     raise InputError(
-        f"an image cannot be read from {type(source).__name__}; give a path, a binary file object, or a NumPy array"
+        f"an image cannot be read from {type(source).__name__}; give a path, a binary file object, a NumPy array, a "
+        "Pillow image or a tensor"
     )
+
+
+def _channels_last(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return a tensor (H, W), (C, H, W) or (1, C, H, W) as an array (H, W) or (H, W, C)."""
+    one = tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor
+    if one.ndim not in (2, 3):
+        raise InputError(
+            f"<tensor>: shape {tuple(tensor.shape)} is not that of one image; give (H, W), (C, H, W) or (1, C, H, W)"
+        )
+    one = one.detach().cpu()
+    array = (one.float() if one.dtype in (torch.bfloat16, torch.float16) else one).numpy()
+    return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
 
 
 def _buffer(stream: IO[bytes], name: str) -> IO[bytes]:
@@ -339,7 +366,9 @@ def _to_8_bit(values: NDArray[Any], known: NDArray[np.bool_] | None = None) -> N
 def _read_mask(source: ImageSource, max_pixels: int) -> tuple[NDArray[np.bool_], str]:
     """Return (where keypoints are allowed (H, W), name)."""
     loaded = _load(source, max_pixels)
-    raw, name = loaded.array, "<mask array>" if loaded.name == "<array>" else loaded.name
+    raw, name = loaded.array, loaded.name
+    if name in ("<array>", "<tensor>", "<image>"):
+        name = name.replace("<", "<mask ")
     _check(raw, name)
     if raw.ndim == 2:
         return raw != 0, name

@@ -7,8 +7,6 @@ it moves only a little more. Neither is touched.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,7 +67,7 @@ def without_overlay(
         for i in np.flatnonzero(still):
             near = np.argsort(np.linalg.norm(middle[~still] - middle[i], axis=1), kind="stable")[:NEIGHBOURS]
             drop[i] = np.median(motion[~still][near]) > JUMP
-    return _select(matches, ~drop) if drop.any() else matches
+    return matches[~drop] if drop.any() else matches
 
 
 def _sides(
@@ -83,19 +81,6 @@ def _covered(points: NDArray[np.float32], features: Features) -> float:
     cell = max(features.image_size) / CELLS
     all_cells = np.unique((features.keypoints.cpu().numpy() // cell).astype(int), axis=0)
     return len(np.unique((points // cell).astype(int), axis=0)) / max(1, len(all_cells))
-
-
-def _select(matches: Matches, keep: NDArray[np.bool_]) -> Matches:
-    covariances = matches.covariances
-    return dataclasses.replace(
-        matches,
-        indices=matches.indices[keep],
-        scores=matches.scores[keep],
-        points0=matches.points0[keep],
-        points1=matches.points1[keep],
-        covariances=None if covariances is None else (covariances[0][keep], covariances[1][keep]),
-        overlaps=None if matches.overlaps else matches.overlaps,  # it was said of all matches
-    )
 
 
 __all__ = ["without_overlay"]

@@ -1,4 +1,4 @@
-"""Still pictures, for a phone screen and for a paper: one file per call, no window, no global state.
+"""Still pictures, for a notebook, a phone screen and a paper: a figure, written to a file if asked; no global state.
 
 Everything is drawn through matplotlib's objects on an off-screen canvas; `matplotlib.pyplot`, which keeps
 figures alive and switches back ends for the whole process, is never imported.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,9 @@ from ..errors import ArgumentError, MissingDependencyError
 from ..io.files import atomic, check_output
 from ..io.images import resize
 from ..types import Features, Image, Matches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # One look for all pictures: 8 inches wide (two paper columns) at 200 dots per inch, 1600 pixels.
 WIDTH, DPI = 8.0, 200
@@ -38,12 +43,12 @@ def plot_matches(
     image0: Image,
     image1: Image,
     matches: Matches,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     inliers: NDArray[np.bool_] | None = None,
     color: str = "score",
     attempts: tuple[Sequence[str], NDArray[np.int64]] | None = None,
-) -> None:
+) -> Figure:
     """Draw two photographs side by side and a line for every match.
 
     Wide photographs are stacked. At most 200 lines are drawn, chosen evenly over the scores; every matched
@@ -55,14 +60,19 @@ def plot_matches(
         The photographs.
     matches : Matches
         What to draw.
-    path : path
-        Ending in .png, .jpg, .pdf or .svg; written atomically.
+    path : path, optional
+        File to write, ending in .png, .jpg, .pdf or .svg; written atomically.
     inliers : bool array (K,) or None
         Which matches agree with the estimated geometry.
     color : {"score", "inlier", "attempt"}
         What the colour of a line says.
     attempts : names and int64 array (K,), or None
         The tries, and which of them each match comes from.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Shows itself at the end of a notebook's cell.
 
     Raises
     ------
@@ -124,7 +134,7 @@ def plot_matches(
             zorder=3,
         )
     _title(axes, title)
-    _save(figure, target)
+    return _finished(figure, target)
 
 
 def plot_pruning(
@@ -133,8 +143,8 @@ def plot_pruning(
     features0: Features,
     features1: Features,
     matches: Matches,
-    path: str | os.PathLike[str],
-) -> None:
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
     """Draw all keypoints, coloured by the number of layers they took part in before they were pruned.
 
     Parameters
@@ -143,8 +153,13 @@ def plot_pruning(
         The photographs and their keypoints.
     matches : Matches
         From a matcher that prunes.
-    path : path
-        Ending in .png, .jpg, .pdf or .svg; written atomically.
+    path : path, optional
+        File to write, ending in .png, .jpg, .pdf or .svg; written atomically.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Shows itself at the end of a notebook's cell.
 
     Raises
     ------
@@ -183,18 +198,23 @@ def plot_pruning(
     _colour_bar(figure, axes, "layers a keypoint took part in", steps=last)
     share = f"{100 * (total - kept) / total:.0f} % of {total}" if total else "no"
     _title(axes, f"{share} keypoints pruned, stopped after layer {last}")
-    _save(figure, target)
+    return _finished(figure, target)
 
 
-def plot_scores(matches: Matches, path: str | os.PathLike[str]) -> None:
+def plot_scores(matches: Matches, path: str | os.PathLike[str] | None = None) -> Figure:
     """Draw the histogram of the matches' scores (the confidence of the assignment).
 
     Parameters
     ----------
     matches : Matches
         Whose ``scores`` to count.
-    path : path
-        Ending in .png, .jpg, .pdf or .svg; written atomically.
+    path : path, optional
+        File to write, ending in .png, .jpg, .pdf or .svg; written atomically.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Shows itself at the end of a notebook's cell.
 
     Raises
     ------
@@ -226,7 +246,7 @@ def plot_scores(matches: Matches, path: str | os.PathLike[str]) -> None:
         axes.axvline(median, color="black", linewidth=1, linestyle="--")
         title += f", median score {median:.2f}"
     _title(axes, title)
-    _save(figure, target)
+    return _finished(figure, target)
 
 
 @dataclass(frozen=True)
@@ -270,25 +290,41 @@ class Layout:
         return figure, axes
 
 
-def _check(path: str | os.PathLike[str], *shown: Image) -> Path:
+def _check(path: str | os.PathLike[str] | None, *shown: Image) -> Path | None:
     """Return ``path`` if a picture can be written there, and not over the photographs that it shows."""
-    return check_output(path, SUFFIXES, inputs=[image.name for image in shown])
+    return None if path is None else check_output(path, SUFFIXES, inputs=[image.name for image in shown])
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError("matplotlib", "viz", "drawing pictures") from error
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    figure = _figure_class()(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Any, path: Path) -> None:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=DPI)
+@lru_cache(maxsize=1)
+def _figure_class() -> type[Figure]:
+    """Return matplotlib's figure with what a notebook asks for; on its own only pyplot's figures show themselves."""
+    from matplotlib.figure import Figure
+
+    class NotebookFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            png = BytesIO()
+            self.savefig(png, format="png", dpi=DPI / 2)
+            return png.getvalue()
+
+    return NotebookFigure
+
+
+def _finished(figure: Figure, path: Path | None) -> Figure:
+    """Write the figure if there is a path."""
+    if path is not None:
+        with atomic(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=DPI)
+    return figure
 
 
 def _title(axes: Any, text: str) -> None:
