@@ -20,7 +20,7 @@ from rich.console import Console
 import tiepoint as tp
 from tiepoint import evaluation
 from tiepoint.evaluation.datasets import load_pairs
-from tiepoint.evaluation.run import evaluate
+from tiepoint.evaluation.run import evaluate_pairs
 from tiepoint.evaluation.speed import cpu_threads
 from tiepoint.features.steerable import steer
 from tiepoint.types import Features, Image
@@ -62,7 +62,7 @@ def main(
             matcher = tp.matchers.load("nearest", features=features)
             configuration = {"student": student, "teacher": teacher, "max_keypoints": max_keypoints, "limit": limit}
             path = output / f"{name}.jsonl"
-            runs.append(evaluate(pairs, extract, matcher, name, configuration, path))
+            runs.append(evaluate_pairs(pairs, extract, matcher, name, configuration, path))
             evaluation.save(runs, output)
     Console(width=180).print(*evaluation.rich_tables(runs))
 

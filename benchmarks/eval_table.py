@@ -42,7 +42,7 @@ def main(
     device: str = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default torch's.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output")] = HERE / "results" / "eval_table",
-    restart: Annotated[bool, typer.Option("--restart", help="Measure again what the folder holds.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the folder holds.")] = False,
 ) -> None:
     """Evaluate all combinations; one that cannot be loaded is left out and named."""
     runs = []
@@ -51,7 +51,7 @@ def main(
         for combination in combinations or COMBINATIONS:
             task = progress.add_task(combination, total=None)
             try:
-                runs += evaluation.compare(
+                runs += evaluation.evaluate(
                     data,
                     [combination],
                     sets=set_,
@@ -59,7 +59,7 @@ def main(
                     max_keypoints=max_keypoints,
                     device=device,
                     output=output,
-                    resume=not restart,
+                    fresh=fresh,
                     progress=lambda label, row, done, total, task=task: progress.update(
                         task, completed=done, total=total
                     ),

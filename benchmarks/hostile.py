@@ -423,7 +423,7 @@ class _Kinds:
         return lambda: list((_read_outcomes, _read_results)[which](path))
 
     def models(self, rng: random.Random) -> Case:
-        from tiepoint.mapping.exchange.model_files import read_model
+        from tiepoint.io.model_files import read_model
 
         kind = rng.choice(["bin", "bin", "bin", "txt"])
         bent = rng.choice(sorted(self.model[kind]))

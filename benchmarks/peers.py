@@ -288,7 +288,7 @@ def main(
     device: str = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default torch's.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output")] = HERE / "results" / "peers",
-    restart: Annotated[bool, typer.Option("--restart", help="Measure again what the folder holds.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the folder holds.")] = False,
 ) -> None:
     """Evaluate tiepoint's matchers and their peers on the same pairs."""
     pairs = evaluation.load_pairs(data, set_, limit)
@@ -302,14 +302,14 @@ def main(
                 print(f"left out {label}: {error}")
                 continue
             runs.append(
-                evaluation.evaluate(
+                evaluation.evaluate_pairs(
                     pairs,
                     extract,
                     match,
                     label,
                     {"max_keypoints": max_keypoints, "device": device},
                     output / f"{label.replace(' ', '_').replace(',', '')}.jsonl",
-                    not restart,
+                    not fresh,
                     lambda row, done, total, task=task: progress.update(task, completed=done),
                 )
             )

@@ -46,7 +46,7 @@ def main(
             match = combination.load_matcher("cpu")
             task = progress.add_task(combination.label, total=len(rolled))
             file = output / f"{combination.label.replace('/', '_')}.jsonl"
-            run = evaluation.evaluate(
+            run = evaluation.evaluate_pairs(
                 rolled, extract, match, combination.label, {"max_keypoints": max_keypoints, "limit": limit}, file,
                 progress=lambda row, done, total, task=task: progress.update(task, completed=done),
             )  # fmt: skip

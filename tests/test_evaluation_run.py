@@ -14,7 +14,7 @@ import torch
 
 from tiepoint import evaluation
 from tiepoint.errors import ArgumentError, InputError
-from tiepoint.evaluation import EvalPair, HomographyTruth, Picture, PoseTruth, Row, Run, evaluate, summarise
+from tiepoint.evaluation import EvalPair, HomographyTruth, Picture, PoseTruth, Row, Run, evaluate_pairs, summarise
 from tiepoint.evaluation.speed import cpu_threads, made_up_pair
 from tiepoint.geometry.homography import transform
 from tiepoint.matchers.base import make_matches
@@ -81,7 +81,7 @@ def lines_without_times(path: Path) -> list[dict]:
 
 
 def test_perfect_matches_score_one(oracle) -> None:
-    run = evaluate(oracle.pairs, oracle.extract, oracle.match, "oracle")
+    run = evaluate_pairs(oracle.pairs, oracle.extract, oracle.match, "oracle")
     plane, scene, mean = summarise(run)
     assert plane["pairs"] == 2 and mean["pairs"] == 3 and mean["failed"] == 0
     for key in ("dlt_auc_1px", "ransac_auc_1px", "ransac_auc_5px", "precision", "recall"):
@@ -93,14 +93,14 @@ def test_perfect_matches_score_one(oracle) -> None:
 
 
 def test_random_matches_score_zero(oracle) -> None:
-    plane, scene, _ = summarise(evaluate(oracle.pairs, oracle.extract, random_match, "chance"))
+    plane, scene, _ = summarise(evaluate_pairs(oracle.pairs, oracle.extract, random_match, "chance"))
     assert plane["dlt_auc_5px"] < 0.01 and plane["ransac_auc_5px"] < 0.01
     assert scene["pose_auc_5deg"] < 0.3
     assert plane["precision"] < 0.1 and plane["recall"] < 0.1
 
 
 def test_features_are_extracted_once_per_picture(oracle) -> None:
-    evaluate(oracle.pairs, oracle.extract, oracle.match, "oracle")
+    evaluate_pairs(oracle.pairs, oracle.extract, oracle.match, "oracle")
     assert sorted(oracle.extracted) == ["deep0", "deep1", "flat0", "flat1"]
 
 
@@ -111,14 +111,14 @@ def test_adaptive_matchers_report_layers(oracle) -> None:
             oracle.match(features0, features1), stop_layer=4, prune_layer0=layers, prune_layer1=np.full(80, 4)
         )
 
-    row = evaluate(oracle.pairs[:1], oracle.extract, match, "adaptive").rows[0]
+    row = evaluate_pairs(oracle.pairs[:1], oracle.extract, match, "adaptive").rows[0]
     assert row.stop_layer == 4
     assert row.pruned == 20 / 160
 
 
 def test_a_failed_pair_is_a_row_and_an_infinite_error(oracle, tmp_path) -> None:
     gone = EvalPair("plane", "gone", Picture(tmp_path / "gone.png"), oracle.pairs[0].image1, HomographyTruth(H))
-    run = evaluate([*oracle.pairs[:1], gone], oracle.extract, oracle.match, "oracle")
+    run = evaluate_pairs([*oracle.pairs[:1], gone], oracle.extract, oracle.match, "oracle")
     assert run.rows[1].failure is not None and "gone.png" in run.rows[1].failure
     (plane,) = summarise(run)
     assert plane["failed"] == 1
@@ -128,7 +128,7 @@ def test_a_failed_pair_is_a_row_and_an_infinite_error(oracle, tmp_path) -> None:
     def broken(features0: Features, features1: Features):
         raise RuntimeError("out of memory")
 
-    failed = evaluate(oracle.pairs, oracle.extract, broken, "broken")
+    failed = evaluate_pairs(oracle.pairs, oracle.extract, broken, "broken")
     assert {row.failure for row in failed.rows} == {"RuntimeError: out of memory"}
     assert summarise(failed)[0]["ransac_auc_5px"] == 0.0
 
@@ -137,7 +137,7 @@ def test_no_matches_is_an_infinite_error_not_a_failure(oracle) -> None:
     def nothing(features0: Features, features1: Features):
         return make_matches(features0, features1, np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
 
-    run = evaluate(oracle.pairs, oracle.extract, nothing, "nothing")
+    run = evaluate_pairs(oracle.pairs, oracle.extract, nothing, "nothing")
     assert [row.failure for row in run.rows] == [None] * 3
     plane, scene, _ = summarise(run)
     assert plane["ransac_auc_5px"] == plane["dlt_auc_5px"] == scene["pose_auc_20deg"] == 0.0
@@ -147,7 +147,7 @@ def test_no_matches_is_an_infinite_error_not_a_failure(oracle) -> None:
 @pytest.mark.parametrize("damage", ["interrupted", "half a line", "not even a header"])
 def test_resuming_equals_an_undisturbed_run(oracle, tmp_path, damage) -> None:
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
-    evaluate(oracle.pairs, oracle.extract, oracle.match, "oracle", {"k": 1}, whole)
+    evaluate_pairs(oracle.pairs, oracle.extract, oracle.match, "oracle", {"k": 1}, whole)
     lines = whole.read_text().splitlines(keepends=True)
     broken.write_text(
         {
@@ -157,14 +157,14 @@ def test_resuming_equals_an_undisturbed_run(oracle, tmp_path, damage) -> None:
         }[damage]
     )
     oracle.extracted.clear()
-    again = evaluate(oracle.pairs, oracle.extract, oracle.match, "oracle", {"k": 1}, broken)
+    again = evaluate_pairs(oracle.pairs, oracle.extract, oracle.match, "oracle", {"k": 1}, broken)
     assert lines_without_times(broken) == lines_without_times(whole)
     assert [(row.set, row.pair) for row in again.rows] == [(p.set, p.name) for p in oracle.pairs]
     if damage != "not even a header":
         assert asdict(again.rows[0]) == json.loads(lines[1])  # taken over, times and all
     # A finished run does no work at all.
     oracle.extracted.clear()
-    evaluate(oracle.pairs, oracle.extract, oracle.match, "oracle", {"k": 1}, broken)
+    evaluate_pairs(oracle.pairs, oracle.extract, oracle.match, "oracle", {"k": 1}, broken)
     assert oracle.extracted == []
 
 
@@ -174,29 +174,29 @@ def test_failed_rows_are_tried_again(oracle, tmp_path) -> None:
     def broken(features0: Features, features1: Features):
         raise RuntimeError("interrupted network drive")
 
-    evaluate(oracle.pairs[:2], oracle.extract, broken, "oracle", path=path)
-    run = evaluate(oracle.pairs[:2], oracle.extract, oracle.match, "oracle", path=path)
+    evaluate_pairs(oracle.pairs[:2], oracle.extract, broken, "oracle", path=path)
+    run = evaluate_pairs(oracle.pairs[:2], oracle.extract, oracle.match, "oracle", path=path)
     assert [row.failure for row in run.rows] == [None, None]
 
 
 def test_another_configuration_is_refused_unless_restarted(oracle, tmp_path) -> None:
     path = tmp_path / "rows.jsonl"
-    evaluate(oracle.pairs[:1], oracle.extract, oracle.match, "oracle", {"max_keypoints": 100}, path)
+    evaluate_pairs(oracle.pairs[:1], oracle.extract, oracle.match, "oracle", {"max_keypoints": 100}, path)
     with pytest.raises(ArgumentError, match="max_keypoints: 100 there, 200 now"):
-        evaluate(oracle.pairs[:1], oracle.extract, oracle.match, "oracle", {"max_keypoints": 200}, path)
-    fresh = evaluate(
+        evaluate_pairs(oracle.pairs[:1], oracle.extract, oracle.match, "oracle", {"max_keypoints": 200}, path)
+    fresh = evaluate_pairs(
         oracle.pairs[:1], oracle.extract, oracle.match, "oracle", {"max_keypoints": 200}, path, resume=False
     )
     assert len(lines_without_times(path)) == len(fresh.rows) == 1
     path.write_text("this is\nno result file\n")
     with pytest.raises(InputError, match=r"rows\.jsonl"):
-        evaluate(oracle.pairs[:1], oracle.extract, oracle.match, "oracle", path=path)
+        evaluate_pairs(oracle.pairs[:1], oracle.extract, oracle.match, "oracle", path=path)
 
 
 def test_tables_and_files(oracle, tmp_path) -> None:
     runs = [
-        evaluate(oracle.pairs, oracle.extract, oracle.match, "oracle"),
-        evaluate(oracle.pairs, oracle.extract, random_match, "chance"),
+        evaluate_pairs(oracle.pairs, oracle.extract, oracle.match, "oracle"),
+        evaluate_pairs(oracle.pairs, oracle.extract, random_match, "chance"),
     ]
     titles = [str(table.title) for table in evaluation.rich_tables(runs)]
     assert titles == ["plane", "scene", "mean"]
@@ -253,7 +253,7 @@ def test_combinations() -> None:
 def test_sift_on_real_photographs(data_dir, tmp_path) -> None:
     """The whole way by names; the sets' README says that kodak's homographies are easy for SIFT."""
     seen = []
-    (run,) = evaluation.compare(
+    (run,) = evaluation.evaluate(
         data_dir / "eval",
         ["sift+nearest"],
         sets=["kodak", "graf"],

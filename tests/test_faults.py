@@ -266,7 +266,7 @@ def test_a_source_that_fails_on_the_way_leaves_a_path(
     path = tmp_path / "path.txt"
     assert main(["track", "7", "-o", str(path)]) == 3
     out, err = capsys.readouterr()
-    assert "the stream broke off; writing the path so far" in err
+    assert "the stream broke off; wrote the path so far" in err
     assert "of 2 frames" in out
     assert path.exists()
 

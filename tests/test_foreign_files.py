@@ -26,10 +26,10 @@ from tiepoint.cli import main
 from tiepoint.errors import ArgumentError, InputError, WeightsError
 from tiepoint.features.cairn import CairnConfig
 from tiepoint.io import arrays, files
+from tiepoint.io.model_files import read_model
 from tiepoint.mapping import Store
 from tiepoint.mapping.exchange import colmap as exports
 from tiepoint.mapping.exchange import hloc
-from tiepoint.mapping.exchange.model_files import read_model
 from tiepoint.mapping.inputs import read_settings
 from tiepoint.mapping.store import NewImage, PairResult
 from tiepoint.matchers.lightglue import LightGlueConfig
@@ -457,7 +457,7 @@ from tiepoint.errors import InputError
 from tiepoint.features.cairn import CairnConfig
 from tiepoint.io import arrays, files
 from tiepoint.mapping import Store
-from tiepoint.mapping.exchange import model_files
+from tiepoint.io import model_files
 from tiepoint.types import Features
 import h5py, pycolmap
 limit, folder = int(sys.argv[1]), Path(sys.argv[2])

@@ -61,7 +61,7 @@ def test_pixel_centres_are_drawn_at_pixel_centres(tmp_path: Path) -> None:
     picture[10, 15] = 255
     image = Image(picture)
     figure, _ = (layout := pictures.Layout.of(image, image)).draw(image, image)
-    pictures._save(figure, tmp_path / "white.png")
+    figure.savefig(tmp_path / "white.png", dpi=pictures.DPI)
     white = np.argwhere(pixels(tmp_path / "white.png")[70:-100, :780].min(-1) > 200).mean(0) + np.array([70, 0])
     expected = at(tmp_path / "white.png", layout, [15, 10], 0)
     assert np.abs(white - expected).max() < 0.2 * layout.scales[0] * pictures.DPI

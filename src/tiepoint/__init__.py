@@ -1,8 +1,12 @@
 """tiepoint: local feature matching, from two photographs to cameras and points.
 
+What the command line does, Python does by the same name, options and defaults:
+
 >>> import tiepoint as tp
->>> "sift" in tp.features.names()
-True
+>>> [verb for verb in ("extract", "match", "map", "localize", "track", "evaluate") if callable(getattr(tp, verb))]
+['extract', 'match', 'map', 'localize', 'track', 'evaluate']
+
+Photographs are paths, NumPy arrays, Pillow images, torch tensors, file objects or `Image`: see `read_image`.
 """
 
 from __future__ import annotations
@@ -11,14 +15,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import errors
-from ._version import __version__ as __version__
+from ._version import __version__
 from .errors import TiepointError
 
 if TYPE_CHECKING:
-    from . import evaluation, features, geometry, io, mapping, matchers, training, viz, weights
+    from . import calibration, evaluation, features, geometry, io, mapping, matchers, training, viz, weights
     from .devices import best_device
+    from .evaluation import evaluate
+    from .extraction import extract
     from .geometry import Camera
     from .io.images import read_image
+    from .mapping import map_photographs as map
+    from .mapping.online.localize import localize
+    from .mapping.online.trajectory import track
     from .two_view import TwoView, match
     from .types import Features, Image, Matches
 
@@ -29,38 +38,51 @@ __all__ = [
     "Matches",
     "TiepointError",
     "TwoView",
+    "__version__",
     "best_device",
+    "calibration",
     "errors",
+    "evaluate",
     "evaluation",
+    "extract",
     "features",
     "geometry",
     "io",
+    "localize",
+    "map",
     "mapping",
     "match",
     "matchers",
     "read_image",
+    "track",
     "training",
     "viz",
     "weights",
 ]
 
-# Where each name lives. They are imported on first use, because torch alone takes more than a second, which
-# `tiepoint --help` and shell completion should not pay.
+# Where each name lives; the others are modules. They are imported on first use, because torch alone takes more than a
+# second, which `tiepoint --help` and shell completion should not pay.
 _HOMES = {
-    "Camera": "geometry",
-    "Features": "types",
-    "Image": "types",
-    "Matches": "types",
-    "TwoView": "two_view",
-    "best_device": "devices",
-    "match": "two_view",
-    "read_image": "io.images",
+    "Camera": ("geometry", "Camera"),
+    "Features": ("types", "Features"),
+    "Image": ("types", "Image"),
+    "Matches": ("types", "Matches"),
+    "TwoView": ("two_view", "TwoView"),
+    "best_device": ("devices", "best_device"),
+    "evaluate": ("evaluation", "evaluate"),
+    "extract": ("extraction", "extract"),
+    "localize": ("mapping.online.localize", "localize"),
+    "map": ("mapping", "map_photographs"),
+    "match": ("two_view", "match"),
+    "read_image": ("io.images", "read_image"),
+    "track": ("mapping.online.trajectory", "track"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        module, attribute = _HOMES[name]
+        value = getattr(import_module(f".{module}", __name__), attribute)
     elif name in __all__:
         value = import_module(f".{name}", __name__)
     else:
@@ -70,4 +92,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -39,7 +39,7 @@ def best_device() -> torch.device:
 
 
 def pick_device(device: torch.device | str | None) -> torch.device:
-    """Return that device if it works here; None is `best_device`.
+    """Return that device if it works here; ``"auto"`` and None are `best_device`.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def pick_device(device: torch.device | str | None) -> torch.device:
     >>> pick_device("cpu")
     device(type='cpu')
     """
-    if device is None:
+    if device is None or device == "auto":
         return best_device()
     try:
         torch.zeros(1, device=device).cpu()

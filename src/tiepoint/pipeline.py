@@ -127,7 +127,7 @@ def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str
 def load(
     features: str | Extractor = "auto",
     matcher: str | Matcher = "auto",
-    device: torch.device | str | None = None,
+    device: torch.device | str | None = "auto",
     options: ExtractorOptions | None = None,
 ) -> Pipeline:
     """Load an extractor and the matcher for its features.
@@ -138,8 +138,8 @@ def load(
         A name as `choose` takes it, or an extractor that is already loaded: it is kept, with its own options.
     matcher : str or Matcher
         The same for the matcher.
-    device : torch.device or str, optional
-        Where networks run; by default `tiepoint.devices.best_device`.
+    device : torch.device or str
+        Where networks run; ``"auto"`` is `tiepoint.devices.best_device`.
     options : ExtractorOptions, optional
         Of an extractor that is loaded here.
 

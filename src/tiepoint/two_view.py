@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +22,7 @@ from .geometry import Camera, Estimate
 from .geometry.camera import FOCAL_FACTOR
 from .io import files
 from .io.arrays import write_csv, write_hloc_pair, write_npz
-from .io.images import ImageSource, read_image
+from .io.images import ImageSource, check_bands, read_image
 from .matchers import Matcher
 from .types import Features, Image, Matches
 
@@ -290,18 +291,20 @@ def match(
     nms_radius: int | None = None,
     mask0: ImageSource | None = None,
     mask1: ImageSource | None = None,
+    bands: Sequence[int] | None = None,
     effort: Effort = "fast",
     budget: float | None = None,
     geometry: Geometry | None = None,
+    focal: float | None = None,
     camera0: Camera | None = None,
     camera1: Camera | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str | None = "auto",
 ) -> TwoView:
     """Find the points that two photographs share.
 
     Parameters
     ----------
-    image0, image1 : path, array, file object or Image
+    image0, image1 : path, array, Pillow image, tensor, file object or Image
         The photographs, see `tiepoint.read_image`.
     features : str or Extractor
         One of `tiepoint.features.names`, an extractor that is already loaded, or ``"auto"``: the best whose
@@ -317,16 +320,21 @@ def match(
         See `tiepoint.features.ExtractorOptions`; None is the extractor's own default.
     mask0, mask1 : same kinds as the images, or None
         0 means "no keypoints here".
+    bands : one or three ints, optional
+        Which bands of the photographs to use, see `tiepoint.read_image`. A loaded extractor has its own.
     effort : {"fast", "auto", "thorough"}
         One pass; further tries while what was found does not convince; or all tries: see `tiepoint.effort`.
     budget : float, optional
         No further try begins this many seconds after the call; with it the result depends on the machine's speed.
     geometry : {"homography", "fundamental", "essential"}, optional
         Also estimate this model robustly and tell which matches agree with it.
+    focal : float, optional
+        For ``"essential"``: focal length of both photographs, in pixels. Without it, or the cameras, 1.2 times the long
+        side is assumed.
     camera0, camera1 : Camera, optional
-        For ``"essential"``; without, a focal length of 1.2 times the long side is assumed.
-    device : torch.device or str, optional
-        Where networks run; by default `tiepoint.devices.best_device`.
+        The same, where more is known than the focal length.
+    device : torch.device or str
+        Where networks run; ``"auto"`` is `tiepoint.devices.best_device`.
 
     Returns
     -------
@@ -357,13 +365,17 @@ def match(
     """
     if geometry is not None and geometry not in GEOMETRIES:
         raise ArgumentError(f"no geometry is called {geometry!r}; there are: {', '.join(GEOMETRIES)}")
+    if focal is not None and geometry != "essential":
+        raise ArgumentError("a focal length is for the geometry 'essential' only")
+    if focal is not None and (camera0 is not None or camera1 is not None):
+        raise ArgumentError("give a focal length or cameras, not both: a camera has its focal length")
     ladder.check(effort, budget)
     clock = _Clock()
-    bands = features.options.bands if isinstance(features, Extractor) else None
+    bands = features.options.bands if isinstance(features, Extractor) else check_bands(bands)
     view0, view1 = read_image(image0, mask0, bands=bands), read_image(image1, mask1, bands=bands)
     clock.lap("read")
 
-    options = ExtractorOptions(max_keypoints, detection_threshold, nms_radius, long_side)
+    options = ExtractorOptions(max_keypoints, detection_threshold, nms_radius, long_side, bands=bands)
     extractor, pairer, choice = pipeline.load(features, matcher, device, options)
     clock.lap("load")
     state = ladder.State.begin((view0, view1), extractor, pairer, pipeline.another(extractor))
@@ -373,6 +385,8 @@ def match(
     clock.lap("match")
     estimate = None
     if geometry is not None:
+        if focal is not None:
+            camera0, camera1 = (Camera.from_focal(focal, view.size) for view in (view0, view1))
         estimate = _estimate(geometry, matches, view0, view1, camera0, camera1)
         clock.lap("geometry")
     return TwoView(

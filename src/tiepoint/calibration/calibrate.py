@@ -29,6 +29,7 @@ from .. import weights as weights_module
 from ..errors import ArgumentError, InputError
 from ..io.files import check_output
 from ..io.folders import list_images
+from ..io.pair_lists import from_list
 from ..matchers.lightglue import LightGlue, LightGlueConfig
 from ..training.data.photographs import PhotoCache, build_cache
 from ..training.pairs.maker import CHUNK, ChunkMaker, PairConfig
@@ -305,15 +306,13 @@ def samples_from_photographs(
 
 
 def read_pairs(file: str | os.PathLike[str], images: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
-    """Read a list of image pairs as `tiepoint.mapping.pairs.from_list` does, but insist on every line.
+    """Read a list of image pairs as `tiepoint.io.pair_lists.from_list` does, but insist on every line.
 
     Raises
     ------
     InputError
         The list cannot be read, or a line does not name two images below ``images``.
     """
-    from ..mapping.pairs import from_list  # here, because training needs nothing else of mapping
-
     names = list_images(images)
     listed = from_list(file, {name: number for number, name in enumerate(names)})
     if listed.unused:

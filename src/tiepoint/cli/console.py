@@ -5,20 +5,54 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional, TextIO, TypeVar
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-
-T = TypeVar("T")
 
 MINUTE = 60.0  # seconds between two lines
 
+
+def none_if_zero(value: int | None) -> int | None:
+    """Return None, the library's word for "no limit", for 0, the command line's."""
+    return value or None
+
+
+def parse_bands(text: str | None) -> tuple[int, ...] | None:
+    """Return the bands that ``--bands`` names.
+
+    Raises
+    ------
+    ArgumentError
+        It is not one or three numbers from 1 on.
+
+    Examples
+    --------
+    >>> parse_bands("4,3,2")
+    (4, 3, 2)
+    """
+    from ..errors import ArgumentError
+    from ..io.images import check_bands
+
+    if text is None:
+        return None
+    try:
+        return check_bands([int(number) for number in text.split(",")])
+    except ValueError as error:  # ArgumentError too
+        raise ArgumentError(f"--bands {text!r}: give one or three numbers from 1 on, such as 4,3,2") from error
+
+
+def none_if_auto(name: str) -> str | None:
+    """Return None, the library's word for its own choice, for ``auto``, the command line's."""
+    return None if name == "auto" else name
+
+
+# The callbacks turn what is typed into what the functions of `tiepoint` take, so that a verb hands its options on.
 FeaturesOption = Annotated[
     str,
     typer.Option("--features", "-f", help="Extractor: auto, sift, orb, cairn@WEIGHTS …; 'tiepoint info' lists all."),
@@ -27,29 +61,56 @@ MatcherOption = Annotated[
     str, typer.Option("--matcher", "-m", help="Matcher: auto, lightglue, lightglue@WEIGHTS, superglue or nearest.")
 ]
 MaxKeypointsOption = Annotated[
-    int,
-    typer.Option("--max-keypoints", "-k", min=0, help="Keep the best this many of each image; 0 keeps all."),
+    int | None,
+    typer.Option(
+        "--max-keypoints",
+        "-k",
+        min=0,
+        callback=none_if_zero,
+        help="Keep this many keypoints of each image, the best; 0 keeps all.",
+    ),
 ]
 LongSideOption = Annotated[
-    int,
-    typer.Option("--long-side", min=0, help="Shrink larger images to this many pixels; 0 works at full size."),
+    int | None,
+    typer.Option(
+        "--long-side",
+        min=0,
+        callback=none_if_zero,
+        help="Shrink larger images to this many pixels along the long side; 0 works at full size.",
+    ),
 ]
 ThresholdOption = Annotated[
-    Optional[float],  # noqa: UP045  typer evaluates annotations, and Python 3.10's typer wants it so
+    float | None,
     typer.Option(
-        "--detection-threshold", help="Least score of a keypoint, in the extractor's unit; by default its own."
+        "--detection-threshold", help="Lowest score of a keypoint, in the extractor's unit.", show_default="its own"
     ),
 ]
 NmsRadiusOption = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--nms-radius", min=0, help="Pixels around a keypoint that hold no other; by default its own."),
+    int | None,
+    typer.Option(
+        "--nms-radius",
+        min=0,
+        help="Pixels around a keypoint that hold no other keypoint.",
+        show_default="the extractor's own",
+    ),
 ]
 BandsOption = Annotated[
-    Optional[str],  # noqa: UP045
+    Any,
     typer.Option(
         "--bands",
+        parser=str,
+        callback=parse_bands,
         metavar="R,G,B",
         help="Bands to use as red, green and blue, or as grey, counted from 1: 4,3,2. For multispectral TIFFs.",
+    ),
+]
+FocalOption = Annotated[float | None, typer.Option("--focal", min=1.0, help="Focal length in pixels.")]
+CameraOption = Annotated[
+    str | None,
+    typer.Option(
+        "--camera",
+        metavar="MODEL:PARAMS|FILE",
+        help="The camera as COLMAP writes it: OPENCV:700,700,640,360,-0.1,0.01,0,0, or a cameras.txt.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …", show_default=True)]
@@ -83,9 +144,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(table, highlight=False, markup=False)
 
 
-def progress(items: Sequence[T], description: str) -> Iterable[T]:
-    """Iterate with a progress bar on stderr, if a person watches."""
-    return track(items, escape(description), console=Console(stderr=True), transient=True, disable=not is_terminal())
+@contextmanager
+def bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr, if a person watches; yields what to call with (number done, number of all)."""
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal()) as shown:
+        task = shown.add_task(description, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
 class Minutely:
@@ -105,40 +170,6 @@ class Minutely:
 def weights_files(*names: str) -> list[str]:
     """Return the files that names of extractors and matchers hold: FILE of ``cairn@FILE``."""
     return [file for file in (name.partition("@")[2] for name in names) if file]
-
-
-def none_if_auto(name: str) -> str | None:
-    """Return None, the library's word for its own choice, for ``auto``, the command line's."""
-    return None if name == "auto" else name
-
-
-def none_if_zero(value: int) -> int | None:
-    """Return None, the library's word for "no limit", for 0, the command line's."""
-    return value or None
-
-
-def parse_bands(text: str | None) -> tuple[int, ...] | None:
-    """Return the bands that ``--bands`` names.
-
-    Raises
-    ------
-    ArgumentError
-        It is not one or three numbers from 1 on.
-
-    Examples
-    --------
-    >>> parse_bands("4,3,2")
-    (4, 3, 2)
-    """
-    from ..errors import ArgumentError
-    from ..io.images import check_bands
-
-    if text is None:
-        return None
-    try:
-        return check_bands([int(number) for number in text.split(",")])
-    except ValueError as error:  # ArgumentError too
-        raise ArgumentError(f"--bands {text!r}: give one or three numbers from 1 on, such as 4,3,2") from error
 
 
 def show_warning(

@@ -1,32 +1,22 @@
-"""``tiepoint eval`` and ``tiepoint bench``: accuracy and speed, as tables."""
+"""``tiepoint evaluate`` and ``tiepoint bench``: accuracy and speed, as tables."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .console import (
-    DeviceOption,
-    JsonOption,
-    LongSideOption,
-    MaxKeypointsOption,
-    is_terminal,
-    none_if_auto,
-    none_if_zero,
-    print_json,
-)
+from .console import DeviceOption, JsonOption, LongSideOption, MaxKeypointsOption, bar, print_json
 
 CombinationsArgument = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str],
     typer.Argument(
         metavar="[FEATURES+MATCHER]...",
-        help="What to measure, e.g. sift+nearest, or sift+lightglue@FILE with weights of your own; 'sift' "
-        "alone takes its best matcher. By default: auto.",
+        help="What to measure: sift+nearest, or sift+lightglue@FILE with your own weights; 'sift' alone uses the best "
+        "matcher for these features.",
     ),
 ]
 
@@ -36,107 +26,78 @@ def evaluate(
         Path,
         typer.Option("--data", help="Folder of evaluation sets, HPatches, or a file of calibrated pairs."),
     ],
-    combinations: CombinationsArgument = None,
-    sets: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--set", help="Only this set; may be repeated."),
-    ] = None,
-    limit: Annotated[Optional[int], typer.Option(min=1, help="Only this many pairs of each set.")] = None,  # noqa: UP045
+    combinations: CombinationsArgument = ["auto"],  # noqa: B006  typer reads the default and never changes it
+    sets: Annotated[list[str] | None, typer.Option("--sets", help="Only this set; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only this many pairs of each set.")] = None,
     max_keypoints: MaxKeypointsOption = 2048,
-    long_side: LongSideOption = 0,
+    long_side: LongSideOption = None,
     device: DeviceOption = "auto",
     output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="Folder for rows and tables; a run that was interrupted continues there."),
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for rows and tables; an interrupted run is resumed there."),
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Measure again what the folder holds.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the folder holds.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Measure accuracy on pairs of images with ground truth."""
     from .. import evaluation
 
-    with _bar() as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(label: str, row: evaluation.Row, done: int, total: int) -> None:
-            if label not in tasks:
-                tasks[label] = bar.add_task(label, total=total)
-            bar.update(tasks[label], completed=done)
-
-        runs = evaluation.compare(
+    with bar("evaluating") as advance:
+        runs = evaluation.evaluate(
             data,
-            combinations or ["auto"],
-            sets=sets,
+            combinations,
+            sets=sets or None,
             limit=limit,
-            max_keypoints=none_if_zero(max_keypoints),
-            long_side=none_if_zero(long_side),
-            device=_device(device),
+            max_keypoints=max_keypoints,
+            long_side=long_side,
+            device=device,
             output=output,
-            resume=not restart,
-            progress=show,
+            fresh=fresh,
+            progress=lambda label, row, done, total: advance(done, total),
         )
-    saved = [] if output is None else evaluation.save(runs, output)
     if json:
         print_json([{"label": run.label, "sets": evaluation.summarise(run)} for run in runs])
         return
-    # A pipe or file has no width, and a table must not lose columns there.
-    console = Console() if Console().is_terminal else Console(width=200)
-    for table in evaluation.rich_tables(runs):
-        console.print(table, markup=False)  # labels may hold paths with brackets
-    for path in saved:
-        print(f"wrote {path}")
+    _print(*evaluation.rich_tables(runs))
+    if output is not None:
+        print(f"wrote rows and tables to {output}")
 
 
 def bench(
-    combinations: CombinationsArgument = None,
+    combinations: CombinationsArgument = ["auto"],  # noqa: B006
     images: Annotated[
-        Optional[tuple[Path, Path]],  # noqa: UP045
-        typer.Option("--images", metavar="A B", help="The pair to time; by default one is made up."),
+        tuple[Path, Path] | None,
+        typer.Option("--images", metavar="A B", help="The pair to time.", show_default="a made-up pair"),
     ] = None,
     max_keypoints: MaxKeypointsOption = 2048,
     long_side: LongSideOption = 1024,
     device: DeviceOption = "auto",
-    threads: Annotated[Optional[int], typer.Option(min=1, help="CPU threads; by default torch's.")] = None,  # noqa: UP045
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each combination.")] = 10,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="as torch chooses")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each combination.")] = 10,
     json: JsonOption = False,
 ) -> None:
-    """Measure speed: every combination in turns, medians."""
+    """Measure speed: the combinations take turns, and the median of each is shown."""
     from .. import evaluation
 
-    image0, image1 = images or (None, None)
-    with _bar() as bar:
-        task = bar.add_task("timing", total=repeats)
+    with bar("timing") as advance:
         speed = evaluation.bench(
-            combinations or ["auto"],
-            image0,
-            image1,
-            max_keypoints=none_if_zero(max_keypoints),
-            long_side=none_if_zero(long_side),
-            device=_device(device),
+            combinations,
+            images,
+            max_keypoints=max_keypoints,
+            long_side=long_side,
+            device=device,
             threads=threads,
             repeats=repeats,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=advance,
         )
     if json:
         print_json(asdict(speed))
         return
+    _print(evaluation.speed_table(speed))
+
+
+def _print(*tables: Any) -> None:
+    # A pipe or file has no width, and a table must not lose columns there.
     console = Console() if Console().is_terminal else Console(width=200)
-    console.print(evaluation.speed_table(speed), markup=False)
-
-
-def _device(name: str) -> str:
-    from ..devices import pick_device
-
-    return str(pick_device(none_if_auto(name)))
-
-
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not is_terminal(),
-    )
+    for table in tables:
+        console.print(table, markup=False)  # labels may hold paths with brackets

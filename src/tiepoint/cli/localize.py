@@ -8,21 +8,20 @@ from typing import Annotated
 import typer
 
 from .console import (
+    CameraOption,
     DeviceOption,
+    FocalOption,
     JsonOption,
     MatcherOption,
-    none_if_auto,
+    bar,
     print_json,
     print_table,
-    progress,
     say,
-    weights_files,
 )
-from .track import CameraOption, FocalOption, parse_camera
 
 
 def localize(
-    queries: Annotated[
+    photographs: Annotated[
         list[Path], typer.Argument(metavar="PHOTOS...", help="The photographs to find, or folders of them.")
     ],
     model: Annotated[Path, typer.Option("--model", help="The folder that 'tiepoint map' wrote.")],
@@ -42,30 +41,20 @@ def localize(
     from EXIF, or is estimated. The exit code is 3 if none of the photographs could be read.
     """
     from ..errors import InputError
-    from ..io import files
-    from ..io.exif import read_exif
-    from ..io.folders import find_images
-    from ..mapping.online.localize import FILES, Localization, Localizer, write_localizations
+    from ..mapping.online.localize import localize
 
-    photographs = [
-        path
-        for query in queries
-        for path in ([query / name for name in find_images([query])] if query.is_dir() else [query])
-    ]
-    for path in output:
-        files.check_output(path, FILES, inputs=[*photographs, camera, *weights_files(matcher)])
-    localizer = Localizer.open(model, matcher, none_if_auto(device), candidates=candidates)
-    results = []
-    unreadable = 0
-    for query in progress(photographs, "localizing"):
-        try:
-            known = None if camera is None else parse_camera(camera, focal, read_exif(query).size)
-            results.append(localizer(query, camera=known, focal=focal if camera is None else None))
-        except InputError as error:  # the others are found all the same
-            unreadable += 1
-            results.append(Localization(str(query), None, problem=str(error)))
-    for path in output:
-        write_localizations(path, results)
+    with bar("localizing") as advance:
+        results = localize(
+            photographs,
+            model,
+            output,
+            focal=focal,
+            camera=camera,
+            matcher=matcher,
+            candidates=candidates,
+            device=device,
+            progress=advance,
+        )
     if json:
         print_json([result.summary() for result in results])
     else:
@@ -79,6 +68,6 @@ def localize(
         print(f"{sum(not result.problem for result in results)} of {len(results)} found")
         for path in output:
             print(f"wrote {path}")
-    if unreadable == len(photographs):
+    if not any(result.readable for result in results):
         say("tiepoint: none of the photographs could be read")
         raise typer.Exit(InputError.exit_code)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,37 +17,14 @@ from .console import (
     MaxKeypointsOption,
     NmsRadiusOption,
     ThresholdOption,
-    none_if_auto,
-    none_if_zero,
-    parse_bands,
     print_json,
     weights_files,
 )
 
-
-class Geometry(str, Enum):
-    """What ``--geometry`` accepts."""
-
-    homography = "homography"
-    fundamental = "fundamental"
-    essential = "essential"
-
-
-class Picture(str, Enum):
-    """What ``--picture`` accepts."""
-
-    matches = "matches"
-    attempts = "attempts"
-    pruning = "pruning"
-    scores = "scores"
-
-
-class Effort(str, Enum):
-    """What ``--effort`` accepts."""
-
-    fast = "fast"
-    auto = "auto"
-    thorough = "thorough"
+# Those of `tiepoint.effort` and `tiepoint.two_view`, which import torch; a test compares.
+Effort = Literal["fast", "auto", "thorough"]
+Geometry = Literal["homography", "fundamental", "essential"]
+Picture = Literal["matches", "attempts", "pruning", "scores"]
 
 
 def match(
@@ -69,31 +44,29 @@ def match(
     long_side: LongSideOption = 1024,
     detection_threshold: ThresholdOption = None,
     nms_radius: NmsRadiusOption = None,
-    mask0: Annotated[Optional[Path], typer.Option(help="Black where A must have no keypoints.")] = None,  # noqa: UP045
-    mask1: Annotated[Optional[Path], typer.Option(help="Black where B must have no keypoints.")] = None,  # noqa: UP045
+    mask0: Annotated[Path | None, typer.Option(help="Mask: black where A must have no keypoints.")] = None,
+    mask1: Annotated[Path | None, typer.Option(help="Mask: black where B must have no keypoints.")] = None,
     bands: BandsOption = None,
     effort: Annotated[
-        Effort, typer.Option(help="One pass; further tries while what was found does not convince; or all tries.")
-    ] = Effort.fast,
-    budget: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="No further try begins after this many seconds."),
-    ] = None,
+        Effort,
+        typer.Option(
+            help="fast: one pass. auto: further attempts while the result is not convincing. thorough: all attempts."
+        ),
+    ] = "fast",
+    budget: Annotated[float | None, typer.Option(help="No further attempt starts after this many seconds.")] = None,
     geometry: Annotated[
-        Optional[Geometry],  # noqa: UP045
-        typer.Option(help="Estimate this model as well, and tell inliers from outliers."),
+        Geometry | None, typer.Option(help="Estimate this model as well, and separate inliers from outliers.")
     ] = None,
     focal: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(
             min=1.0,
-            help="Focal length in pixels for --geometry essential; by default 1.2 times the long side.",
+            help="Focal length in pixels for --geometry essential.",
+            show_default="1.2 times the long side",
         ),
     ] = None,
-    picture: Annotated[Picture, typer.Option(help="What .png, .jpg, .pdf and .svg files show.")] = Picture.matches,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a .png or .jpg file that is there already.")
-    ] = False,
+    picture: Annotated[Picture, typer.Option(help="What .png, .jpg, .pdf and .svg files show.")] = "matches",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a .png or .jpg file that exists.")] = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -102,50 +75,32 @@ def match(
     Points are (x, y) pixels of the photographs as stored after EXIF rotation; (0, 0) is the centre of the
     top-left pixel.
     """
-    from .. import two_view
-    from ..devices import pick_device
-    from ..errors import ArgumentError
-    from ..geometry import Camera
     from ..io import files
-    from ..io.images import read_image
+    from ..two_view import FILES, match
 
     for path in output:
-        files.check_output(
-            path,
-            two_view.FILES,
-            inputs=(image0, image1, mask0, mask1, *weights_files(features, matcher)),
-            overwrite=overwrite,
-        )
-    if focal is not None and geometry is not Geometry.essential:
-        raise ArgumentError("--focal is for --geometry essential only")
-    chosen = parse_bands(bands)
-    where = pick_device(none_if_auto(device))
-    begin = time.perf_counter()
-    views = [read_image(image, mask, bands=chosen) for image, mask in ((image0, mask0), (image1, mask1))]
-    read = time.perf_counter() - begin
-    cameras = [None if focal is None else Camera.from_focal(focal, view.size) for view in views]
-    result = two_view.match(
-        views[0],
-        views[1],
-        features=features,
-        matcher=matcher,
-        max_keypoints=none_if_zero(max_keypoints),
-        long_side=none_if_zero(long_side),
+        inputs = (image0, image1, mask0, mask1, *weights_files(features, matcher))
+        files.check_output(path, FILES, inputs=inputs, overwrite=overwrite)
+    result = match(
+        image0,
+        image1,
+        features,
+        matcher,
+        max_keypoints=max_keypoints,
+        long_side=long_side,
         detection_threshold=detection_threshold,
         nms_radius=nms_radius,
-        effort=effort.value,
+        mask0=mask0,
+        mask1=mask1,
+        bands=bands,
+        effort=effort,
         budget=budget,
-        geometry=None if geometry is None else geometry.value,
-        camera0=cameras[0],
-        camera1=cameras[1],
-        device=where,
+        geometry=geometry,
+        focal=focal,
+        device=device,
     )
-    result.seconds["read"] = read
     for path in output:
-        if path.suffix.lower() in (".png", ".jpg", ".pdf", ".svg"):
-            result.plot(path, picture.value, overwrite=overwrite)
-        else:
-            result.save(path, overwrite=overwrite)
+        result.save(path, picture, overwrite)
 
     if json:
         print_json({**result.summary(), "outputs": [str(path) for path in output]})
@@ -157,8 +112,8 @@ def match(
     print(f"{line}, {sum(result.seconds.values()):.1f} s")
     for line in result.tried:
         print(line)
-    if geometry is Geometry.essential and focal is None:
-        print("Assumed a focal length of 1.2 times the long side; --focal says it better.")
+    if geometry == "essential" and focal is None:
+        print("Assumed a focal length of 1.2 times the long side. Set --focal if you know it.")
     if result.note:
         print(result.note)
     for path in output:

@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+from .compare import evaluate
 from .datasets import EvalPair, HomographyTruth, Picture, PoseTruth, load_pairs, roll
 from .metrics import auc, match_errors, precision, recall
-from .run import Row, Run, compare, evaluate, parse_combination, run
+from .run import Row, Run, evaluate_pairs, parse_combination, run
 from .speed import Speed, Timing, bench, speed_table
 from .tables import markdown, rich_tables, save, summarise
 
@@ -24,8 +25,8 @@ __all__ = [
     "Timing",
     "auc",
     "bench",
-    "compare",
     "evaluate",
+    "evaluate_pairs",
     "load_pairs",
     "markdown",
     "match_errors",

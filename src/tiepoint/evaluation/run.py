@@ -24,7 +24,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,55 +191,7 @@ def run(
     path = None
     if output is not None:
         path = check_output(make_folder(output) / f"{'+'.join(short)}.jsonl", None, inputs=[data])
-    return evaluate(pairs, extract, match, combination.label, configuration, path, resume, progress)
-
-
-def compare(
-    data: str | Path,
-    combinations: Sequence[str] = ("sift+nearest",),
-    *,
-    sets: Sequence[str] | None = None,
-    limit: int | None = None,
-    max_keypoints: int | None = 2048,
-    long_side: int | None = None,
-    device: str = "cpu",
-    output: str | Path | None = None,
-    resume: bool = True,
-    progress: Callable[[str, Row, int, int], None] | None = None,
-) -> list[Run]:
-    """Evaluate several combinations of extractor and matcher on the same pairs: ``tiepoint eval``.
-
-    Parameters
-    ----------
-    data, sets, limit, max_keypoints, long_side, device, output, resume
-        As in `run`.
-    combinations : sequence of str
-        See `parse_combination`.
-    progress : callable or None
-        Called with (label, row, number done, number of all) after every pair.
-
-    Returns
-    -------
-    list of Run
-        For `tiepoint.evaluation.rich_tables` and `tiepoint.evaluation.save`.
-    """
-    runs = []
-    for combination in dict.fromkeys(map(parse_combination, combinations)):
-        runs.append(
-            run(
-                data,
-                *combination,
-                sets=sets,
-                limit=limit,
-                max_keypoints=max_keypoints,
-                long_side=long_side,
-                device=device,
-                output=output,
-                resume=resume,
-                progress=None if progress is None else partial(progress, combination.label),
-            )
-        )
-    return runs
+    return evaluate_pairs(pairs, extract, match, combination.label, configuration, path, resume, progress)
 
 
 class Combination(NamedTuple):
@@ -285,7 +237,7 @@ def parse_combination(text: str) -> Combination:
     return Combination(*pipeline.choose(features, matcher)[:2])
 
 
-def evaluate(
+def evaluate_pairs(
     pairs: Sequence[EvalPair],
     extract: Extract,
     match: Match,
@@ -302,8 +254,8 @@ def evaluate(
 
     Examples
     --------
-    >>> from tiepoint.evaluation import evaluate
-    >>> evaluate([], extract=None, match=None, label="nothing").rows
+    >>> from tiepoint.evaluation import evaluate_pairs
+    >>> evaluate_pairs([], extract=None, match=None, label="nothing").rows
     []
     """
     configuration = {
@@ -374,7 +326,7 @@ def _continue(
         raise ArgumentError(
             f"{path} holds results of another configuration ("
             + ", ".join(f"{k}: {before.get(k)} there, {configuration.get(k)} now" for k in changed)
-            + "); choose another output folder, or start again without resuming (--restart)"
+            + "); choose another output folder, or measure again with --fresh"
         )
     if complete != text:
         path.write_text(complete, "utf-8")

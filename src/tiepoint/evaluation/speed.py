@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from .. import pipeline
-from ..devices import environment
+from ..devices import environment, pick_device
 from ..errors import ArgumentError
 from ..features import ExtractorOptions
 from ..io.images import ImageSource, read_image
@@ -58,13 +58,12 @@ class Speed:
 
 
 def bench(
-    combinations: Sequence[str] = ("sift+nearest",),
-    image0: ImageSource | None = None,
-    image1: ImageSource | None = None,
+    combinations: Sequence[str] = ("auto",),
+    images: tuple[ImageSource, ImageSource] | None = None,
     *,
     max_keypoints: int | None = 2048,
     long_side: int | None = 1024,
-    device: str = "cpu",
+    device: torch.device | str | None = "auto",
     threads: int | None = None,
     repeats: int = 10,
     progress: Callable[[int, int], None] | None = None,
@@ -78,8 +77,8 @@ def bench(
     ----------
     combinations : sequence of str
         ``"features+matcher"`` or ``"features"``, see `parse_combination`.
-    image0, image1 : path, array, Image, or None
-        Both or neither; None makes a pair up (`made_up_pair`).
+    images : two photographs, optional
+        The pair to time, see `tiepoint.read_image`; None makes one up (`made_up_pair`).
     max_keypoints, long_side, device
         As in `tiepoint.match`.
     threads : int or None
@@ -96,7 +95,7 @@ def bench(
     Raises
     ------
     ArgumentError
-        One image without the other, or a number below 1.
+        Not two images, or a number below 1.
     WeightsError, MissingDependencyError
         An extractor or a matcher cannot be loaded.
 
@@ -106,19 +105,19 @@ def bench(
     >>> speed.timings[0].label, speed.timings[0].match > 0
     ('orb+nearest', True)
     """
-    if (image0 is None) != (image1 is None):
-        raise ArgumentError("give both images or none")
+    if images is not None and len(images) != 2:
+        raise ArgumentError(f"give the two images of a pair, not {len(images)}")
     if repeats < 1:
         raise ArgumentError(f"repeats must be at least 1, not {repeats}")
-    pair: tuple[Image, Image]
-    pair = made_up_pair() if image0 is None or image1 is None else (read_image(image0), read_image(image1))
+    where = str(pick_device(device))
+    pair = made_up_pair() if images is None else (read_image(images[0]), read_image(images[1]))
     alternatives: dict[tuple[str, str], Callable[[], Any]] = {}
     timings = []
     options = ExtractorOptions(max_keypoints=max_keypoints, long_side=long_side)
     with cpu_threads(threads):
         for combination in dict.fromkeys(map(parse_combination, combinations)):
             label = combination.label
-            extract, match, _ = pipeline.load(*combination, device, options)
+            extract, match, _ = pipeline.load(*combination, where, options)
             both = extract(pair[0]), extract(pair[1])
             alternatives[label, "extract"] = partial(extract.extract_many, pair)
             alternatives[label, "match"] = partial(match, *both)
@@ -126,11 +125,11 @@ def bench(
             timings.append((label, len(both[0]), len(both[1]), len(found), found.stop_layer))
         seconds = alternate(alternatives, repeats, progress)
         configuration = {
-            "images": "made up" if image0 is None else f"{pair[0].name}, {pair[1].name}",
+            "images": "made up" if images is None else f"{pair[0].name}, {pair[1].name}",
             "sizes": [list(image.size) for image in pair],
             "max_keypoints": max_keypoints,
             "long_side": long_side,
-            "device": device,
+            "device": where,
             "threads": torch.get_num_threads(),
             "repeats": repeats,
         }

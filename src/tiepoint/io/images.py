@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from io import BytesIO
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import PIL.Image
@@ -117,6 +117,11 @@ def read_image(
             )
         opaque = allowed if opaque is None else allowed & opaque
     return Image(_read_only(pixels), None if opaque is None else _read_only(opaque.astype(np.uint8) * 255), name)
+
+
+def as_list(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    """Return one photograph, or a list or tuple of them, as a list."""
+    return list(images) if isinstance(images, (list, tuple)) else [cast(ImageSource, images)]
 
 
 def resize(pixels: NDArray[np.uint8], long_side: int, enlarge: bool = False) -> NDArray[np.uint8]:

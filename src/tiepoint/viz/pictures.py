@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,7 +237,7 @@ def plot_scores(matches: Matches, path: str | os.PathLike[str] | None = None) ->
     axes.set_xlim(0, 1)
     axes.set_xlabel("score of the match")
     axes.set_ylabel("matches")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     title = _count(len(matches), "match", "matches")
     if len(matches):
@@ -298,14 +297,14 @@ def _check(path: str | os.PathLike[str] | None, *shown: Image) -> Path | None:
 def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        figure = _figure_class()(figsize=(width, height), dpi=DPI, facecolor="white")
     except ImportError as error:
         raise MissingDependencyError("matplotlib", "viz", "drawing pictures") from error
-    figure = _figure_class()(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-@lru_cache(maxsize=1)
 def _figure_class() -> type[Figure]:
     """Return matplotlib's figure with what a notebook asks for; on its own only pyplot's figures show themselves."""
     from matplotlib.figure import Figure

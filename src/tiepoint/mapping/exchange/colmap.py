@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from ...errors import ArgumentError, InputError
 from ...geometry.colmap import import_pycolmap
+from ...io import model_files
 from ...io.exif import read_exif
 from ...io.files import atomic, atomic_folder, check_image_name, check_output_folder, write_json
 from ...io.folders import mask_of, natural_key
 from ...io.images import read_image
 from ..store import registered
-from . import model_files
 
 if TYPE_CHECKING:
     import pycolmap

@@ -7,7 +7,7 @@ those observed, and a pose follows from these. Only the photographs that look mo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +23,15 @@ from ...geometry import Camera
 from ...geometry.absolute import AbsolutePose, estimate_absolute_pose, estimate_camera_and_pose
 from ...geometry.colmap import quaternion_of
 from ...io import arrays, files
-from ...io.images import read_image
+from ...io.folders import find_images
+from ...io.images import ImageSource, as_list, read_image
+from ...io.model_files import read_model
 from ...matchers import Matcher
 from ...two_view import FEW
 from ...types import Features
-from ..exchange.model_files import read_model
 from ..inputs import read_settings
 from ..pairs import retrieval
-from ..steps.images import camera_of
+from ..steps.images import camera_of, parse_camera
 from ..store import Store
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Localization:
         The photographs of the model it was matched with, the most similar first.
     problem : str
         Why there is no pose: ``"not found: 7 inliers"``; empty if there is one.
+    readable : bool
+        Whether the photograph could be used at all.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Localization:
     matches: int = 0
     similar: tuple[str, ...] = ()
     problem: str = ""
+    readable: bool = True
 
     def summary(self) -> dict[str, Any]:
         """Return plain values that JSON can hold; ``quaternion`` is (w, x, y, z), pixels are counted from 0."""
@@ -97,6 +101,91 @@ class Localization:
             "similar": list(self.similar),
             "problem": self.problem,
         }
+
+
+def localize(
+    photographs: ImageSource | Sequence[ImageSource],
+    model: str | os.PathLike[str],
+    output: Sequence[str | os.PathLike[str]] = (),
+    *,
+    focal: float | None = None,
+    camera: Camera | str | os.PathLike[str] | None = None,
+    matcher: str = "auto",
+    candidates: int = 10,
+    device: torch.device | str | None = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Localization]:
+    """Find out where photographs were taken, in a map that exists already.
+
+    A photograph that cannot be read is a result without a pose, whose ``problem`` says why.
+
+    Parameters
+    ----------
+    photographs : photograph, or list of photographs and folders of them
+        See `tiepoint.read_image`.
+    model : path
+        The folder that `tiepoint.map` wrote.
+    output : list of paths
+        .json and .csv files to write, see `write_localizations`.
+    focal : float, optional
+        Focal length of all of them in pixels; by default that of EXIF, or estimated.
+    camera : Camera, text or path, optional
+        The camera of all of them, see `Localizer`.
+    matcher : str
+        By default the one of the map.
+    candidates : int
+        Match each with this many photographs of the map, the most similar ones.
+    device : torch.device or str
+        Where networks run; ``"auto"`` is `tiepoint.devices.best_device`.
+    progress : callable, optional
+        Called with (number done, number of all) after every photograph.
+
+    Returns
+    -------
+    list of Localization
+        Poses are in the frame of the map, world to camera.
+
+    Raises
+    ------
+    ArgumentError
+        An option out of range, a camera of another size, or an output that cannot be written.
+    InputError
+        The map cannot be read, or there are no photographs.
+    WeightsError, MissingDependencyError
+        What the features of the map need is not on this machine.
+
+    Examples
+    --------
+    ::
+
+        for result in tiepoint.localize(["query.jpg"], "scene"):
+            print(result.name, result.problem or result.pose.centre)
+    """
+    queries: list[ImageSource] = []
+    for one in as_list(photographs):
+        if isinstance(one, (str, os.PathLike)) and Path(one).is_dir():
+            queries += [Path(one) / name for name in find_images([one])]
+        else:
+            queries.append(one)
+    if not queries:
+        raise InputError("there are no photographs to find; give one at least")
+    weights = matcher.partition("@")[2]
+    paths = [one for one in (*queries, camera) if isinstance(one, (str, os.PathLike))]
+    for path in output:
+        files.check_output(path, FILES, inputs=[*paths, *([weights] if weights else [])])
+    localizer = Localizer.open(model, matcher, device, candidates=candidates)
+    results = []
+    for number, query in enumerate(queries, start=1):
+        try:
+            results.append(localizer(query, camera, focal))
+        except InputError as error:  # the others are found all the same
+            name = str(query) if isinstance(query, (str, os.PathLike)) else f"photograph {number}"
+            results.append(Localization(name, None, problem=str(error), readable=False))
+        if progress is not None:
+            progress(number, len(queries))
+    for path in output:
+        write_localizations(path, results)
+    return results
 
 
 class Localizer:
@@ -171,7 +260,7 @@ class Localizer:
         cls,
         scene: str | os.PathLike[str],
         matcher: str = "auto",
-        device: torch.device | str | None = None,
+        device: torch.device | str | None = "auto",
         **options: Any,
     ) -> Localizer:
         """Open the folder that ``tiepoint map`` wrote.
@@ -182,7 +271,7 @@ class Localizer:
             Holds ``database.db``, ``settings.json`` and ``sparse/0``, the largest model.
         matcher : str
             By default the one of the map.
-        device : torch.device or str, optional
+        device : torch.device or str
             Where networks run.
         **options
             ``candidates``, ``threshold`` and ``least_inliers`` of the class.
@@ -220,17 +309,22 @@ class Localizer:
         )
 
     def __call__(
-        self, photograph: str | os.PathLike[str], camera: Camera | None = None, focal: float | None = None
+        self,
+        photograph: ImageSource,
+        camera: Camera | str | os.PathLike[str] | None = None,
+        focal: float | None = None,
     ) -> Localization:
         """Find one photograph.
 
         Parameters
         ----------
-        photograph : path
-        camera : Camera, optional
-            Its intrinsics, if they are known. Otherwise it is the camera of the most similar photograph of the map, if
+        photograph : path, array, Pillow image, tensor, file object or Image
+            See `tiepoint.read_image`.
+        camera : Camera, text or path, optional
+            Its intrinsics, if they are known, as a `Camera` or as COLMAP writes them: ``"MODEL:PARAMETERS"`` or a file
+            ``cameras.txt``. Otherwise it is the camera of the most similar photograph of the map, if
             the sizes agree and the matches with it; else the distortion of the lens is estimated with the pose, and so
-            is the focal length, unless it is given or EXIF has it.
+            is the focal length, unless it is given or the EXIF of the file has it.
         focal : float, optional
             Focal length in pixels.
 
@@ -239,16 +333,21 @@ class Localizer:
         InputError
             The photograph cannot be read, or is a panorama.
         ArgumentError
-            The camera is of another size.
+            The camera is of another size, or is given with a focal length.
         """
         picture = read_image(photograph, bands=self.extractor.options.bands)
-        name = os.fspath(photograph)
+        is_path = isinstance(photograph, (str, os.PathLike))
+        name = str(photograph) if is_path else picture.name
+        if camera is not None and not isinstance(camera, Camera):
+            camera, focal = parse_camera(camera, focal, picture.size), None
+        if camera is not None and focal is not None:
+            raise ArgumentError("give a camera or a focal length, not both: a camera has its focal length")
         if camera is not None and (camera.width, camera.height) != picture.size:
             raise ArgumentError(
                 f"{name}: is {picture.size[0]}x{picture.size[1]} pixels, but the camera {camera.width}x{camera.height}"
             )
         told = camera is not None or focal is not None
-        if not told and (exif := camera_of(photograph)).has_prior_focal_length:
+        if not told and is_path and (exif := camera_of(name)).has_prior_focal_length:
             focal = float(exif.focal_length)
         features = self.extractor(picture)
         similar = self._similar(features)

@@ -151,8 +151,8 @@ class Tracker:
         Key frames that are adjusted at a time.
     threshold : float
         Largest reprojection error of a right match, in pixels at the working size that ``long_side`` gives.
-    device : torch.device or str, optional
-        Where networks run; by default `tiepoint.devices.best_device`.
+    device : torch.device or str
+        Where networks run; ``"auto"`` is `tiepoint.devices.best_device`.
 
     Attributes
     ----------
@@ -193,7 +193,7 @@ class Tracker:
         long_side: int | None = 1024,
         window: int = 8,
         threshold: float = 2.0,
-        device: torch.device | str | None = None,
+        device: torch.device | str | None = "auto",
     ) -> None:
         if window < 3:
             raise ArgumentError(f"window must be at least 3 key frames, not {window}")

@@ -1,17 +1,7 @@
 """Which images to match: all, neighbours in time, by position, by image retrieval, from a list."""
 
-from .select import (
-    PairList,
-    Pairs,
-    by_position,
-    by_retrieval,
-    earth_centred,
-    exhaustive,
-    expand_covisibility,
-    from_list,
-    sequential,
-    union,
-)
+from ...io.pair_lists import PairList, Pairs, from_list, union
+from .select import by_position, by_retrieval, earth_centred, exhaustive, expand_covisibility, sequential
 
 __all__ = [
     "PairList",

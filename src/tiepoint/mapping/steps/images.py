@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from ...errors import ArgumentError, InputError
-from ...geometry.camera import FOCAL_FACTOR
+from ...geometry.camera import FOCAL_FACTOR, Camera
 from ...geometry.colmap import import_pycolmap
 from ...io.exif import Exif, read_exif
 from ...io.files import check_image_name, open_file, read_text
@@ -353,6 +353,27 @@ def known_camera(given: Mapping[Size | None, pycolmap.Camera], size: Size) -> py
     camera = copy.deepcopy(camera)
     camera.width, camera.height = size
     return camera
+
+
+def parse_camera(text: str | os.PathLike[str] | None, focal: float | None, size: Size) -> Camera | None:
+    """Return the camera that ``--camera`` or ``--focal`` describe, for images of one size; None if neither is given.
+
+    Raises
+    ------
+    ArgumentError
+        Both are given, or the text is not a camera, or not one of this size.
+    InputError
+        The file of cameras cannot be read.
+
+    Examples
+    --------
+    >>> parse_camera("SIMPLE_PINHOLE:500,320,240", None, (640, 480)).principal_point
+    (319.5, 239.5)
+    """
+    if text is None:
+        return None if focal is None else Camera.from_focal(focal, size)
+    camera = known_camera(given_cameras(text, focal=focal), size)
+    return Camera.from_colmap(camera.model_name, *size, list(camera.params))
 
 
 def _check_cameras(cameras: Mapping[str, pycolmap.Camera], given: bool) -> None:

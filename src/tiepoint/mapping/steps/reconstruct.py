@@ -17,7 +17,7 @@ from ...errors import ArgumentError, InputError
 from ...geometry.colmap import import_pycolmap
 from ...io.files import atomic_folder, scratch_folder, write_json
 from ...io.images import read_image
-from ..exchange.model_files import write_model
+from ...io.model_files import write_model
 from ..store import Store, registered
 from . import refine as refinement
 from .assess import ONLY_TURNED, TURNED, Judgement, judge, turned_and_flat

@@ -156,7 +156,7 @@ def _colmap_views(
     """List the images of a model that have a file, a depth map and ``intrinsics(camera, file)``."""
     if not any((model / name).is_file() for name in ("cameras.bin", "cameras.txt")):
         raise InputError(f"{model}: no COLMAP model here (neither cameras.bin nor cameras.txt)")
-    from ...mapping.exchange.model_files import read_model  # here, because mapping needs more than training does
+    from ...io.model_files import read_model  # here, because training needs no pycolmap otherwise
 
     reconstruction = read_model(model)
     views, unlike = [], []

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
-from ...geometry.colmap import import_pycolmap
-from ...io.files import check_image_name, open_file
+from ..errors import InputError
+from ..geometry.colmap import import_pycolmap
+from .files import check_image_name, open_file
 
 
 def read_model(folder: str | os.PathLike[str]) -> Any:
