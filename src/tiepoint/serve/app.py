@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Redirect
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
-from .. import __version__
+from .._version import __version__
 from ..io.html import content_policy, fill_template
 from ..io.video import VIDEO_SUFFIXES
 from .choices import MapOptions, MatchOptions, choices

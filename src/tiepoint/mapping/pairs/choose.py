@@ -11,19 +11,10 @@ import numpy as np
 
 from ...errors import InputError
 from ...io.exif import order_in_time
+from ...io.pair_lists import Pairs, from_list, union
 from ..progress import Progress, Report
 from .retrieval import describe_images
-from .select import (
-    Pairs,
-    by_position,
-    by_retrieval,
-    earth_centred,
-    exhaustive,
-    expand_covisibility,
-    from_list,
-    sequential,
-    union,
-)
+from .select import by_position, by_retrieval, earth_centred, exhaustive, expand_covisibility, sequential
 
 if TYPE_CHECKING:
     from ..steps.match import Matching
