@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 import tiepoint as tp
 from tiepoint import effort
 from tiepoint.cli import main
+from tiepoint.effort import ladder, views
+from tiepoint.effort.state import NEAR, add, first
 from tiepoint.errors import ArgumentError
 from tiepoint.features import Extractor
 from tiepoint.matchers import Matcher
@@ -149,8 +151,8 @@ def test_auto_ends_where_the_evidence_is_enough(start: effort.State, monkeypatch
     views = everything[2].evidence
     for enough, count in ((views, 3), (views + 1, 4)):
         limits = [np.inf, np.inf, np.inf, np.inf, enough, views]
-        ladder = tuple((rung, limit) for (rung, _), limit in zip(effort.LADDER, limits, strict=True))
-        monkeypatch.setattr(effort, "LADDER", ladder)
+        rungs = tuple((rung, limit) for (rung, _), limit in zip(effort.LADDER, limits, strict=True))
+        monkeypatch.setattr(ladder, "LADDER", rungs)
         names = [attempt.name for attempt in effort.climb(start, "auto").attempts]
         assert names == [attempt.name for attempt in everything[:count]]
 
@@ -160,7 +162,7 @@ def test_the_budget_is_kept_within_one_rung(start: effort.State, monkeypatch: py
         time.sleep(0.05)
         return effort.all_keypoints(state)
 
-    monkeypatch.setattr(effort, "LADDER", ((slow, np.inf),) * 6)
+    monkeypatch.setattr(ladder, "LADDER", ((slow, np.inf),) * 6)
     assert len(effort.climb(start, "thorough", budget=1e-9).attempts) == 1
     begin = time.perf_counter()
     attempts = effort.climb(start, "thorough", budget=0.12).attempts
@@ -204,7 +206,7 @@ def test_the_verdict_asks_more_of_later_tries(start: effort.State) -> None:
     evidence = effort.synthetic_views(state).evidence
     assert evidence > 50
     for share, verdict in ((1.1, False), (0.9, True)):
-        matcher.threshold = share * evidence / effort.LATER
+        matcher.threshold = share * evidence / ladder.LATER
         assert effort.synthetic_views(state).matches.overlaps is verdict
     assert effort.synthetic_views(start).matches.overlaps is None
 
@@ -214,7 +216,7 @@ def test_the_verdict_asks_more_of_later_tries(start: effort.State) -> None:
 
 def test_best_keypoints_are_a_prefix(texture: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
     """With LightGlue, which also tells what became of each keypoint."""
-    monkeypatch.setattr(effort, "BEST", 60)
+    monkeypatch.setattr(ladder, "BEST", 60)
     extractor = tp.features.load("sift", max_keypoints=200)
     matcher = tp.matchers.load("lightglue", features="sift")
     images = tp.read_image(texture), tp.read_image(texture[10:, 15:])
@@ -227,8 +229,8 @@ def test_best_keypoints_are_a_prefix(texture: NDArray[np.uint8], monkeypatch: py
 
 
 def test_best_keypoints_do_not_apply_where_there_are_few(start: effort.State) -> None:
-    few = replace(start, features=(start.own(0), effort._first(start.own(1), 100)), detected=(start.detected[0], 100))
-    few = replace(few, features=(effort._first(few.own(0), 512), few.own(1)), detected=(512, 100))
+    few = replace(start, features=(start.own(0), first(start.own(1), 100)), detected=(start.detected[0], 100))
+    few = replace(few, features=(first(few.own(0), 512), few.own(1)), detected=(512, 100))
     assert effort.best_keypoints(few) is few
 
 
@@ -284,12 +286,12 @@ def test_of_rivals_the_better_score_stays(start: effort.State, seed: int) -> Non
         matches = make_matches(first, second, index, scores)
         return effort.Found(matches, (first, second))
 
-    old = effort._add(start, part(15), 0)
+    old = add(start, part(15), 0)
     new = part(20)
-    both = effort._add(old, new, 1)
+    both = add(old, new, 1)
 
     def rivals(a: tp.Matches, i: int, b: tp.Matches, j: int) -> bool:
-        near = [np.abs(p[i] - q[j]).max() <= effort.NEAR for p, q in ((a.points0, b.points0), (a.points1, b.points1))]
+        near = [np.abs(p[i] - q[j]).max() <= NEAR for p, q in ((a.points0, b.points0), (a.points1, b.points1))]
         return all(near)
 
     n, k = new.matches, old.matches
@@ -310,7 +312,7 @@ def test_a_warped_gradient_is_the_gradient_at_the_warped_place() -> None:
     x, y = np.meshgrid(np.arange(400.0), np.arange(300.0))
     pixels = np.stack([x / 2, y / 2, (x + y) / 4], -1).round().astype(np.uint8)
     warp = np.array([[0.22, 0.02, 5], [0.03, 0.9, -20], [1e-5, 2e-5, 1]])
-    seen = effort._warped(tp.Image(pixels), warp, (90, 240))
+    seen = views.warped(tp.Image(pixels), warp, (90, 240))
     assert seen.mask is not None
     rows, columns = np.nonzero(seen.mask)
     back = tp.geometry.transform(np.linalg.inv(warp), np.column_stack([columns, rows]))
@@ -322,13 +324,13 @@ def test_a_warped_gradient_is_the_gradient_at_the_warped_place() -> None:
 def test_a_warp_averages_what_it_shrinks() -> None:
     stripes = np.zeros((200, 400, 3), np.uint8)
     stripes[:, ::2] = 200
-    seen = effort._warped(tp.Image(stripes), effort._scaling((400, 200), (100, 200)), (100, 200))
+    seen = views.warped(tp.Image(stripes), views.scaling((400, 200), (100, 200)), (100, 200))
     assert np.abs(seen.pixels.astype(int)[20:-20, 20:-20] - 100).max() <= 1
 
 
 def test_nothing_is_seen_beyond_infinity(texture: NDArray[np.uint8]) -> None:
     warp = np.array([[1, 0, 0], [0, 1, 0], [-1 / 160, 0, 1.0]])  # the column 160 goes to infinity
-    seen = effort._warped(tp.Image(texture), warp, (320, 240))
+    seen = views.warped(tp.Image(texture), warp, (320, 240))
     assert seen.mask is not None
     rows, columns = np.nonzero(seen.mask)
     back = tp.geometry.transform(np.linalg.inv(warp), np.column_stack([columns, rows]))
@@ -339,7 +341,7 @@ def test_keypoints_map_back(texture: NDArray[np.uint8], sift: tuple[Extractor, M
     """Turned by 0.5 rad and enlarged by 1.5: positions, scales and orientations in closed form."""
     c, s = 1.5 * np.cos(0.5), 1.5 * np.sin(0.5)
     warp = np.array([[c, -s, 140], [s, c, -30], [0, 0, 1]])
-    view = effort._look(effort._unresized(sift[0]), tp.Image(texture), warp, (560, 480))
+    view = views.look(sift[0], tp.Image(texture), warp, (560, 480))
     assert view.original is not None and len(view.features) > 100
     forth = tp.geometry.transform(warp, view.original.keypoints.numpy())
     np.testing.assert_allclose(forth, view.features.keypoints.numpy(), atol=1e-3)
@@ -356,7 +358,7 @@ def test_keypoints_map_back(texture: NDArray[np.uint8], sift: tuple[Extractor, M
 def test_covariances_map_back(texture: NDArray[np.uint8]) -> None:
     cairn = tp.features.load("cairn", max_keypoints=100)
     warp = np.diag([0.5, 2.0, 1.0])
-    view = effort._look(effort._unresized(cairn), tp.Image(texture), warp, (160, 480))
+    view = views.look(cairn, tp.Image(texture), warp, (160, 480))
     assert view.original is not None and view.original.covariances is not None
     assert view.features.covariances is not None
     back = torch.tensor([2.0, 0.5])
@@ -365,8 +367,8 @@ def test_covariances_map_back(texture: NDArray[np.uint8]) -> None:
 
 
 def test_tilts_cover_half_a_turn() -> None:
-    warps = effort._tilted((640, 480), tp.features.ExtractorOptions(long_side=320))
-    assert len(warps) == 1 + sum(effort.TILTS.values())
+    warps = views.tilted((640, 480), tp.features.ExtractorOptions(long_side=320))
+    assert len(warps) == 1 + sum(views.TILTS.values())
     assert warps[0][1] == (320, 240)
     for warp, size in warps:
         corners = tp.geometry.transform(warp, np.array([[0, 0], [640, 0], [640, 480], [0, 480]]) - 0.5)

@@ -19,6 +19,7 @@ from .devices import pick_device
 from .errors import ArgumentError
 from .features import Extractor, ExtractorOptions
 from .matchers import Matcher
+from .names import split
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str
     Parameters
     ----------
     features, matcher : str
-        A name, which is kept, also with weights of one's own (``name@FILE``), or ``"auto"``.
+        A name, which is kept, also with weights of one's own (``name@FILE``), or ``"auto"``. Names joined by ``+`` are
+        an ensemble (`tiepoint.features.ensemble`).
 
     Returns
     -------
@@ -92,6 +94,11 @@ def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str
     """
     if features != "auto" and matcher != "auto":
         return features, matcher, f"{features} + {matcher}, as asked"
+    members = split(features, extractors.names())
+    if len(members) > 1:
+        chosen = [choose(member)[1] for member in members]
+        matcher = chosen[0] if len(set(chosen)) == 1 else "+".join(chosen)
+        return features, matcher, f"{features} + {matcher}: the best matcher for each of these features"
     if features != "auto":
         name = weights.WEIGHTS_FOR["lightglue"].get(features)
         if name is not None and _may_use(name):
@@ -180,7 +187,8 @@ def another(extractor: Extractor) -> Callable[[], tuple[Extractor, Matcher]] | N
 
     It has the number of keypoints and the long side of ``extractor``, and its own threshold and radius.
     """
-    other = next((choice for choice in PREFERENCES if choice.features != extractor.name and choice.is_usable()), None)
+    here = split(extractor.name, extractors.names())
+    other = next((choice for choice in PREFERENCES if choice.features not in here and choice.is_usable()), None)
     if other is None:
         return None
     options = replace(extractor.options, detection_threshold=None, nms_radius=None)

@@ -55,7 +55,9 @@ def none_if_auto(name: str) -> str | None:
 # The callbacks turn what is typed into what the functions of `tiepoint` take, so that a verb hands its options on.
 FeaturesOption = Annotated[
     str,
-    typer.Option("--features", "-f", help="Extractor: auto, sift, orb, cairn@WEIGHTS …; 'tiepoint info' lists all."),
+    typer.Option(
+        "--features", "-f", help="Extractor: auto, sift, cairn@WEIGHTS, cairn+sift …; 'tiepoint info' lists all."
+    ),
 ]
 MatcherOption = Annotated[
     str, typer.Option("--matcher", "-m", help="Matcher: auto, lightglue, lightglue@WEIGHTS, superglue or nearest.")
@@ -169,7 +171,11 @@ class Minutely:
 
 def weights_files(*names: str) -> list[str]:
     """Return the files that names of extractors and matchers hold: FILE of ``cairn@FILE``."""
-    return [file for file in (name.partition("@")[2] for name in names) if file]
+    from .. import features, matchers
+    from ..names import split, weights_file
+
+    known = [*features.names(), *matchers.names()]
+    return [file for name in names for file in map(weights_file, split(name, known)) if file]
 
 
 def show_warning(

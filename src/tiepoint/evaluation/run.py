@@ -41,6 +41,7 @@ from ..geometry.epipolar import pose_error
 from ..geometry.homography import corner_error, estimate_dlt
 from ..geometry.robust import estimate_homography, estimate_relative_pose
 from ..io.files import check_output, explained, make_folder, parse_json
+from ..names import split
 from ..types import Features, Image, Matches
 from . import metrics
 from .datasets import EvalPair, HomographyTruth, Picture, load_pairs
@@ -184,7 +185,7 @@ def run(
         "device": device,
     }
     short = []
-    for name, _, file in (part.partition("@") for part in combination):
+    for name, _, file in (part.partition("@") for part in split(combination.label, _names())):
         if Path(file).is_file():
             configuration[f"sha256 of {file}"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         short.append(f"{name}@{Path(file).name}" if file else name)
@@ -209,8 +210,9 @@ class Combination(NamedTuple):
 def parse_combination(text: str) -> Combination:
     """Read ``"features+matcher"``, each either a name or ``name@weights``.
 
-    ``"features"`` alone takes the best matcher for them, as `tiepoint.match` does, and so does the name
-    ``auto``. Weights are a file or a name of ``tiepoint weights list``.
+    ``"features"`` alone takes the best matcher for them, as `tiepoint.match` does, and so does the name ``auto``.
+    Several names of extractors are an ensemble, which the first name of a matcher ends. Weights are a file or a name
+    of ``tiepoint weights list``.
 
     Raises
     ------
@@ -223,18 +225,27 @@ def parse_combination(text: str) -> Combination:
     'lightglue@mine.safetensors'
     >>> parse_combination("orb").label
     'orb+nearest'
+    >>> parse_combination("cairn+sift")
+    Combination(features='cairn+sift', matcher='lightglue')
     """
-    features, _, matcher = text.partition("+")
-    matcher = matcher or "auto"
-    for kind, name, names in (
-        ("extractor", features, extractors.names()),
-        ("matcher", matcher, matchers.names()),
+    parts = split(text, ["auto", *_names()])
+    ends = (i for i, part in enumerate(parts) if i and part.partition("@")[0] not in extractors.names())
+    count = next(ends, len(parts))
+    ensemble, pairers = parts[:count], parts[count:] or ["auto"]
+    for kind, part, names in (
+        *(("extractor", part, extractors.names()) for part in ensemble),
+        *(("matcher", part, matchers.names()) for part in pairers),
     ):
-        if name.partition("@")[0] not in ("auto", *names):
-            raise ArgumentError(f"{text!r}: no {kind} is called {name!r}; there are: {', '.join(names)}")
-        if name.startswith("auto@"):
+        if part.partition("@")[0] not in ("auto", *names):
+            raise ArgumentError(f"{text!r}: no {kind} is called {part!r}; there are: {', '.join(names)}")
+        if part.startswith("auto@"):
             raise ArgumentError(f"{text!r}: name the {kind} that these weights are for")
-    return Combination(*pipeline.choose(features, matcher)[:2])
+    return Combination(*pipeline.choose("+".join(ensemble), "+".join(pairers))[:2])
+
+
+def _names() -> list[str]:
+    """Return the names of all extractors and matchers."""
+    return [*extractors.names(), *matchers.names()]
 
 
 def evaluate_pairs(

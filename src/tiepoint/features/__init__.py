@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from ..errors import ArgumentError
+from ..names import split
 from .base import Extractor, ExtractorOptions
+from .ensemble import Ensemble
 
 # name -> (module of this package, class, keyword arguments that make the variant)
 _BUILTIN: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -52,7 +54,7 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
     Parameters
     ----------
     name : str
-        One of `names`, or ``name@FILE`` for weights of one's own.
+        One of `names`, or ``name@FILE`` for weights of one's own; several joined by ``+`` are an `Ensemble`.
     device : torch.device or str
         Where networks run; hand-made extractors stay on the CPU.
     **options
@@ -75,6 +77,11 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
     >>> sift(np.zeros((64, 64, 3), np.uint8)).keypoints.shape
     torch.Size([0, 2])
     """
+    members = split(name, names())
+    if len(members) > 1:
+        if options.get("detection_threshold") is not None:
+            raise ArgumentError(f"the extractors of {name} have no common unit of detection_threshold")
+        return Ensemble([load(member, device, **options) for member in members])
     name, at, file = name.partition("@")
     if at and not file:
         raise ArgumentError(f"{name}@ names no file of weights")
@@ -86,7 +93,9 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
     else:
         found = entry_points(group="tiepoint.extractors", name=name)
         if not found:
-            raise ArgumentError(f"no extractor is called {name!r}; there are: {', '.join(names())}")
+            raise ArgumentError(
+                f"no extractor is called {name!r}; there are: {', '.join(names())}, or several joined by +"
+            )
         factory, variant = next(iter(found)).load(), {}
     common = {f.name for f in fields(ExtractorOptions)}
     shared = ExtractorOptions(**{k: v for k, v in options.items() if k in common})
@@ -102,4 +111,4 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
         raise
 
 
-__all__ = ["Extractor", "ExtractorOptions", "load", "names"]
+__all__ = ["Ensemble", "Extractor", "ExtractorOptions", "load", "names"]

@@ -7,10 +7,11 @@ suppression, the cut to the best K, and the way back to original coordinates. A 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from ..errors import ArgumentError, InputError, TiepointError
 from ..io.images import ImageSource, check_bands, read_image, resize, resize_mask
 from ..types import Features, Image
 from .tiling import concatenate, tiles
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -240,6 +244,29 @@ class Extractor(ABC):
     def _describe(self, pixels: NDArray[np.uint8], given: Features) -> Features:
         """Return ``given``, in pixels of ``pixels`` (H, W, 3), with descriptors of this extractor."""
         raise ArgumentError(f"{self.name} cannot describe given keypoints; sift, cairn, superpoint and aliked can")
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it runs on its device, or on all cores, by itself."""
+        return any(isinstance(value, torch.nn.Module) for value in vars(self).values())
+
+    def with_options(self, **changes: Any) -> Self:
+        """Return the same extractor, with the same network, with some other options.
+
+        Parameters
+        ----------
+        **changes
+            Fields of `ExtractorOptions`.
+
+        Examples
+        --------
+        >>> import tiepoint as tp
+        >>> tp.features.load("sift").with_options(max_keypoints=100).options.max_keypoints
+        100
+        """
+        other = copy.copy(self)
+        other.options = replace(self.options, **changes)
+        return other
 
     def extract_many(
         self, images: Sequence[ImageSource], masks: Sequence[ImageSource | None] | None = None

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from ..errors import ArgumentError
+from ..features import names as feature_names
+from ..names import split, weights_file
 from .base import Matcher
+from .ensemble import Ensemble
 
 _BUILTIN = {
     "lightglue": ("lightglue", "LightGlue"),
@@ -28,7 +31,8 @@ def load(name: str, features: str = "sift", device: torch.device | str = "cpu", 
     Parameters
     ----------
     name : str
-        One of `names`: ``lightglue``, ``superglue`` or ``nearest``; or ``name@FILE`` for weights of one's own.
+        One of `names`: ``lightglue``, ``superglue`` or ``nearest``; or ``name@FILE`` for weights of one's own. For an
+        ensemble of extractors one that all use, or one for each, joined by ``+``.
     features : str
         Name of the extractor whose features will be matched, as `tiepoint.features.load` takes it; chooses the weights.
     device : torch.device or str
@@ -43,6 +47,15 @@ def load(name: str, features: str = "sift", device: torch.device | str = "cpu", 
     WeightsError
         The weights file is not on this machine; nothing is downloaded here.
     """
+    extractors = split(features, feature_names())
+    if len(extractors) > 1:
+        chosen = split(name, names())
+        if len(chosen) == 1 and not weights_file(name):
+            chosen *= len(extractors)
+        if len(chosen) != len(extractors):
+            raise ArgumentError(f"{features} needs {len(extractors)} matchers joined by +, not {name!r}")
+        loaded = [load(m, f, device, **options) for m, f in zip(chosen, extractors, strict=True)]
+        return Ensemble(loaded, [f.partition("@")[0] for f in extractors])
     name, at, file = name.partition("@")
     if at and not file:
         raise ArgumentError(f"{name}@ names no file of weights")
@@ -61,4 +74,4 @@ def load(name: str, features: str = "sift", device: torch.device | str = "cpu", 
         raise
 
 
-__all__ = ["Matcher", "load", "names"]
+__all__ = ["Ensemble", "Matcher", "load", "names"]

@@ -39,6 +39,11 @@ class Matcher(ABC):
         """The evidence (`Matches.evidence`) that unrelated photographs hardly reach; None if it was not calibrated."""
         return None
 
+    @property
+    def descriptor_size(self) -> int | None:
+        """How many numbers the descriptors it matches have; None if any number will do."""
+        return None
+
     @abstractmethod
     def _match_many(self, pairs: Sequence[Pair]) -> list[Matches]:
         """Match pairs whose two sides are never empty and already on ``self.device``."""

@@ -279,6 +279,11 @@ class SuperGlue(Matcher):
         self.net.fold()
         self.net.to(self.device)  # after folding, because not every device has float64
 
+    @property
+    def descriptor_size(self) -> int:
+        """See `Matcher.descriptor_size`."""
+        return self.config.dim
+
     def _check(self, features: Features) -> None:
         if features.extractor not in self.config.features:
             raise ArgumentError(

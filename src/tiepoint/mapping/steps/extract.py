@@ -103,7 +103,7 @@ def extract_into(
     if have:
         check_same_extractor(store, min(have), extractor)
     if workers is None:
-        workers = cores() if is_network(extractor) else min(cores(), len(todo) // IMAGES_PER_PROCESS)
+        workers = cores() if extractor.is_network else min(cores(), len(todo) // IMAGES_PER_PROCESS)
 
     folder, masks = Path(folder), None if masks is None else Path(masks)
     failed: dict[str, str] = {}
@@ -150,11 +150,6 @@ def as_registered(outcome: Features | str, image: StoredImage, folder: Path) -> 
     )
 
 
-def is_network(extractor: Extractor) -> bool:
-    """Whether an extractor runs on its device, or on all cores, by itself."""
-    return any(isinstance(part, torch.nn.Module) for part in vars(extractor).values())
-
-
 def check_same_extractor(store: Store, image_id: int, extractor: Extractor) -> None:
     """Raise `ArgumentError` if the store's features come from another extractor: they could not be matched."""
     stored = store.features(image_id, descriptors=False).extractor
@@ -169,7 +164,7 @@ def _outcomes(
     extractor: Extractor, images: list[StoredImage], folder: Path, masks: Path | None, workers: int
 ) -> Iterator[tuple[StoredImage, Features | str]]:
     """Yield (image, its features or why there are none) in order."""
-    if is_network(extractor) or workers == 0:
+    if extractor.is_network or workers == 0:
 
         def read(image: StoredImage) -> Image | str:
             try:

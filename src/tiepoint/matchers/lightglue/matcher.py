@@ -112,6 +112,11 @@ class LightGlue(Matcher):
             raise ArgumentError("these LightGlue weights need the scale and orientation of each keypoint")
 
     @property
+    def descriptor_size(self) -> int:
+        """See `Matcher.descriptor_size`."""
+        return self.config.input_dim
+
+    @property
     def overlap_threshold(self) -> float | None:
         """See `Matcher.overlap_threshold`; the weights know it."""
         return self.config.overlap_threshold
