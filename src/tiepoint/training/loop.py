@@ -110,6 +110,8 @@ class FitConfig:
     def rate(self, step: int, seconds: float = 0.0) -> float:
         """Learning rate of a step that begins after so many seconds of training.
 
+        Examples
+        --------
         >>> c = FitConfig(steps=100, learning_rate=1.0, warmup=10, decay=0.5)
         >>> [round(c.rate(s), 2) for s in (0, 9, 40, 75, 99)]
         [0.1, 1.0, 1.0, 0.5, 0.0]
