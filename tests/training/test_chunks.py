@@ -201,6 +201,7 @@ from tiepoint import features, types
 from tiepoint.features.base import Extractor
 from tiepoint.calibration import calibrate
 from tiepoint.training.runs import features as _f, matcher, presets, share, superpoint
+from tiepoint.training.pairs import traits
 from tiepoint.training.pairs.maker import ChunkMaker, PairConfig
 from tiepoint.training.data.photographs import open_cache
 
@@ -220,7 +221,7 @@ sys.modules["tiepoint.features.grid"] = stand_in
 features._BUILTIN["grid"] = ("grid", "Grid", {{}})
 config = PairConfig("grid", keypoints=64, size=(120, 160))
 photos = open_cache({str(photos.path)!r})
-assert matcher.try_extractor(photos, config, torch.device("cpu")).input_dim == 64
+assert traits.try_extractor(photos, config, torch.device("cpu")).input_dim == 64
 batch = ChunkMaker(photos, config, 1)(0)
 assert batch.scales.shape == (16, 0) and (batch.matches0 >= 0).any()
 print("made", len(batch))

@@ -25,7 +25,7 @@ from tiepoint.training.loop import FitConfig
 from tiepoint.training.pairs.maker import PairConfig
 from tiepoint.training.runs import presets
 
-MINIATURE = presets.Preset(
+MINIATURE = presets.MatcherPreset(
     model=LightGlueConfig(dim=64, heads=2, layers=2),
     pairs=PairConfig(keypoints=48, size=(120, 160), difficulty=0.3, photometric="none", negatives=0.2),
     fit=FitConfig(steps=6, learning_rate=1e-3, warmup=2, log_every=2, evaluate_every=3, save_every=2),
@@ -45,7 +45,7 @@ class Ran:
 @pytest.fixture
 def tiepoint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Run the command line in this process, with a preset that takes no time."""
-    monkeypatch.setitem(presets.PRESETS, "tiny", MINIATURE)
+    monkeypatch.setitem(presets.MATCHER_PRESETS, "tiny", MINIATURE)
 
     def run(*argv: object) -> Ran:
         capsys.readouterr()
@@ -68,7 +68,7 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "first"
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(presets.PRESETS, "tiny", MINIATURE)
+        patch.setitem(presets.MATCHER_PRESETS, "tiny", MINIATURE)
         assert main(["train", "matcher", "--images", str(images), "-o", str(run), "--workers", "0"]) == 0
         assert main(["train", "confidence", str(run), "--steps", "6", "--workers", "0"]) == 0
     return run
@@ -129,8 +129,11 @@ def test_unreadable_photographs_and_small_folders_are_reported(tiepoint, images:
     assert ran.code == 0, "the dry run left nothing that other options would not fit"
 
 
-def test_superglue_trains_in_the_same_way(tiepoint, images: Path, tmp_path: Path) -> None:
-    options = ("--kind", "superglue", "--workers", 0, "--steps", 2, "--distinct", 1)
+def test_superglue_trains_in_the_same_way(
+    tiepoint, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(presets.MATCHER_PRESETS, "tiny", replace(MINIATURE, distinct=1))
+    options = ("--kind", "superglue", "--workers", 0, "--steps", 2)
     ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "run", *options)
     assert ran.code == 0 and "nearest neighbours, ratio 0.8" in ran.out
     assert ran.err.count("step 2: held-out loss") == 1, "also where no person watches"
@@ -251,7 +254,6 @@ def test_a_matcher_trained_on_after_its_confidence_stage_is_noticed(tiepoint, fi
         (["train", "matcher", "--images", "{images}", "-o", "run", "--start", "cairn"], 2, "no LightGlue weights"),
         (["train", "matcher", "--images", "{images}", "-o", "run", "--average"], 2, "nothing to average with"),
         (["train", "features", "--images", "{images}", "-o", "run", "--average"], 2, "nothing to average with"),
-        (["train", "matcher", "--images", "{images}", "-o", "run", "--chunks", "{few}/0.png"], 3, "cannot be written"),
         (["export-weights", "{few}/0.png"], 4, "no tensors alone, or damaged"),
         (["match", "{few}/0.png", "{few}/1.png", "--features", "sift", "--matcher", "lightglue@"], 2, "names no file"),
         (
@@ -303,7 +305,7 @@ def test_a_full_disk_is_an_error_of_ours(tiepoint, images: Path, tmp_path: Path)
     assert tiepoint(*argv, "--dry-run").code == 0  # the photographs are decoded
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
-    script = limit + SCRIPT.format(tests=str(Path(__file__).parent), argv=argv).replace("100_000", "2")
+    script = limit + SCRIPT.format(tests=str(Path(__file__).parent), argv=argv, distinct=2).replace("100_000", "2")
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
     assert ran.returncode == 3 and "checkpoint.pt: cannot be written: File too large" in ran.stderr, ran.stderr
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
@@ -321,7 +323,8 @@ from dataclasses import replace
 import test_cli_train as t
 from tiepoint.cli import main
 from tiepoint.training.runs import presets
-presets.PRESETS["tiny"] = replace(t.MINIATURE, fit=replace(t.MINIATURE.fit, steps=100_000, save_every=100_000))
+fit = replace(t.MINIATURE.fit, steps=100_000, save_every=100_000)
+presets.MATCHER_PRESETS["tiny"] = replace(t.MINIATURE, distinct={distinct}, fit=fit)
 sys.exit(main({argv!r}))
 """
 
@@ -330,9 +333,8 @@ sys.exit(main({argv!r}))
 def test_ctrl_c_or_a_clusters_sigterm_saves_and_says_so(images: Path, tmp_path: Path, workers: int) -> None:
     """The one to the process alone, the other to all of its group."""
     run = tmp_path / "run"
-    distinct = ["--distinct", "0"] if workers else []
-    argv = ["train", "matcher", "--images", str(images), "-o", str(run), "--workers", str(workers), *distinct]
-    script = SCRIPT.format(tests=str(Path(__file__).parent), argv=argv)
+    argv = ["train", "matcher", "--images", str(images), "-o", str(run), "--workers", str(workers)]
+    script = SCRIPT.format(tests=str(Path(__file__).parent), argv=argv, distinct=None if workers else 2)
     running = subprocess.Popen(
         [sys.executable, "-c", script],
         stderr=subprocess.PIPE,
@@ -358,7 +360,7 @@ def test_ctrl_c_or_a_clusters_sigterm_saves_and_says_so(images: Path, tmp_path: 
 
 
 def test_presets_are_consistent() -> None:
-    for name, preset in presets.PRESETS.items():
+    for name, preset in presets.MATCHER_PRESETS.items():
         assert preset.batch % 8 == 0 and preset.model.dim % (2 * preset.model.heads) == 0, name
         assert replace(preset.fit, minutes=None).rate(preset.fit.steps - 1) < 0.01 * preset.fit.learning_rate
 
@@ -368,7 +370,7 @@ def test_training_goes_on_from_given_weights(tiepoint, images: Path, finished: P
     weights_file = finished / "weights.safetensors"
     with pytest.MonkeyPatch.context() as patch:
         still = replace(MINIATURE, fit=replace(MINIATURE.fit, learning_rate=1e-12, weight_decay=0.0))
-        patch.setitem(presets.PRESETS, "tiny", still)
+        patch.setitem(presets.MATCHER_PRESETS, "tiny", still)
         ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "on", "--start", weights_file)
     assert ran.code == 0, ran.err
     before, after = (weights.load(file)[0] for file in (weights_file, tmp_path / "on" / "weights.safetensors"))
@@ -378,6 +380,6 @@ def test_training_goes_on_from_given_weights(tiepoint, images: Path, finished: P
     assert json.loads((tmp_path / "on" / "config.json").read_text())["config"]["start"]
     with pytest.MonkeyPatch.context() as patch:
         wider = replace(MINIATURE, model=LightGlueConfig(dim=96, heads=2, layers=2))
-        patch.setitem(presets.PRESETS, "tiny", wider)
+        patch.setitem(presets.MATCHER_PRESETS, "tiny", wider)
         ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "wider", "--start", weights_file)
     assert ran.code == 2 and "dim is 64 there, 96 here" in ran.err

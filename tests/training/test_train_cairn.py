@@ -28,8 +28,8 @@ from tiepoint.training.objectives.joint import EndToEndNet, EndToEndObjective
 from tiepoint.training.objectives.lightglue import LightGlueObjective
 from tiepoint.training.pairs.batch import Batch
 from tiepoint.training.pairs.views import Carried, ViewConfig, ViewMaker, Views
-from tiepoint.training.runs import features as run_features
 from tiepoint.training.runs import presets
+from tiepoint.training.runs.features import FeatureSettings, train
 from tiepoint.training.runs.presets import FeaturePreset
 
 MODEL = CairnConfig(levels=3, width=8, rings=8, angles=16, channels=8, dim=16)
@@ -192,17 +192,18 @@ def test_training_lowers_the_loss(photos: PhotoCache) -> None:
 
 
 def test_a_run_stopped_and_resumed_is_the_run_that_never_stopped(images: Path, tmp_path: Path) -> None:
-    task = run_features.prepare(images, tmp_path / "whole", MINIATURE, workers=0, device="cpu")
-    whole = run_features.train_features(task, tmp_path / "whole")
+    options = FeatureSettings(images=images, output=tmp_path / "whole", preset=MINIATURE, workers=0, device="cpu")
+    whole = train(options)
+    options = replace(options, output=tmp_path / "parts")
     asked = iter([False, True, True, True])
     with pytest.raises(KeyboardInterrupt):
-        run_features.train_features(task, tmp_path / "parts", stop=lambda: next(asked))
-    parts = run_features.train_features(task, tmp_path / "parts")
+        train(options, stop=lambda: next(asked))
+    parts = train(options)
     for name in ("loss", "held_out_loss", "held_out_repeated", "held_out_matched"):
         assert whole[name] == parts[name]
     other = replace(MINIATURE, keypoints=41)
     with pytest.raises(InputError, match="keypoints is 40 there and 41 here"):
-        run_features.train_features(replace(task, preset=other), tmp_path / "parts")
+        train(replace(options, preset=other))
 
 
 def end_to_end(seed: int = 0) -> EndToEndObjective:

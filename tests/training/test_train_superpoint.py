@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -31,6 +32,7 @@ from tiepoint.training.pairs.corners import (
 )
 from tiepoint.training.runs import presets
 from tiepoint.training.runs.presets import SuperPointPreset
+from tiepoint.training.runs.superpoint import SuperPointSettings, train
 
 FIT = FitConfig(steps=2, learning_rate=1e-3, warmup=1, log_every=1, evaluate_every=2, save_every=1, bfloat16=False)
 MINIATURE = SuperPointPreset(
@@ -207,20 +209,18 @@ def test_command_line_from_photographs_to_features(
 
 
 def test_corners_are_found_once_and_gone_on_with(images: Path, tmp_path: Path) -> None:
-    from tiepoint.training.runs import superpoint as run_superpoint
+    options = SuperPointSettings(images=images, output=tmp_path / "parts", preset=MINIATURE, workers=0, device="cpu")
 
     def interrupted(stop_after: int, folder: Path) -> None:
-        task = run_superpoint.prepare(images, folder, MINIATURE, workers=0, device="cpu")
         asked = iter([False] * stop_after + [True] * 99)
-        run_superpoint.train_superpoint(task, folder, stop=lambda: next(asked))
+        train(replace(options, output=folder), stop=lambda: next(asked))
 
     with pytest.raises(KeyboardInterrupt):
         interrupted(2, tmp_path / "parts")  # after the two steps of the first stage
     corners = (tmp_path / "parts" / "corners.safetensors").read_bytes()
     with pytest.raises(KeyboardInterrupt):
         interrupted(1, tmp_path / "parts")  # after the first of the last
-    task = run_superpoint.prepare(images, tmp_path / "parts", MINIATURE, workers=0, device="cpu")
-    parts = run_superpoint.train_superpoint(task, tmp_path / "parts")
-    whole = run_superpoint.train_superpoint(task, tmp_path / "whole")
+    parts = train(options)
+    whole = train(replace(options, output=tmp_path / "whole"))
     assert (tmp_path / "whole" / "corners.safetensors").read_bytes() == corners
     assert parts["held_out_loss"] == whole["held_out_loss"]

@@ -34,7 +34,8 @@ from ..matchers.lightglue import LightGlue, LightGlueConfig
 from ..training.data.photographs import PhotoCache, build_cache
 from ..training.pairs.maker import CHUNK, ChunkMaker, PairConfig
 from ..training.pairs.steps import Steps
-from ..training.runs.matcher import newest_weights, pairs_from_dict, try_extractor
+from ..training.pairs.traits import try_extractor
+from ..training.runs.share import newest_weights
 from ..training.stream import stream
 from ..types import Features, Matches
 from . import statistics as calibration
@@ -417,7 +418,7 @@ def calibrate_file(
     state, told = weights_module.load(source)
     if told.get("training", {}).get("kind") != "lightglue":
         raise ArgumentError(f"{source} does not hold LightGlue weights of ours")
-    trained_on = pairs_from_dict(told["training"].get("pairs"))
+    trained_on = PairConfig.from_dict(told["training"].get("pairs"))
     if features is not None:
         trained_on = replace(trained_on, features=features)
     matcher = LightGlue(trained_on.extractor, chosen_device, weights=str(source), match_threshold=match_threshold)

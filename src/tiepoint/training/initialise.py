@@ -1,11 +1,21 @@
-"""Initial weights of a LightGlue: a soft nearest-neighbour matcher."""
+"""Networks as training begins with them: a LightGlue that is a soft nearest-neighbour matcher, or given weights."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..matchers.lightglue import FRAME_CODE, LightGlueNet
+from .. import weights
+from ..errors import ArgumentError
+from ..features.steerable import steer
+from ..matchers.lightglue import FRAME_CODE, LightGlueConfig, LightGlueNet
+from ..matchers.superglue import SuperGlueConfig, SuperGlueNet
+from .objectives.lightglue import lightglue_inputs
+from .pairs.batch import Batch
+from .pairs.traits import Traits
 
 _SLOWEST, _FASTEST = 1.0, 40.0  # radians over half the long side of a picture
 _NEARNESS = 10.0  # logarithm of how much more than a far point the nearest one is attended to
@@ -115,3 +125,78 @@ def _whitening(descriptors: Tensor, most: int) -> tuple[Tensor, Tensor]:
     values = values.clamp(min=1e-4 * float(values[0]))  # directions that the sample hardly has are not blown up
     axes = axes * values ** -(_WHITENING / 2)
     return (axes / ((descriptors - mean) @ axes).norm(dim=1).mean()).T, mean
+
+
+def new_lightglue(
+    model: LightGlueConfig, features: str, traits: Traits, seed: int, pairs: Batch | None, start: Path | None = None
+) -> LightGlueNet:
+    """Return a LightGlue as training begins with it.
+
+    Parameters
+    ----------
+    model : LightGlueConfig
+        Its size; what depends on the features is filled in.
+    features : str
+        Name of the extractor.
+    traits : Traits
+        Of its features.
+    seed : int
+        Of the random choices.
+    pairs : Batch or None
+        Some of those to match, for `start_as_nearest_neighbour`.
+    start : path, optional
+        LightGlue weights of ours, of the same shape, to begin with instead.
+
+    Raises
+    ------
+    ArgumentError
+        Those weights do not fit.
+    """
+    config = replace(
+        model,
+        features=(features,),
+        input_dim=traits.input_dim,
+        scale_orientation=traits.scale_orientation,
+        log_scale=traits.scale_orientation,
+        align=traits.scale_orientation,
+        harmonics=traits.harmonics,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = LightGlueNet(config)
+        if start is None:
+            descriptors = None
+            if pairs is not None:
+                descriptors, positions, _ = lightglue_inputs(pairs, config)
+                if traits.harmonics:
+                    descriptors = steer(descriptors, positions[:, 3], traits.harmonics)
+            start_as_nearest_neighbour(net, descriptors)
+            return net
+    state, metadata = weights.load(start)
+    if not metadata.get("features") or "layers" not in metadata:
+        raise ArgumentError(f"{start} holds no LightGlue weights of ours")
+    there = LightGlueConfig.from_dict(metadata)
+    names = ("features", "scale_orientation", "log_scale", "align", "harmonics", "input_dim", "dim", "heads", "layers")
+    if differing := [name for name in names if getattr(there, name) != getattr(config, name)]:
+        what = "; ".join(f"{name} is {getattr(there, name)} there, {getattr(config, name)} here" for name in differing)
+        raise ArgumentError(f"{start} cannot start this training: {what}. Choose the preset it was trained with")
+    return weights.load_into(net, state, start).train().requires_grad_(True)
+
+
+def new_superglue(model: LightGlueConfig, features: str, traits: Traits, seed: int) -> SuperGlueNet:
+    """Return a SuperGlue as training begins with it; parameters are those of `new_lightglue`.
+
+    It has one self- and one cross-attention layer for each layer of LightGlue. The paper's solver iterates 100 times;
+    half of that is as good in training, and is what public training code uses.
+    """
+    config = SuperGlueConfig(
+        features=(features,),
+        dim=traits.input_dim,
+        keypoint_encoder=tuple(width for width in (32, 64, 128, 256) if width <= traits.input_dim),
+        heads=model.heads,
+        layers=2 * model.layers,
+        sinkhorn_iterations=50,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SuperGlueNet(config)

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .. import devices
 from ..errors import ArgumentError, InputError, TiepointError
 from ..io.files import atomic
 from .objectives.base import Objective, Output
@@ -50,7 +51,7 @@ class TrainingError(TiepointError):
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How the optimiser walks.
+    """Optimiser and schedule.
 
     Attributes
     ----------
@@ -386,15 +387,42 @@ def _save_culprit(folder: Path, batch: Pairs, step: int, loss: float) -> None:
     )
 
 
-def join_processes() -> tuple[int, int, torch.device | None]:
-    """Join the processes that ``torchrun`` started: (rank, number of processes, GPU of this process or None)."""
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train together.
+
+    Attributes
+    ----------
+    device : torch.device
+        Where this one trains.
+    rank, world : int
+        Number of this process and of all processes.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def join_processes(device: torch.device | str | None = None) -> Processes:
+    """Join the processes that ``torchrun`` started, if it did; each then has a GPU of its own, where there are any."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        return 0, 1, None
+        return Processes(devices.pick_device(device))
     local = int(os.environ["LOCAL_RANK"])
     gpu = torch.device("cuda", local) if torch.cuda.is_available() else None
     if gpu:
         torch.cuda.set_device(gpu)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if gpu else "gloo")
-    return dist.get_rank(), world, gpu
+    return Processes(gpu or devices.pick_device(device), dist.get_rank(), world)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that reports, of those that ``torchrun`` started."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -83,6 +83,14 @@ class PairConfig:
     real: float = 0.0
     negatives: float = 0.1
 
+    @classmethod
+    def from_dict(cls, values: Any) -> PairConfig:
+        """Read a configuration from JSON, which has lists where we have tuples."""
+        try:
+            return cls(**{**values, "size": tuple(values["size"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the pairs trained on are not described ({error}); train anew") from error
+
     @property
     def extractor(self) -> str:
         """Its name, without weights."""

@@ -1,322 +1,285 @@
-"""A run that trains an extractor: photographs in, a folder with Cairn's weights out.
+"""Trains Cairn: by itself, end to end with a LightGlue, or taught by another extractor.
 
-Its folder holds what that of any run does (`tiepoint.training.runs.task`). One that begins with weights also holds
-``before.json``, what these give on the held-out pairs; one that trains a matcher along holds ``cairn.safetensors`` and
-``lightglue.safetensors`` in the end.
+The run's folder holds what that of any run does (`tiepoint.training.runs.task`). One that begins with weights also
+holds ``before.json``, what these give on the held-out pairs; one that trains a matcher along holds
+``cairn.safetensors`` and ``lightglue.safetensors`` in the end, one with a teacher the first of them.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ... import weights
 from ...errors import ArgumentError
 from ...features.cairn import CairnConfig, CairnNet
-from ...io.files import atomic
+from ..data.photographs import PhotoCache
 from ..data.teacher import Answers, TeacherConfig
+from ..loop import Processes
 from ..objectives.base import Objective
 from ..objectives.cairn import CairnObjective
 from ..objectives.distillation import DistillationObjective, Student, TaughtViewMaker
 from ..objectives.joint import EndToEndNet, EndToEndObjective, open_matcher, split
 from ..pairs.steps import chunks_of
 from ..pairs.views import CHUNK, ViewMaker
-from ..stream import stream
-from .presets import FeaturePreset
-from .task import carry_out, claim, judge, open_photographs, origin_of, save_pictures, time_steps
+from .presets import FEATURE_PRESETS, FeaturePreset, limited, named
+from .task import Report, RunSettings, Stop, Task, Trial, as_json, evaluate, never, silent
 
-TOGETHER = 4e-4  # learning rate end to end: that of a matcher, which at an extractor's forgets what it has learnt
+END_TO_END_RATE = 4e-4  # learning rate; at that of an extractor a matcher forgets what it has learnt
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureTask:
-    """A training of an extractor, checked and ready to start.
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings(RunSettings):
+    """What the training of an extractor is asked for.
 
     Attributes
     ----------
-    preset : FeaturePreset
-    seed : int
-    maker, held_out_maker : ViewMaker
-        Of training pairs, and of evaluation pairs from other photographs.
-    device : torch.device
-    workers : int
-        Worker processes that make pairs.
-    rank, world : int
-        Number of this process and of all processes.
-    start : path or str, optional
-        Cairn's weights to train on.
-    matcher : path or str, optional
-        Weights of a LightGlue on Cairn that is trained with it, see `tiepoint.training.objectives.joint`.
-    answers : Answers, optional
-        Of a teacher that the descriptor learns from, see `tiepoint.training.objectives.distillation`.
-    """
-
-    preset: FeaturePreset
-    seed: int
-    maker: ViewMaker | TaughtViewMaker
-    held_out_maker: ViewMaker | TaughtViewMaker
-    device: torch.device
-    workers: int
-    rank: int
-    world: int
-    start: str | os.PathLike[str] | None = None
-    matcher: str | os.PathLike[str] | None = None
-    answers: Answers | None = None
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What must be equal for a run to be resumed, as JSON has it."""
-        photographs = self.maker.photos.digest
-        told: dict[str, Any] = {"kind": "cairn", "seed": self.seed, "photographs": photographs, **asdict(self.preset)}
-        if self.start is not None:
-            told["start"] = weights.sha256(self.start)
-        if self.matcher is not None:
-            told |= {"kind": "end-to-end", "matcher": weights.load(self.matcher)[1].get("training", {})}
-        if self.answers is not None:
-            told |= {"kind": "distillation", "teacher": self.answers.identity}
-        return json.loads(json.dumps(told))
-
-    def new_objective(self) -> CairnObjective | DistillationObjective:
-        """Return the network as training begins with it, and what it minimises."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            net = CairnNet(self.preset.model)
-            student = None if self.answers is None else Student(net, self.answers.dim)
-        if self.start is not None:
-            state, told = weights.load(self.start)
-            if not CairnConfig.from_dict(told).harmonics and self.preset.model.harmonics:
-                # its detector is used, and a new describer begins
-                state = {k: v for k, v in state.items() if k.startswith("detector.")}
-                weights.load_into(net.detector, {k.removeprefix("detector."): v for k, v in state.items()}, self.start)
-            else:
-                weights.load_into(net, state, self.start)
-            net.train().requires_grad_(True)
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if student is not None:
-            return DistillationObjective(student)
-        if self.matcher is None:
-            return CairnObjective(net, self.preset.keypoints)
-        matcher = open_matcher(self.matcher, self.preset.model.dim)
-        return EndToEndObjective(EndToEndNet(net, matcher), self.preset.keypoints)
-
-    def batches(self, start: int) -> Any:
-        """Yield pairs from step ``start`` on."""
-        preset = self.preset
-        make = partial(self.maker, chunks=chunks_of(preset.batch, CHUNK, self.rank, self.world))
-        return stream(make, range(start, preset.fit.steps), self.workers)
-
-    def make_ahead(self) -> Iterator[tuple[int, int]]:
-        """Ask the teacher about photographs that it has not answered about; yield how many are done, and of how many.
-
-        All cores work on it, since nothing is trained meanwhile.
-        """
-        if self.answers is not None and self.rank == 0 and self.answers.missing:
-            yield from self.answers.make(os.cpu_count() or 1)
-        if self.world > 1:
-            dist.barrier()
-
-    def held_out(self) -> list[Any]:
-        """Return the evaluation pairs."""
-        chunks = range(max(1, self.preset.batch // CHUNK))
-        return [self.held_out_maker(step, chunks) for step in range(self.preset.held_out)]
-
-
-def prepare(
-    images: str | os.PathLike[str] | None,
-    folder: str | os.PathLike[str],
-    preset: FeaturePreset,
-    seed: int = 1,
-    cache: str | os.PathLike[str] | None = None,
-    workers: int | None = None,
-    device: torch.device | str | None = None,
-    start: str | os.PathLike[str] | None = None,
-    matcher: str | os.PathLike[str] | None = None,
-    teacher: str | None = None,
-    answers: str | os.PathLike[str] | None = None,
-) -> FeatureTask:
-    """Check everything that can be wrong with a training before its first step.
-
-    Parameters
-    ----------
-    images : path or None
-        Folder of photographs, searched with its sub-folders. None uses those in ``cache`` as they are.
-    folder : path
-        The run's folder.
-    preset : FeaturePreset
-        What is trained, on which pairs, how long.
-    seed : int
-        Of all random choices.
-    cache : path, optional
-        Where decoded photographs are kept, for several runs; by default in the run's folder.
-    workers : int, optional
-        Processes that make pairs. By default none where they are made on a GPU, else one for each core but one.
-    device : torch.device or str, optional
-        Where to train; by default the best there is.
+    preset : str or FeaturePreset
+        Pairs and length of the training; the options below change it.
     start : path or str, optional
         Cairn's weights to train on, a file or a name of ``tiepoint weights list``; its size is taken from them.
     matcher : path or str, optional
-        Weights of a LightGlue on these features, to train both together.
+        Weights of a LightGlue on the features of ``start``: both are trained together, see
+        `tiepoint.training.objectives.joint`.
     teacher : str, optional
-        An extractor whose descriptors Cairn's descriptor learns to resemble, see
-        `tiepoint.training.objectives.distillation`. Its detector stays that of ``start``, by default the bundled one.
+        An extractor whose descriptors Cairn's learn to resemble, see `tiepoint.training.objectives.distillation`. The
+        detector stays that of ``start``, by default the bundled one.
     answers : path, optional
-        Folder of the teacher's answers, for several runs; by default in the run's folder.
+        Folder of the teacher's answers, which several runs can use; by default in the run's folder.
+    light : str, optional
+        How much light, lens and camera of the two views may differ, see
+        `tiepoint.training.data.photometric.PhotometricConfig.preset`.
+    steps : int, optional
+        Optimiser steps; without a limit of time unless ``minutes`` sets one.
+    minutes : float, optional
+        Train no longer than this; 0 for no limit.
+    batch : int, optional
+        Pairs of one step.
+    average : bool
+        End with the mean of the weights of ``start`` and those come to from there.
+    compile : bool
+        Compile the network with `torch.compile`.
+
+    Attributes of every run are those of `RunSettings`.
+    """
+
+    preset: str | FeaturePreset = "tiny"
+    start: str | os.PathLike[str] | None = None
+    matcher: str | os.PathLike[str] | None = None
+    teacher: str | None = None
+    answers: str | os.PathLike[str] | None = None
+    light: str | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int | None = None
+    average: bool = False
+    compile: bool = False
+
+    def chosen(self) -> FeaturePreset:
+        """Return the preset with what the options change.
+
+        Raises
+        ------
+        ArgumentError
+            No such preset, or options that make no sense together.
+        WeightsError
+            The weights to start from cannot be read.
+        """
+        if self.teacher is None and self.answers is not None:
+            raise ArgumentError("there is nobody to answer: name the teacher")
+        if self.teacher is not None and self.matcher is not None:
+            raise ArgumentError(
+                "a teacher's descriptors are learnt without a matcher; train with the matcher afterwards"
+            )
+        preset = named(FEATURE_PRESETS, self.preset)
+        fit = replace(limited(preset.fit, self.steps, self.minutes), average=self.average, compile=self.compile)
+        views = preset.views if self.light is None else replace(preset.views, photometric=self.light)
+        preset = replace(preset, views=views, fit=fit, batch=self.batch or preset.batch)
+        if self.first is not None:
+            there = CairnConfig.from_dict(weights.load(self.first)[1])
+            if there.harmonics or self.teacher is None:
+                preset = replace(preset, model=there)
+            elif (there.levels, there.width) != (preset.model.levels, preset.model.width):
+                raise ArgumentError(f"the detector of {self.first} has another size than that of the preset")
+        elif fit.average:
+            raise ArgumentError("there is nothing to average with: give the weights that training starts from")
+        elif self.matcher is not None:
+            raise ArgumentError("which features was this matcher trained on? Give their weights as the start")
+        return preset if self.matcher is None else replace(preset, fit=replace(fit, learning_rate=END_TO_END_RATE))
+
+    @property
+    def first(self) -> str | os.PathLike[str] | None:
+        """The weights that training starts from, if any."""
+        return "cairn" if self.start is None and self.teacher is not None else self.start
+
+
+def train(settings: FeatureSettings, report: Report = silent, stop: Stop = never) -> dict[str, Any]:
+    """Train an extractor, or resume where this folder's training stopped.
+
+    Parameters
+    ----------
+    settings : FeatureSettings
+        What is asked for.
+    report, stop : callable
+        See `tiepoint.training.runs.task.Report` and `tiepoint.training.runs.task.Stop`.
+
+    Returns
+    -------
+    dict
+        The last row of metrics. ``held_out_repeated`` is the fraction of keypoints, of those that the other picture
+        shows, that it has too (within 3 pixels and at a like size); ``held_out_matched`` how right their matches are,
+        see `tiepoint.features.cairn.Cairn`: those of nearest neighbours, or of the matcher that is trained along.
 
     Raises
     ------
     InputError
-        No folder, or too few or unreadable photographs.
+        No folder, too few or unreadable photographs, or the run's folder holds a run with another configuration.
     ArgumentError
         An option that makes no sense.
     WeightsError
         Weights that cannot be used.
-    """
-    if teacher is None and answers is not None:
-        raise ArgumentError("there is nobody to answer: name the teacher")
-    if teacher is not None and matcher is not None:
-        raise ArgumentError("a teacher's descriptors are learnt without a matcher; train with the matcher afterwards")
-    if teacher is not None and start is None:
-        start = "cairn"
-    if start is not None:
-        there = CairnConfig.from_dict(weights.load(start)[1])
-        if there.harmonics or teacher is None:
-            preset = replace(preset, model=there)
-        elif (there.levels, there.width) != (preset.model.levels, preset.model.width):
-            raise ArgumentError(f"the detector of {start} has another size than that of the preset")
-    elif preset.fit.average:
-        raise ArgumentError("there is nothing to average with: give the weights that training starts from")
-    elif matcher is not None:
-        raise ArgumentError("which features was this matcher trained on? Give their weights as the start")
-    if matcher is not None:
-        preset = replace(preset, fit=replace(preset.fit, learning_rate=TOGETHER))
-    folder = Path(folder)
-    # The closer of two views shows a quarter of the photograph or less.
-    side = max(640, 2 * max(preset.views.size))
-    photos, chosen, rank, world = open_photographs(images, folder, cache, side, preset.batch, CHUNK, device)
-    if chosen.type == "cpu":  # there bfloat16 is slower, for layers as small as these
-        preset = replace(preset, fit=replace(preset.fit, bfloat16=False))
-    if workers is None:
-        # Views that a teacher has answered about are always made on the CPU.
-        here = chosen.type != "cpu" and teacher is None
-        workers = 0 if here else max(0, (os.cpu_count() or 2) // world - 1)
-    asked = None
-    if teacher is None:
-        makers: list[Any] = [ViewMaker(photos, preset.views, seed, held_out, chosen) for held_out in (False, True)]
-    else:
-        source = str(start) if start in weights.entries() else str(Path(str(start)).resolve())
-        config = TeacherConfig(teacher, "cairn" if source == "cairn" else f"cairn@{source}")
-        place = Path(answers) if answers else folder / "answers"
-        if rank == 0:
-            Answers(photos, config, place)  # makes the folder, which all processes then open
-        if world > 1:
-            dist.barrier()
-        asked = Answers(photos, config, place)
-        size = preset.keypoints, preset.model.levels
-        makers = [TaughtViewMaker(asked, preset.views, *size, seed, held_out) for held_out in (False, True)]
-    task = FeatureTask(preset, seed, makers[0], makers[1], chosen, workers, rank, world, start, matcher, asked)
-    task.new_objective()  # weights that do not fit are to be known now
-    return task
-
-
-def train_features(
-    task: FeatureTask,
-    folder: str | os.PathLike[str],
-    report: Callable[[dict[str, Any]], None] = lambda row: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Train an extractor, or go on where this folder's training stopped.
-
-    Parameters
-    ----------
-    task : FeatureTask
-        From `prepare`.
-    folder : path
-        The run's folder.
-    report : callable
-        Called with every row of metrics.
-    stop : callable
-        Asked after every step; True saves a checkpoint and raises KeyboardInterrupt.
-
-    Returns
-    -------
-    dict
-        The last row of metrics. ``held_out_repeated`` is the share of keypoints, of those that the other picture shows,
-        that it has too (within 3 pixels and at a like size); ``held_out_matched`` how right their matches are, see
-        `tiepoint.features.cairn.Cairn`: those of nearest neighbours, or of the matcher that is trained along.
-
-    Raises
-    ------
-    InputError
-        The folder holds a run with another configuration; the message names what differs.
     TrainingError
         The loss is not a number.
+
+    Examples
+    --------
+    >>> from tiepoint.training.runs import features
+    >>> settings = features.FeatureSettings(images="photographs", output="runs/mine", teacher="aliked-n16")
+    >>> features.train(settings)["held_out_matched"]  # doctest: +SKIP
+    0.61
     """
-    folder = Path(folder)
-    paths: dict[str, str | None] = {"cache": str(task.maker.photos.path.resolve())}
-    claim(folder, task.config, paths, task.rank, task.world)
-    for _ in task.make_ahead():
-        pass
-    held_out = task.held_out() if task.rank == 0 else []
-
-    def evaluate(trained: Objective) -> dict[str, float]:
-        parts = ("repeated", "matched") if task.answers is None else ("explained", "matched")
-        return judge(trained, held_out, parts, task.device)
-
-    objective = task.new_objective().to(task.device)
-    before = folder / "before.json"
-    if task.start is not None and task.answers is None and task.rank == 0 and not before.exists():
-        objective.eval()
-        with torch.no_grad(), atomic(before) as unfinished:
-            unfinished.write_text(json.dumps(evaluate(objective), indent=1))
-    origin = {"training": origin_of(task.config)}
-    row = carry_out(objective, task.batches, task.preset.fit, folder, origin, task.device, evaluate, report, stop)
-    if (task.matcher is not None or task.answers is not None) and task.rank == 0:
-        split(folder)
+    task = prepare(settings)
+    row = task.train(report, stop)
+    if (settings.matcher is not None or settings.teacher is not None) and task.processes.rank == 0:
+        split(task.folder)
     return row
 
 
-def rehearse(task: FeatureTask, folder: str | os.PathLike[str], steps: int = 8) -> dict[str, Any]:
-    """Write a few pairs as pictures, take a few steps, and say what the whole training would need. No run is begun.
+def dry_run(settings: FeatureSettings) -> dict[str, Any]:
+    """Draw a few pairs, take a few steps, and say what `train` would need; see `Task.dry_run`."""
+    return prepare(settings).dry_run()
 
-    Parameters
-    ----------
-    task : FeatureTask
-        From `prepare`.
-    folder : path
-        Pictures of one batch's pairs go to its sub-folder ``dry-run``.
-    steps : int
-        Steps to time; the first quarter is not counted.
 
-    Returns
-    -------
-    dict
-        As `tiepoint.training.runs.matcher.rehearse` returns it; with a teacher ``seconds_per_answer`` and ``answers``,
-        the number of photographs that it is still to be asked about.
-    """
-    preset = task.preset
-    chunks = range(max(1, preset.batch // CHUNK // task.world))
-    told: dict[str, Any] = {}
-    if task.answers is not None and isinstance(task.maker, TaughtViewMaker):
-        began, before = time.monotonic(), len(task.answers.missing)
-        asked = len(list(task.answers.make(0, task.maker.rows(0, chunks))))
+def prepare(settings: FeatureSettings) -> Task:
+    """Check everything that can be wrong with a training before its first step; errors are those of `train`."""
+    preset, folder, seed = settings.chosen(), settings.folder, settings.seed
+    # The closer of two views shows a quarter of the photograph or less.
+    side = max(640, 2 * max(preset.views.size))
+    photos, processes = settings.open_photographs(side, preset.batch, CHUNK)
+    device, world = processes.device, processes.world
+    if device.type == "cpu":  # there bfloat16 is slower, for layers as small as these
+        preset = replace(preset, fit=replace(preset.fit, bfloat16=False))
+    workers = settings.workers
+    if workers is None:
+        # Views that a teacher has answered about are always made on the CPU.
+        here = device.type != "cpu" and settings.teacher is None
+        workers = 0 if here else max(0, (os.cpu_count() or 2) // world - 1)
+    answers = None if settings.teacher is None else _open_answers(settings, photos, processes)
+    maker, held_out_maker = (
+        ViewMaker(photos, preset.views, seed, held_out, device)
+        if answers is None
+        else TaughtViewMaker(answers, preset.views, preset.keypoints, preset.model.levels, seed, held_out)
+        for held_out in (False, True)
+    )
+
+    def ahead() -> Iterator[tuple[int, int]]:
+        """All cores ask the teacher, since nothing is trained meanwhile."""
+        if answers is not None and processes.rank == 0:
+            yield from answers.make(os.cpu_count() or 1)
+
+    new_objective = partial(_new_objective, settings, preset, None if answers is None else answers.dim)
+    new_objective()  # weights that do not fit are to be known now
+    parts = ("repeated" if answers is None else "explained", "matched")
+
+    def before(held_out: Sequence[Any]) -> dict[str, float]:
+        objective = new_objective().to(device).eval()
+        with torch.no_grad():
+            return evaluate(objective, held_out, parts, device)
+
+    config = {"kind": "cairn", "seed": seed, "photographs": photos.digest, **asdict(preset)}
+    if settings.first is not None:
+        config["start"] = weights.sha256(settings.first)
+    if settings.matcher is not None:
+        config |= {"kind": "end-to-end", "matcher": weights.load(settings.matcher)[1].get("training", {})}
+    if answers is not None:
+        config |= {"kind": "distillation", "teacher": answers.identity}
+    chunks = range(max(1, preset.batch // CHUNK))
+    return Task(
+        name="cairn" if settings.matcher is None else "cairn and lightglue",
+        folder=folder,
+        config=as_json(config),
+        paths={"cache": str(photos.path.resolve())},
+        processes=processes,
+        workers=workers,
+        fit=preset.fit,
+        new_objective=new_objective,
+        make=partial(maker, chunks=chunks_of(preset.batch, CHUNK, processes.rank, world)),
+        held_out=lambda: [held_out_maker(step, chunks) for step in range(preset.held_out)],
+        parts=parts,
+        ahead=ahead,
+        making="the teacher's answers",
+        reference=before if settings.start is not None and answers is None else None,
+        trial=lambda: _trial(preset, maker, processes),
+    )
+
+
+def _open_answers(settings: FeatureSettings, photos: PhotoCache, processes: Processes) -> Answers:
+    """Open the folder of the teacher's answers, which the first process makes."""
+    assert settings.teacher is not None
+    first = str(settings.first)
+    student = "cairn" if first == "cairn" else f"cairn@{first if first in weights.entries() else Path(first).resolve()}"
+    config = TeacherConfig(settings.teacher, student)
+    place = Path(settings.answers) if settings.answers else settings.folder / "answers"
+    if processes.rank == 0:
+        Answers(photos, config, place)
+    processes.barrier()
+    return Answers(photos, config, place)
+
+
+def _new_objective(settings: FeatureSettings, preset: FeaturePreset, answer_dim: int | None) -> Objective:
+    """Return the network as training begins with it, and what it minimises."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        net = CairnNet(preset.model)
+        student = None if answer_dim is None else Student(net, answer_dim)
+    if settings.first is not None:
+        state, metadata = weights.load(settings.first)
+        if not CairnConfig.from_dict(metadata).harmonics and preset.model.harmonics:
+            # its detector is used, and a new describer begins
+            own = {k.removeprefix("detector."): v for k, v in state.items() if k.startswith("detector.")}
+            weights.load_into(net.detector, own, settings.first)
+        else:
+            weights.load_into(net, state, settings.first)
+        net.train().requires_grad_(True)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if student is not None:
+        return DistillationObjective(student)
+    if settings.matcher is None:
+        return CairnObjective(net, preset.keypoints)
+    matcher = open_matcher(settings.matcher, preset.model.dim)
+    return EndToEndObjective(EndToEndNet(net, matcher), preset.keypoints)
+
+
+def _trial(preset: FeaturePreset, maker: ViewMaker | TaughtViewMaker, processes: Processes) -> Trial:
+    chunks = range(max(1, preset.batch // CHUNK // processes.world))
+    extra: dict[str, Any] = {}
+    extra_seconds = 0.0
+    if isinstance(maker, TaughtViewMaker):
+        began, before = time.monotonic(), len(maker.answers.missing)
+        asked = len(list(maker.answers.make(0, maker.rows(0, chunks))))
         each = (time.monotonic() - began) / max(1, asked)
-        told = {"seconds_per_answer": each, "answers": before - asked}
+        extra = {"seconds_per_answer": each, "answers": before - asked}
+        extra_seconds = (before - asked) * each / (os.cpu_count() or 1)
     began = time.monotonic()
-    views = task.maker(0, chunks)
-    making = (time.monotonic() - began) / len(views)
+    views = maker(0, chunks)
+    seconds = (time.monotonic() - began) / len(views)
     drawn = views.images.unflatten(0, (-1, 2)).permute(0, 3, 1, 4, 2).flatten(2, 3).cpu().numpy()
-    paths = save_pictures({f"pair-{i}.png": both for i, both in enumerate(drawn)}, folder) if task.rank == 0 else []
-    made = preset.fit.steps * preset.batch
-    needs = time_steps(task.new_objective(), views, preset.fit, steps, task.device, made * making, task.workers)
-    if told:
-        needs["minutes"] += told["answers"] * told["seconds_per_answer"] / 60 / (os.cpu_count() or 1)
-    return {"pictures": paths, "seconds_per_pair_made": making, **told, **needs}
+    pictures = {f"pair-{i}.png": both for i, both in enumerate(drawn)}
+    return Trial(views, pictures, seconds, preset.fit.steps * preset.batch, extra, extra_seconds)

@@ -1,8 +1,10 @@
-"""Pictures of training pairs: what is true of them, and what a matcher says."""
+"""Pictures of training pairs: what is true of them, and what a matcher says; TensorBoard."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -11,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..data.ground_truth import IGNORED
+from ..objectives.base import Output
+from ..objectives.losses import predicted_partners
 from ..pairs.batch import Batch
 
 GREEN, RED, GREY = (60, 220, 90), (235, 60, 60), (150, 150, 150)
@@ -67,3 +71,49 @@ def draw_pair(
             if j >= 0:
                 line(i, j, GREY if truth[0][i] == IGNORED else GREEN if truth[0][i] == j else RED)
     return np.asarray(canvas)
+
+
+class Board:
+    """Scalars and pictures of matches for TensorBoard."""
+
+    def __init__(self, writer: Any, batch: Batch, drawing: Callable[[], list[torch.Tensor]]) -> None:
+        self.writer, self.batch, self.drawing = writer, batch, drawing
+        self.predictions: torch.Tensor | None = None
+        self._images: list[torch.Tensor] = []
+
+    @classmethod
+    def open(cls, folder: Path, batch: Batch, drawing: Callable[[], list[torch.Tensor]]) -> Board | None:
+        """Return a board, or None where TensorBoard is not installed.
+
+        Parameters
+        ----------
+        folder : Path
+            The run's.
+        batch : Batch
+            Held-out pairs, of which the first three are drawn.
+        drawing : callable
+            Returns their pictures, see `draw_pair`.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        return cls(SummaryWriter(str(folder / "tensorboard")), batch, drawing)
+
+    def look(self, output: Output) -> None:
+        """Keep what a matcher says about the pairs."""
+        self.predictions = predicted_partners(output.log_p, output.threshold).cpu()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write one row of metrics and, after an evaluation, how three held-out pairs are matched."""
+        step = row["step"]
+        for name, value in row.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, step)
+        if self.predictions is not None:
+            self._images = self._images or self.drawing()
+            for pair in range(3):
+                drawn = draw_pair(self._images, self.batch, pair, self.predictions[pair])
+                self.writer.add_image(f"held-out/{pair}", drawn, step, dataformats="HWC")
+            self.predictions = None
+        self.writer.flush()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ...errors import ArgumentError
@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Preset:
-    """Everything that decides what a training gives, except photographs and seed.
+class MatcherPreset:
+    """Everything that decides what the training of a matcher gives, except photographs and seed.
 
     Attributes
     ----------
@@ -28,14 +28,14 @@ class Preset:
     pairs : PairConfig
         Which pairs are made, and whose features are taken.
     fit : FitConfig
-        How the optimiser walks.
+        Optimiser and schedule.
     batch : int
         Pairs of one step, over all processes.
     distinct : int or None
         Make only this many chunks of `tiepoint.training.pairs.maker.CHUNK` pairs, and use them again and again: where a
-        hand-made extractor is slower than the matcher learns. None makes new pairs all the time.
+        handcrafted extractor is slower than the matcher learns. None generates new pairs throughout.
     fewest : float in (0, 1]
-        Each step keeps between this share of the keypoints and all, see `tiepoint.training.pairs.steps.Steps`.
+        Each step keeps between this fraction of the keypoints and all, see `tiepoint.training.pairs.steps.Steps`.
     reframe : bool
         Put the pictures of each step into random frames, see `tiepoint.training.pairs.batch.Batch.reframed`.
     held_out : int
@@ -55,9 +55,9 @@ class Preset:
 # Of a match. With the paper's 0.1 our matchers find more, but are less precise than nearest neighbours with ratio test.
 _LEAST_SCORE = 0.4
 
-PRESETS = {
+MATCHER_PRESETS = {
     # A quarter of an hour on two CPU cores, with a few hundred photographs; the first minutes make the pairs.
-    "tiny": Preset(
+    "tiny": MatcherPreset(
         model=LightGlueConfig(dim=128, heads=2, layers=4, match_threshold=_LEAST_SCORE),
         pairs=PairConfig(keypoints=256, size=(360, 480), photometric="mild"),
         fit=FitConfig(
@@ -76,7 +76,7 @@ PRESETS = {
         reframe=True,
     ),
     # Hours on a CPU; the matcher to use on CPUs.
-    "small": Preset(
+    "small": MatcherPreset(
         model=LightGlueConfig(dim=128, heads=2, layers=6, match_threshold=_LEAST_SCORE),
         pairs=PairConfig(
             keypoints=512, size=(360, 480), photometric="mild", max_roll=math.pi, max_scale=2.5, scenes=0.4
@@ -99,7 +99,7 @@ PRESETS = {
         held_out=24,
     ),
     # A million pairs on a data-centre GPU; the size of the paper.
-    "standard": Preset(
+    "standard": MatcherPreset(
         model=LightGlueConfig(dim=256, heads=4, layers=9, match_threshold=_LEAST_SCORE),
         pairs=PairConfig(
             keypoints=512, size=(480, 640), photometric="strong", max_roll=math.pi, max_scale=4.0, scenes=0.3
@@ -122,7 +122,7 @@ class FeaturePreset:
     views : ViewConfig
         Which pairs are made.
     fit : FitConfig
-        How the optimiser walks.
+        Optimiser and schedule.
     batch : int
         Pairs of one step, over all processes.
     keypoints : int
@@ -194,7 +194,7 @@ class SuperPointPreset:
     size : (int, int)
         (height, width) of the pictures.
     shapes, fit : FitConfig
-        How the optimiser walks in the first stage and in the last.
+        Optimiser and schedule of the first stage and of the last.
     corners : CornersConfig
         How corners of photographs are found in between.
     photometric : str
@@ -234,8 +234,8 @@ SUPERPOINT_PRESETS = {
 }
 
 
-def superpoint_preset(name: str) -> SuperPointPreset:
-    """Return the preset of that name for SuperPoint: ``"tiny"`` or ``"standard"``.
+def named(presets: dict[str, T], preset: str | T) -> T:
+    """Return the preset of that name, or the given one as it is.
 
     Raises
     ------
@@ -244,45 +244,24 @@ def superpoint_preset(name: str) -> SuperPointPreset:
 
     Examples
     --------
-    >>> superpoint_preset("standard").corners.views
-    100
-    """
-    return _named(SUPERPOINT_PRESETS, name)
-
-
-def feature_preset(name: str) -> FeaturePreset:
-    """Return the preset of that name for extractors: ``"tiny"``, ``"small"`` or ``"standard"``.
-
-    Raises
-    ------
-    ArgumentError
-        There is no such preset.
-
-    Examples
-    --------
-    >>> feature_preset("standard").keypoints
-    1024
-    """
-    return _named(FEATURE_PRESETS, name)
-
-
-def preset(name: str) -> Preset:
-    """Return the preset of that name: ``"tiny"``, ``"small"`` or ``"standard"``.
-
-    Raises
-    ------
-    ArgumentError
-        There is no such preset.
-
-    Examples
-    --------
-    >>> preset("standard").model.layers
+    >>> named(MATCHER_PRESETS, "standard").model.layers
     9
     """
-    return _named(PRESETS, name)
+    if not isinstance(preset, str):
+        return preset
+    if preset not in presets:
+        raise ArgumentError(f"there is no preset {preset!r}; choose one of {', '.join(presets)}")
+    return presets[preset]
 
 
-def _named(presets: dict[str, T], name: str) -> T:
-    if name not in presets:
-        raise ArgumentError(f"there is no preset {name!r}; choose one of {', '.join(presets)}")
-    return presets[name]
+def limited(fit: FitConfig, steps: int | None, minutes: float | None) -> FitConfig:
+    """Return a preset's schedule with the length that was asked for; 0 minutes are no limit.
+
+    Examples
+    --------
+    >>> limited(FitConfig(steps=1000, minutes=5), steps=50, minutes=None).minutes is None
+    True
+    """
+    if steps is not None:  # who counts steps wants them all
+        fit = replace(fit, steps=steps, minutes=None, warmup=min(fit.warmup, steps // 5))
+    return fit if minutes is None else replace(fit, minutes=minutes or None)

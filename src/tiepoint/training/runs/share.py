@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from ... import weights
-from ...errors import ArgumentError
+from ...errors import ArgumentError, InputError
 from ...io.files import atomic, check_output
 from ...matchers.lightglue import to_upstream
-from .matcher import newest_weights
+from .task import read_config
 
 
 def export_weights(
@@ -84,3 +84,32 @@ def export_weights(
         with atomic(path) as unfinished:
             unfinished.write_bytes(data.getbuffer())
     return path, note
+
+
+def newest_weights(run: str | os.PathLike[str], calibrated: bool = True) -> Path:
+    """Return the weights file of a run's last finished stage: calibrated (if wanted), confidence, or matcher.
+
+    Raises
+    ------
+    InputError
+        There is none yet, or an earlier stage was trained on after a later one.
+    """
+    run = Path(run)
+    matcher, confidence, last = (
+        run / name for name in ("weights.safetensors", "confidence/weights.safetensors", "calibrated.safetensors")
+    )
+    there = [file for file in (confidence, matcher) if file.is_file()]
+    if not there:
+        raise InputError(f"{run} holds no weights; 'tiepoint train matcher -o {run}' writes them")
+    stage = run / "confidence"
+    seen = read_config(stage)["config"]["matcher"] if (stage / "config.json").is_file() else None
+    if seen and matcher.is_file() and seen != weights.sha256(matcher):
+        raise InputError(
+            f"{run}: the matcher was trained on after its confidence stage; delete {stage} and run "
+            f"'tiepoint train confidence {run}' again"
+        )
+    if not calibrated or not last.is_file():
+        return there[0]
+    if weights.load(last)[1].get("calibration", {}).get("weights") != weights.sha256(there[0]):
+        raise InputError(f"{last} is of weights that were trained on since; run 'tiepoint calibrate {run}' again")
+    return last

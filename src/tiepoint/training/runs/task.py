@@ -1,4 +1,4 @@
-"""What all runs share, of a matcher or of an extractor: photographs opened, a folder claimed, a loop carried out.
+"""One training, whatever is trained: photographs opened, the run's folder locked to its configuration, the loop run.
 
 A run's folder holds ``config.json`` (what was asked for, and by which code on which machine), ``metrics.jsonl``,
 ``checkpoint.pt`` and ``weights.safetensors``. Starting a run again in its folder resumes it.
@@ -13,13 +13,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
+from numpy.typing import NDArray
 from PIL import Image
 
 from ... import devices
@@ -27,69 +27,102 @@ from ..._version import __version__
 from ...errors import ArgumentError, InputError
 from ...io.files import atomic, read_json
 from ..data.photographs import PhotoCache, build_cache, open_cache
-from ..loop import FitConfig, fit, join_processes
+from ..loop import FitConfig, Processes, fit, join_processes
 from ..objectives.base import Objective, Output
 from ..objectives.losses import MatchStatistics, match_statistics
 from ..pairs.steps import chunks_of
+from ..stream import stream
+from .pictures import Board
 
+Report = Callable[[str, dict[str, Any]], None]
+"""Called with what is being done, and a row of metrics or, while something is made ahead, ``done`` and ``total``."""
+Stop = Callable[[], bool]
+"""Asked after every step; True saves a checkpoint and raises KeyboardInterrupt."""
 _FEW = 100  # photographs below which we warn
 
 
-def open_photographs(
-    images: str | os.PathLike[str] | None,
-    folder: Path,
-    cache: str | os.PathLike[str] | None,
-    long_side: int,
-    batch: int,
-    chunk: int,
-    device: torch.device | str | None,
-) -> tuple[PhotoCache, torch.device, int, int]:
-    """Begin any training: join the other processes, make the run's folder, decode the photographs once.
+def silent(stage: str, row: dict[str, Any]) -> None:
+    """Report nothing."""
 
-    Parameters
+
+def never() -> bool:
+    """Do not stop."""
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What every training is asked for.
+
+    Attributes
     ----------
-    images, folder, cache, device
-        See `prepare`.
-    long_side : int
-        At which photographs are kept, pixels.
-    batch, chunk : int
-        Pairs of one step, and pairs made together.
-
-    Returns
-    -------
-    photos, device, rank, world
-        The device is the process's own GPU where there are several.
-
-    Raises
-    ------
-    InputError, ArgumentError
-        See `prepare`.
+    images : path or None
+        Folder of photographs, searched with its sub-folders. None uses those in ``cache`` as they are.
+    output : path
+        The run's folder; a run there is resumed.
+    seed : int
+        Of all random choices.
+    cache : path, optional
+        File of decoded photographs, which several runs can use; by default in the run's folder.
+    workers : int, optional
+        Processes that make pairs. By default none where they are made on a GPU, else one for each core but one.
+    device : torch.device or str, optional
+        Where to train; by default the best there is.
     """
-    rank, world, gpu = join_processes()
-    if images is not None and Path(images).resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise ArgumentError(f"the run's folder {folder} lies among the photographs of {images}; give another one")
-    chunks_of(batch, chunk, rank, world)
-    chosen = gpu or devices.pick_device(device)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made a run's folder: {error.strerror or error}") from error
-    path = Path(cache) if cache else folder / "photos.cache"
-    if rank == 0 and images is not None:
-        _warn_about(build_cache(images, path, long_side=long_side), images)
-    if world > 1:
-        dist.barrier()
-    return open_cache(path), chosen, rank, world
+
+    images: str | os.PathLike[str] | None
+    output: str | os.PathLike[str]
+    seed: int = 1
+    cache: str | os.PathLike[str] | None = None
+    workers: int | None = None
+    device: torch.device | str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.output)
+
+    def open_photographs(self, long_side: int, batch: int, chunk: int) -> tuple[PhotoCache, Processes]:
+        """Begin any training: join the other processes, make the run's folder, decode the photographs once.
+
+        Parameters
+        ----------
+        long_side : int
+            At which photographs are kept, pixels.
+        batch, chunk : int
+            Pairs of one step, and pairs made together.
+
+        Raises
+        ------
+        InputError
+            No folder, or too few or unreadable photographs.
+        ArgumentError
+            An option that makes no sense.
+        """
+        folder = self.folder.resolve()
+        if self.images is not None and Path(self.images).resolve() in (folder, *folder.parents):
+            raise ArgumentError(
+                f"the run's folder {self.output} lies among the photographs of {self.images}; give another one"
+            )
+        processes = join_processes(self.device)
+        chunks_of(batch, chunk, processes.rank, processes.world)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.output}: cannot be made a run's folder: {error.strerror or error}") from error
+        path = Path(self.cache) if self.cache else self.folder / "photos.cache"
+        if processes.rank == 0 and self.images is not None:
+            _warn_about(build_cache(self.images, path, long_side=long_side), self.images)
+        processes.barrier()
+        return open_cache(path), processes
 
 
 def _warn_about(photos: PhotoCache, images: str | os.PathLike[str]) -> None:
     """Warn of files that cannot be used, and of too few photographs."""
     if photos.skipped:
-        told = "; ".join(f"{name}: {why}" for name, why in photos.skipped[:3])
-        warnings.warn(
-            f"{len(photos.skipped)} of {len(photos) + len(photos.skipped)} files of {images} cannot be used ({told})",
-            stacklevel=4,
-        )
+        reasons = "; ".join(f"{name}: {why}" for name, why in photos.skipped[:3])
+        count = len(photos) + len(photos.skipped)
+        warnings.warn(f"{len(photos.skipped)} of {count} files of {images} cannot be used ({reasons})", stacklevel=4)
     different = len(set(photos.sources.tolist()))
     if different < _FEW:
         warnings.warn(
@@ -97,26 +130,252 @@ def _warn_about(photos: PhotoCache, images: str | os.PathLike[str]) -> None:
         )
 
 
-def claim(folder: Path, config: dict[str, Any], paths: dict[str, str | None], rank: int = 0, world: int = 1) -> None:
+@dataclass(frozen=True)
+class Trial:
+    """The pairs of one step, made to be looked at and timed.
+
+    Attributes
+    ----------
+    batch
+        As the objective takes it.
+    pictures : dict of uint8 arrays (H, W, 3)
+        Its pairs, by file name.
+    seconds : float
+        In which one process makes a pair.
+    pairs : int
+        That the whole training makes.
+    extra : dict
+        More numbers to report.
+    extra_seconds : float
+        Added to the expected time.
+    """
+
+    batch: Any
+    pictures: dict[str, NDArray[Any]]
+    seconds: float
+    pairs: int
+    extra: dict[str, Any] = field(default_factory=dict)
+    extra_seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A training, checked and ready to start.
+
+    Attributes
+    ----------
+    name : str
+        What is trained, as progress is reported.
+    folder : Path
+        The run's.
+    config : dict
+        What must be equal for a run to be resumed, as JSON has it.
+    paths : dict
+        Where the run's data lie, for those who open it again.
+    processes : Processes
+        That train together.
+    workers : int
+        Worker processes that make pairs.
+    fit : FitConfig
+        Optimiser and schedule.
+    new_objective : callable
+        Returns the network as training begins with it, and what it minimises.
+    make : callable
+        Returns this process's pairs of a step.
+    held_out : callable
+        Returns the batches of evaluations.
+    parts : tuple of str
+        Of the loss's output, whose means evaluations report too.
+    ahead : callable
+        Makes what must be there before the first step; yields how much is done, and of how much.
+    making : str
+        What that is, as progress is reported.
+    made_ahead : bool
+        All pairs are made before the first step, steps only read them; making them does not count for the time limit.
+    reference : callable, optional
+        Computes from the held-out batches what the training is compared with; kept in ``reference_file``.
+    trial : callable, optional
+        Makes what a dry run looks at.
+    drawing : callable, optional
+        Returns the pictures of the first held-out batch, for TensorBoard.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    paths: dict[str, str | None]
+    processes: Processes
+    workers: int
+    fit: FitConfig
+    new_objective: Callable[[], Objective]
+    make: Callable[[int], Any]
+    held_out: Callable[[], Sequence[Any]]
+    parts: tuple[str, ...] = ()
+    ahead: Callable[[], Iterator[tuple[int, int]]] = lambda: iter(())
+    making: str = "pairs"
+    made_ahead: bool = False
+    reference: Callable[[Sequence[Any]], dict[str, Any]] | None = None
+    reference_file: str = "before.json"
+    trial: Callable[[], Trial] | None = None
+    drawing: Callable[[], list[torch.Tensor]] | None = None
+
+    def train(
+        self, report: Report = silent, stop: Stop = never, origin: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Train, or resume where this folder's training stopped.
+
+        Parameters
+        ----------
+        report, stop : callable
+            See `Report` and `Stop`.
+        origin : dict, optional
+            Stored with the weights beside their configuration; by default `origin_of` this task.
+
+        Returns
+        -------
+        dict
+            The last row of metrics, also of a run that was finished before.
+
+        Raises
+        ------
+        InputError
+            The folder holds a run with another configuration; the message names what differs.
+        TrainingError
+            The loss is not a number.
+        """
+        claim(self.folder, self.config, self.paths, self.processes)
+        for done, total in self.ahead():
+            report(self.making, {"done": done, "total": total})
+        self.processes.barrier()
+        held_out = self.held_out() if self.processes.rank == 0 else []
+        reference = self.folder / self.reference_file
+        if self.reference is not None and self.processes.rank == 0 and not reference.exists():
+            with atomic(reference) as unfinished:
+                unfinished.write_text(json.dumps(self.reference(held_out), indent=1))
+        board = Board.open(self.folder, held_out[0], self.drawing) if held_out and self.drawing else None
+
+        def note(row: dict[str, Any]) -> None:
+            if board:
+                board.add(row)
+            report(self.name, row)
+
+        device = self.processes.device
+        fast = device.type == "cuda" or {"avx512_bf16", "amx_bf16"} & set(devices.describe()["cpu"]["features"])
+        objective = self.new_objective()
+        origin = origin or {"training": origin_of(self.config)}
+        row = fit(
+            objective,
+            lambda start: stream(self.make, range(start, self.fit.steps), 0 if self.made_ahead else self.workers),
+            replace(self.fit, bfloat16=self.fit.bfloat16 and bool(fast)),
+            self.folder,
+            {**asdict(cast(Any, objective.net).config), **origin},
+            device,
+            lambda trained: evaluate(trained, held_out, self.parts, device, board.look if board else None),
+            note,
+            stop,
+        )
+        if not row:  # it was finished before
+            lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+            row = {k: math.nan if v is None else v for k, v in json.loads(lines[-1]).items()} if lines else {}
+        return row
+
+    def dry_run(self, steps: int = 8) -> dict[str, Any]:
+        """Draw a few pairs, take a few steps, and say what the whole training would need. No run is begun.
+
+        Parameters
+        ----------
+        steps : int
+            Steps to time; the first quarter is not counted.
+
+        Returns
+        -------
+        dict
+            ``pictures`` (paths, in the sub-folder ``dry-run``), ``seconds_per_step``, ``seconds_per_pair_made`` (by one
+            process), ``workers``, ``memory_mb`` (peak, of the GPU or of this process), ``minutes`` (expected),
+            ``parameters``; with a teacher ``seconds_per_answer`` and ``answers``, the number of photographs that it is
+            still to be asked about.
+        """
+        if self.trial is None:
+            raise ArgumentError(f"there is no dry run of {self.name}")
+        trial = self.trial()
+        paths = [self.folder / "dry-run" / name for name in trial.pictures] if self.processes.rank == 0 else []
+        for path, pixels in zip(paths, trial.pictures.values(), strict=False):
+            with atomic(path) as unfinished:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(unfinished)
+        return {
+            "pictures": [str(path) for path in paths],
+            "seconds_per_pair_made": trial.seconds,
+            **trial.extra,
+            **self._time_steps(trial, steps),
+        }
+
+    def _time_steps(self, trial: Trial, steps: int) -> dict[str, Any]:
+        """Take a few steps on one batch and say what all steps would need."""
+        objective, device, rows = self.new_objective(), self.processes.device, list[dict[str, Any]]()
+        timed = replace(self.fit, steps=steps, minutes=None, log_every=1)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        with TemporaryDirectory() as temporary:
+            batches = lambda start: iter([trial.batch] * (steps - start))  # noqa: E731
+            last = fit(objective, batches, timed, Path(temporary), {}, device, report=rows.append)
+        skip = steps // 4
+        # Rows are the first process's; the others know only their last.
+        step = (last["seconds"] - rows[skip]["seconds"]) / (steps - 1 - skip) if rows else last["seconds"] / steps
+        working, data = self.fit.steps * step, trial.pairs * trial.seconds / max(1, self.workers)
+        limit = 60 * self.fit.minutes if self.fit.minutes else math.inf
+        beside = max(working, data) if self.workers else working + data
+        seconds = data + min(working, limit) if self.made_ahead else min(beside, limit)
+        return {
+            "parameters": sum(p.numel() for p in objective.net.parameters()),
+            "seconds_per_step": step,
+            "workers": self.workers,
+            "memory_mb": _peak_memory(device) / 2**20,
+            "minutes": (seconds + trial.extra_seconds) / 60,
+        }
+
+
+def evaluate(
+    trained: Objective,
+    batches: Sequence[Any],
+    parts: Sequence[str],
+    device: torch.device,
+    look: Callable[[Output], None] | None = None,
+) -> dict[str, float]:
+    """Return held-out loss, precision and recall, and means of these parts of the loss's output.
+
+    ``look`` is called with what came of the first batch.
+    """
+    total, sums = MatchStatistics(0, 0, 0), dict.fromkeys(("loss", *parts), 0.0)
+    for i, batch in enumerate(batches):
+        output = trained(batch.to(device))
+        if i == 0 and look:
+            look(output)
+        total = total + match_statistics(output.log_p, output.labels, output.threshold)
+        for name in sums:
+            sums[name] += float(output.loss if name == "loss" else output.parts[name]) / len(batches)
+    means = {f"held_out_{name}": value for name, value in sums.items()}
+    return {**means, "held_out_precision": total.precision, "held_out_recall": total.recall}
+
+
+def claim(folder: Path, config: dict[str, Any], paths: dict[str, str | None], processes: Processes) -> None:
     """Write ``config.json``, or check that the run in this folder is the same.
 
     Parameters
     ----------
     folder : Path
         The run's folder; made if need be.
-    config : dict
-        What must be equal for a run to be resumed, as JSON has it.
-    paths : dict
-        Where the run's data lie, for those who open it again.
-    rank, world : int
-        Number of this process, of which only the first writes, and of all processes.
+    config, paths : dict
+        See `Task`.
+    processes : Processes
+        Only the first one writes.
 
     Raises
     ------
     InputError
         The folder holds a run with another configuration; the message names what differs.
     """
-    if rank > 0:
+    if processes.rank > 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.json").exists():
@@ -129,18 +388,18 @@ def claim(folder: Path, config: dict[str, Any], paths: dict[str, str | None], ra
                 "to resume it, or another folder, or delete this one"
             )
         return
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "config": config,
         "paths": paths,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "tiepoint": __version__,
         "git": devices.revision(),
-        "processes": world,
+        "processes": processes.world,
         "machine": devices.describe(),
     }
     with atomic(folder / "config.json") as unfinished:
-        unfinished.write_text(json.dumps(told, indent=1))
+        unfinished.write_text(json.dumps(summary, indent=1))
 
 
 def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
@@ -166,127 +425,14 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def origin_of(told: dict[str, Any]) -> dict[str, Any]:
+def as_json(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration as JSON has it: lists where we have tuples."""
+    return json.loads(json.dumps(config))
+
+
+def origin_of(config: dict[str, Any]) -> dict[str, Any]:
     """Return what was asked of a stage of training, and by which code it was done."""
-    return {"tiepoint": __version__, "git": devices.revision(), **told}
-
-
-def carry_out(
-    objective: Objective,
-    batches: Callable[[int], Iterator[Any]],
-    settings: FitConfig,
-    folder: Path,
-    origin: dict[str, Any],
-    device: torch.device,
-    evaluate: Callable[[Objective], dict[str, float]],
-    report: Callable[[dict[str, Any]], None],
-    stop: Callable[[], bool],
-) -> dict[str, Any]:
-    """Call `fit` with bfloat16 where the machine is fast at it; the last row of metrics, also of a finished run.
-
-    ``origin``, see `origin_of`, is stored with the weights beside their configuration.
-    """
-    fast = device.type == "cuda" or {"avx512_bf16", "amx_bf16"} & set(devices.describe()["cpu"]["features"])
-    metadata = {**asdict(cast(Any, objective.net).config), **origin}
-    settings = replace(settings, bfloat16=settings.bfloat16 and bool(fast))
-    row = fit(objective, batches, settings, folder, metadata, device, evaluate, report, stop)
-    if not row:  # it was finished before
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        row = {k: math.nan if v is None else v for k, v in json.loads(lines[-1]).items()} if lines else {}
-    return row
-
-
-def judge(
-    trained: Objective,
-    batches: Sequence[Any],
-    parts: Sequence[str],
-    device: torch.device,
-    look: Callable[[int, Output], None] = lambda i, output: None,
-) -> dict[str, float]:
-    """Return held-out loss, precision and recall, and means of these parts of the loss's output.
-
-    ``look`` is shown what came of each batch.
-    """
-    total, sums = MatchStatistics(0, 0, 0), dict.fromkeys(("loss", *parts), 0.0)
-    for i, batch in enumerate(batches):
-        output = trained(batch.to(device))
-        look(i, output)
-        total = total + match_statistics(output.log_p, output.labels, output.threshold)
-        for name in sums:
-            sums[name] += float(output.loss if name == "loss" else output.parts[name]) / len(batches)
-    means = {f"held_out_{name}": value for name, value in sums.items()}
-    return {**means, "held_out_precision": total.precision, "held_out_recall": total.recall}
-
-
-def save_pictures(pictures: dict[str, Any], folder: str | os.PathLike[str]) -> list[str]:
-    """Write uint8 arrays (H, W, 3) by their names into the folder's sub-folder ``dry-run``, and return their paths."""
-    paths = [Path(folder) / "dry-run" / name for name in pictures]
-    for path, pixels in zip(paths, pictures.values(), strict=True):
-        with atomic(path) as unfinished:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(unfinished)
-    return [str(path) for path in paths]
-
-
-def time_steps(
-    objective: Objective,
-    batch: Any,
-    settings: FitConfig,
-    steps: int,
-    device: torch.device,
-    making: float,
-    workers: int,
-    ahead: bool = False,
-) -> dict[str, Any]:
-    """Take a few steps on one batch and say what all steps would need.
-
-    Parameters
-    ----------
-    objective : Objective
-        A new one; it is trained a little.
-    batch
-        Of one step.
-    settings : FitConfig
-        Of the whole training.
-    steps : int
-        Steps to time; the first quarter is not counted.
-    device : torch.device
-        Where to train.
-    making : float
-        Seconds that one process needs to make all pairs of the training.
-    workers : int
-        Processes that make them.
-    ahead : bool
-        They are made before the first step, and do not count for the time limit; otherwise beside the training.
-    """
-    rows: list[dict[str, Any]] = []
-    timed = replace(settings, steps=steps, minutes=None, log_every=1)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with TemporaryDirectory() as temporary:
-        last = fit(
-            objective,
-            lambda start: iter([batch] * (steps - start)),
-            timed,
-            Path(temporary),
-            {},
-            device,
-            report=rows.append,
-        )
-    skip = steps // 4
-    # Rows are the first process's; the others know only their last.
-    step_seconds = (last["seconds"] - rows[skip]["seconds"]) / (steps - 1 - skip) if rows else last["seconds"] / steps
-    working, data = settings.steps * step_seconds, making / max(1, workers)
-    limit = 60 * settings.minutes if settings.minutes else math.inf
-    beside = max(working, data) if workers else working + data
-    seconds = data + min(working, limit) if ahead else min(beside, limit)
-    return {
-        "parameters": sum(p.numel() for p in objective.net.parameters()),
-        "seconds_per_step": step_seconds,
-        "workers": workers,
-        "memory_mb": _peak_memory(device) / 2**20,
-        "minutes": seconds / 60,
-    }
+    return {"tiepoint": __version__, "git": devices.revision(), **config}
 
 
 def _peak_memory(device: torch.device) -> float:
