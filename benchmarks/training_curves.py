@@ -4,7 +4,7 @@ How the figures of docs/guide/training.md were made::
 
     tiepoint train matcher --features sift --preset tiny --images PHOTOS -o runs/lightglue
     tiepoint train matcher --features sift --preset tiny --images PHOTOS -o runs/superglue --kind superglue \
-        --cache runs/lightglue/photos.cache --chunks runs/lightglue/chunks
+        --cache runs/lightglue/photos.cache
     python benchmarks/training_curves.py runs/lightglue runs/superglue -o docs/assets/superglue.svg
 """
 

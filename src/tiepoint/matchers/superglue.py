@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.fusion import fuse_linear_bn_eval
@@ -26,6 +27,7 @@ from .base import Matcher, Pair, make_matches
 from .mutual import mutual_nearest
 
 WEIGHTS_FOR = registry.WEIGHTS_FOR["superglue"]
+_NOTHING = -1e5  # logarithm of the score and the mass of padding
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,13 @@ def normalise_keypoints(keypoints: Tensor, size: Tensor) -> Tensor:
     return (keypoints - size / 2) / (0.7 * size.amax(dim=-1, keepdim=True))
 
 
-def log_optimal_transport(scores: Tensor, dustbin: Tensor, iterations: int) -> Tensor:
+def log_optimal_transport(
+    scores: Tensor,
+    dustbin: Tensor,
+    iterations: int,
+    present0: Tensor | None = None,
+    present1: Tensor | None = None,
+) -> Tensor:
     """Assign softly, with a dustbin on each side: the optimal matching layer, section 3.2.
 
     Sinkhorn's algorithm, in log space: rows and columns of exp(scores) are scaled in turn until each point
@@ -142,25 +150,40 @@ def log_optimal_transport(scores: Tensor, dustbin: Tensor, iterations: int) -> T
         The score of going unmatched, z.
     iterations : int
         Number of Sinkhorn iterations.
+    present0, present1 : bool tensors (B, N), (B, M), optional
+        False for padding, which takes no part; by default there is none.
 
     Returns
     -------
     tensor (B, N + 1, M + 1)
-        Logarithm of the assignment P; its last row and column are the dustbins.
+        Logarithm of the assignment P, -inf for padding; its last row and column are the dustbins.
     """
     b, n, m = scores.shape
+    everyone = scores.new_ones(b, max(n, m) + 1, dtype=torch.bool)
+    there0, there1 = (
+        everyone[:, : count + 1] if present is None else F.pad(present, (0, 1), value=True)
+        for present, count in ((present0, n), (present1, m))
+    )
+    absent = ~(there0[:, :, None] & there1[:, None])
     padded = torch.cat([scores, dustbin.expand(b, n, 1)], dim=2)
     padded = torch.cat([padded, dustbin.expand(b, 1, m + 1)], dim=1)  # equation 8
-    # Masses of equation 9, divided by their total N + M.
-    total = scores.new_tensor(n + m).log()
-    log_a, log_b = -total.expand(n + 1).clone(), -total.expand(m + 1).clone()
-    log_a[-1] += scores.new_tensor(m).log()
-    log_b[-1] += scores.new_tensor(n).log()
+    # Padding gets scores and masses so low that it adds exactly nothing to any sum, but finite, so that no gradient
+    # becomes NaN.
+    padded = padded.masked_fill(absent, _NOTHING)
+    count0, count1 = (there[:, :-1].sum(1, keepdim=True).to(scores) for there in (there0, there1))
+    # Masses of equation 9, divided by their total.
+    total = (count0 + count1).log()
+    log_a, log_b = (
+        torch.cat([torch.zeros_like(there[:, :-1], dtype=scores.dtype), others.log()], dim=1)
+        .sub(total)
+        .masked_fill(~there, _NOTHING)
+        for there, others in ((there0, count1), (there1, count0))
+    )
     u, v = padded.new_zeros(b, n + 1, 1), padded.new_zeros(b, 1, m + 1)
     for _ in range(iterations):
-        u = log_a[:, None] - torch.logsumexp(padded + v, dim=2, keepdim=True)
-        v = log_b - torch.logsumexp(padded + u, dim=1, keepdim=True)
-    return padded + u + v + total
+        u = log_a[:, :, None] - torch.logsumexp(padded + v, dim=2, keepdim=True)
+        v = log_b[:, None] - torch.logsumexp(padded + u, dim=1, keepdim=True)
+    return (padded + u + v + total[:, :, None]).masked_fill(absent, -torch.inf)
 
 
 class SuperGlueNet(nn.Module):

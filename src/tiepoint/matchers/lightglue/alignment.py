@@ -30,7 +30,7 @@ class Keypoints(Protocol):
         """Unit vectors (N, D)."""
 
     @property
-    def image_size(self) -> tuple[int, int]:
+    def image_size(self) -> tuple[float, float]:
         """Width and height, pixels."""
 
     @property
@@ -44,7 +44,7 @@ class Keypoints(Protocol):
 
 def normalise_positions(
     keypoints: Tensor,
-    image_size: tuple[int, int],
+    image_size: tuple[float, float],
     scales: Tensor | None = None,
     orientations: Tensor | None = None,
 ) -> Tensor:

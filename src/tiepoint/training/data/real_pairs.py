@@ -25,6 +25,7 @@ from ... import features as extractors
 from ... import matchers, weights
 from ...errors import ArgumentError, InputError
 from ...io.files import atomic, read_json, read_text
+from ...matchers.mutual import mutual_nearest
 from ...types import Features
 from .ground_truth import IGNORED, UNMATCHABLE, Labels
 from .photographs import PhotoCache, source_of
@@ -274,9 +275,8 @@ def _mutual(d0: torch.Tensor, d1: torch.Tensor) -> int:
     if min(len(d0), len(d1)) < 2:
         return 0
     similarity = d0 @ d1.T
+    _, _, mutual = mutual_nearest(similarity)
     best, second = (2 - 2 * similarity.topk(2, dim=1).values).clamp(min=0).sqrt().unbind(1)
-    nearest = similarity.argmax(1)
-    mutual = similarity.argmax(0)[nearest] == torch.arange(len(d0))
     return int((mutual & (best < _RATIO * second)).sum())
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ... import features as extractors
 from ... import weights
 from ...errors import ArgumentError, InputError
 from ...features.base import resized
-from ...features.cairn import DIAMETER
+from ...features.cairn import DIAMETER, CairnConfig
 from ...io.files import atomic, read_json
 from ...io.images import resize
 from ..stream import stream
@@ -152,12 +152,18 @@ class Answers:
     def identity(self) -> dict[str, Any]:
         """What must be equal for answers to be used again."""
         sizes = hashlib.sha256(self.photos.sizes.tobytes()).hexdigest()
-        told = {"photographs": self.photos.digest, "sizes": sizes, **asdict(self.config)}
-        for role in ("teacher", "student"):
-            name, _, source = told[role].partition("@")
-            if source or name in weights.entries():
-                told[f"{role}'s weights"] = weights.sha256(source or name)
-        return json.loads(json.dumps(told))
+        state, config = _weights_of(self.config.student)
+        detector = {key: value for key, value in state.items() if key.startswith("detector.")}
+        return {
+            "photographs": self.photos.digest,
+            "sizes": sizes,
+            "keypoints": self.config.keypoints,
+            "teacher": self.config.teacher.partition("@")[0],
+            "the teacher's weights": fingerprint(_weights_of(self.config.teacher)[0]),
+            # The describer has no say in where keypoints are, nor on which level.
+            "the student's detector": fingerprint(detector),
+            "the student's levels": CairnConfig.from_dict(config, self.config.student).levels,
+        }
 
     def _check(self, about: Path) -> dict[str, Any]:
         try:
@@ -177,6 +183,33 @@ class Answers:
         if described.is_binary:
             raise ArgumentError(f"{self.config.teacher} has binary descriptors; a teacher needs numbers")
         return described.descriptors.shape[1]
+
+
+def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of tensors by name, as float32.
+
+    A half-precision copy whose numbers were representable has the same; one that was rounded has another.
+
+    Examples
+    --------
+    >>> exact, rounded = torch.tensor([0.5]), torch.tensor([0.1])
+    >>> fingerprint({"a": exact}) == fingerprint({"a": exact.half()})
+    True
+    >>> fingerprint({"a": rounded}) == fingerprint({"a": rounded.half()})
+    False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].float().contiguous()
+        digest.update(f"{name} {tuple(values.shape)}\n".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _weights_of(extractor: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the weights of ``NAME`` or ``NAME@FILE``, and their configuration; nothing for one without weights."""
+    name, _, source = extractor.partition("@")
+    return weights.load(source or name) if source or name in weights.entries() else ({}, {})
 
 
 class _Questions:
@@ -202,10 +235,12 @@ class _Questions:
         levels = (2 * torch.log2(found.scales / DIAMETER)).round()
         descriptors = torch.zeros(len(found), 1)
         octaves = (levels / 2).floor().clamp(0, max(0, math.floor(math.log2(min(found.image_size) / _SMALLEST_SIDE))))
+        # As the photograph stands: the direction of a keypoint is the describer's, which is what learns.
+        upright = replace(found, orientations=torch.zeros_like(found.scales))
         for octave in octaves.unique().tolist():
             small = resize(pixels, round(max(found.image_size) / 2**octave))
             mine = octaves == octave
-            answer = teacher.describe(small, resized(found.select(mine), found.image_size, small.shape[1::-1]))
+            answer = teacher.describe(small, resized(upright.select(mine), found.image_size, small.shape[1::-1]))
             if descriptors.shape[1] == 1:
                 descriptors = torch.zeros(len(found), answer.descriptors.shape[1])
             descriptors[mine] = answer.descriptors

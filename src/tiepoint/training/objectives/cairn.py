@@ -33,6 +33,7 @@ from ...features.cairn import (
     SteerableDescriber,
     to_grey,
 )
+from ...matchers.mutual import mutual_nearest
 from ..data.ground_truth import IGNORED, UNMATCHABLE, Labels
 from ..pairs.views import Carried, Views
 from .base import Objective, Output
@@ -123,7 +124,7 @@ class CairnObjective(Objective):
             seen1 = carried1.seen & real[:, 1] & (ideal1 > -0.75) & (ideal1 < most + 0.75)
             error = _errors(carried0, carried1, points0, points1, real)
             alike = ((ideal0[:, :, None] - levels1[:, None]).abs() <= LEVELS_APART) & seen0[:, :, None] & seen1[:, None]
-            partner, matched = _mutual(-error.masked_fill(~alike, torch.inf))
+            _, partner, matched = mutual_nearest(-error.masked_fill(~alike, torch.inf))
             matched &= error.gather(2, partner[..., None])[..., 0] < RIGHT[-1]
             # Near the horizon it is without bounds, and a gradient of zero times that would be NaN.
             jacobian = torch.where(matched[..., None, None], carried0.jacobian, torch.eye(2, device=error.device))
@@ -135,20 +136,20 @@ class CairnObjective(Objective):
             mine = F.one_hot(partner, similarity.shape[2]).bool() & matched[..., None]
             no_answer = ((error < APART) & ~mine) | ~real[:, 0, :, None] | ~real[:, 1, None]
         logits = (SHARPNESS * similarity).masked_fill(no_answer, -torch.inf)
-        log_p = _log_softmax(logits, 2) + _log_softmax(logits, 1)
+        log_p = dual_softmax(logits)
         likely = log_p.gather(2, partner[..., None])[..., 0]
-        what = -_mean(likely, matched)
-        labels = _labels(partner, matched, error, seen0, seen1)
+        what = -mean_where(likely, matched)
+        labels = label_matches(partner, matched, error, seen0, seen1)
 
         # which
         closeness, judged = self.match(batch, found, described, similarity, labels)
         with torch.no_grad():
-            nearest, mutual = _mutual(closeness)
+            _, nearest, mutual = mutual_nearest(closeness)
             right0 = _rightness(error.gather(2, nearest[..., None])[..., 0]) * mutual
             back = closeness.argmax(1)
             right1 = right0.gather(1, back) * (nearest.gather(1, back) == torch.arange(back.shape[1]).to(back))
         target, taught = torch.stack([right0, right1], 1), torch.stack([seen0, seen1], 1)
-        which = _mean(F.binary_cross_entropy_with_logits(ranks.clamp(min=-30), target, reduction="none"), taught)
+        which = mean_where(F.binary_cross_entropy_with_logits(ranks.clamp(min=-30), target, reduction="none"), taught)
 
         # where
         where = 0.5 * sum(
@@ -160,12 +161,14 @@ class CairnObjective(Objective):
         offset = torch.where(matched[..., None], carried0.points, 0.0) + moved - points1.gather(1, theirs)
         offset = torch.where(matched[..., None], offset, 0.0)
         size1 = torch.exp2(levels1.gather(1, partner) / 2)
-        precise = _mean(F.huber_loss(offset.norm(dim=2) / size1, torch.zeros_like(size1), reduction="none"), matched)
+        precise = mean_where(
+            F.huber_loss(offset.norm(dim=2) / size1, torch.zeros_like(size1), reduction="none"), matched
+        )
 
         # direction
         u0, u1 = described.directions.unflatten(0, (len(batch), 2, -1)).unbind(1)
         turned = F.normalize((jacobian @ u0[..., None])[..., 0], dim=2)
-        direction = _mean(1 - (turned * u1.gather(1, theirs)).sum(2), matched)
+        direction = mean_where(1 - (turned * u1.gather(1, theirs)).sum(2), matched)
 
         # how precisely
         spreads = (
@@ -175,13 +178,13 @@ class CairnObjective(Objective):
         first = jacobian @ spreads[:, 0]
         second = spreads[:, 1].gather(1, partner[..., None, None].expand(-1, -1, 2, 2))
         surprise = _surprise(offset.detach(), first @ first.mT + second @ second.mT)
-        spread = _mean(surprise, matched & (nearest == partner) & mutual)
+        spread = mean_where(surprise, matched & (nearest == partner) & mutual)
 
         loss = what + which + where + precise + 0.5 * direction + 0.1 * spread
         parts = {
             "what": what, "which": which, "where": where, "precise": precise, "direction": direction, "spread": spread,
             "repeated": matched.sum() / seen0.sum().clamp(min=1),
-            "matched": _mean(right0, seen0),
+            "matched": mean_where(right0, seen0),
         }  # fmt: skip
         if judged is None:
             return Output(loss, log_p, labels, parts)
@@ -228,21 +231,20 @@ def _errors(carried0: Carried, carried1: Carried, points0: Tensor, points1: Tens
     return torch.where(known, torch.minimum(forth, back), torch.inf)
 
 
-def _mutual(closeness: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each row of (B, N, M) the column of its largest value, and whether the two are mutual."""
-    nearest = closeness.argmax(2)
-    back = closeness.argmax(1)
-    return nearest, back.gather(1, nearest) == torch.arange(nearest.shape[1], device=nearest.device)
-
-
 def _rightness(error: Tensor) -> Tensor:
     return sum((error < limit).float() for limit in RIGHT) / len(RIGHT)  # type: ignore[return-value]
 
 
-def _log_softmax(logits: Tensor, dim: int) -> Tensor:
-    """Soft-max's logarithm; a row that allows no answer gives -inf throughout, without a gradient of NaN."""
-    nothing = logits.isneginf().all(dim, keepdim=True)
-    return logits.masked_fill(nothing, 0.0).log_softmax(dim).masked_fill(nothing, -torch.inf)
+def dual_softmax(logits: Tensor) -> Tensor:
+    """Return the logarithm of the product of soft-maxes over rows and columns of (B, N, M).
+
+    A row or column that allows no answer, all -inf, gives -inf throughout, without a gradient of NaN.
+    """
+    parts = []
+    for dim in (2, 1):
+        nothing = logits.isneginf().all(dim, keepdim=True)
+        parts.append(logits.masked_fill(nothing, 0.0).log_softmax(dim).masked_fill(nothing, -torch.inf))
+    return parts[0] + parts[1]
 
 
 def _surprise(offset: Tensor, covariance: Tensor) -> Tensor:
@@ -253,12 +255,12 @@ def _surprise(offset: Tensor, covariance: Tensor) -> Tensor:
     return 0.5 * ((c * x * x - 2 * b * x * y + a * y * y) / determinant + determinant.log())
 
 
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of the values where true; zero if nowhere."""
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Return the mean of the values where true; zero if nowhere."""
     return torch.where(where, values, 0.0).sum() / where.sum().clamp(min=1)
 
 
-def _labels(partner: Tensor, matched: Tensor, error: Tensor, seen0: Tensor, seen1: Tensor) -> Labels:
+def label_matches(partner: Tensor, matched: Tensor, error: Tensor, seen0: Tensor, seen1: Tensor) -> Labels:
     """Label matches as for a matcher: right ones, and keypoints with nothing near where they should be."""
     count = error.shape[2]
     alone0 = seen0 & (error.amin(2) > APART)

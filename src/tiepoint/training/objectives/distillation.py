@@ -22,151 +22,20 @@ Keypoints come from the teacher's answers. The detector is not trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...features.cairn import CairnNet, SteerableDescriber, to_grey
 from ...features.steerable import steer
-from ..data import homographies, photometric
-from ..data._random import Draw, seeded
-from ..data.photographs import PhotoCache
-from ..data.teacher import Answers
-from ..pairs.views import CHUNK, ViewConfig, _carry_by_homography
+from ...matchers.mutual import mutual_nearest
+from ..pairs.taught_views import TaughtViews
 from .base import Objective, Output
-from .cairn import APART, SHARPNESS, _labels, _log_softmax, _mean
+from .cairn import APART, SHARPNESS, dual_softmax, label_matches, mean_where
 
 RELATIONS = 20.0  # sharpness of the soft-max over similarities, the teacher's and the student's
-JITTER = 0.3  # standard deviation, in pixels of its level, by which a keypoint is displaced before it is described
 _ANSWER, _WHAT, _DIRECTION = 4.0, 0.5, 0.5  # weights of the terms; that of the relations is 1
-
-
-@dataclass(frozen=True, eq=False)
-class TaughtViews:
-    """B pairs of views of a photograph, and the teacher's answers about N of its keypoints.
-
-    Attributes
-    ----------
-    images : uint8 tensor (2 B, 3, H, W)
-        RGB; rows 2p and 2p + 1 are the two views of pair p.
-    positions : float32 tensor (2 B, N, 2)
-        Where the photograph's keypoints are in each view, pixels.
-    levels : int64 tensor (2 B, N)
-        On which level of the view's pyramid.
-    angles : float32 tensor (2 B, N)
-        By which the photograph is turned there, radians.
-    seen : bool tensor (2 B, N)
-        Whether the view shows it, at a size that it can be described at.
-    answers : float16 tensor (B, N, D)
-        The teacher's descriptors.
-    """
-
-    images: Tensor
-    positions: Tensor
-    levels: Tensor
-    angles: Tensor
-    seen: Tensor
-    answers: Tensor
-
-    def __len__(self) -> int:
-        return len(self.answers)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All fields by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def to(self, device: torch.device | str) -> TaughtViews:
-        """Return the pairs on another device."""
-        return TaughtViews(**{k: v.to(device, non_blocking=True) for k, v in self.tensors().items()})
-
-
-class TaughtViewMaker:
-    """Makes the pairs of a step: draws photographs, warps them twice, relights, carries the keypoints along.
-
-    Parameters
-    ----------
-    answers : Answers
-        Photographs, their keypoints, and what the teacher says about them.
-    config : ViewConfig
-        What is made; ``scenes`` is not used, since nobody was asked about rendered pictures.
-    keypoints : int
-        Of each pair.
-    levels : int
-        On which Cairn describes.
-    seed : int
-        Of all random choices.
-    held_out : bool
-        Use the photographs kept for evaluation.
-    """
-
-    def __init__(
-        self, answers: Answers, config: ViewConfig, keypoints: int, levels: int, seed: int, held_out: bool = False
-    ) -> None:
-        self.answers, self.config, self.keypoints, self.levels = answers, config, keypoints, levels
-        self.seed, self.held_out = seed, held_out
-
-    @property
-    def photos(self) -> PhotoCache:
-        """Where pictures come from."""
-        return self.answers.photos
-
-    def __call__(self, step: int, chunks: range) -> TaughtViews:
-        """Return these chunks of `CHUNK` pairs of a step, the same at every call."""
-        pairs: list[TaughtViews] = []
-        for rows, generator in self._draw(step, chunks):
-            pairs.extend(self._pair(row, generator) for row in rows)
-        joined = {f.name: torch.cat([getattr(pair, f.name) for pair in pairs]) for f in fields(TaughtViews)}
-        return TaughtViews(**joined)
-
-    def rows(self, step: int, chunks: range) -> set[int]:
-        """Return which photographs these chunks show."""
-        return {row for rows, _ in self._draw(step, chunks) for row in rows}
-
-    def _draw(self, step: int, chunks: range) -> Iterator[tuple[list[int], torch.Generator]]:
-        for chunk in chunks:
-            generator = seeded(self.seed, self.held_out, step, chunk)
-            yield self.photos.draw(CHUNK, generator, self.held_out).tolist(), generator
-
-    def _pair(self, row: int, generator: torch.Generator) -> TaughtViews:
-        config = self.config
-        photo = torch.from_numpy(self.photos[row].copy()).permute(2, 0, 1)[None].float() / 255
-        wanted = homographies.HomographyConfig(
-            config.size, config.difficulty, config.max_roll, config.max_scale, zoom=0.35, min_overlap=0.5
-        )
-        # Each maps pixels of a view to those of the photograph.
-        both = homographies.sample_views(1, (photo.shape[2], photo.shape[3]), wanted, generator)
-        light = photometric.PhotometricConfig.preset(config.photometric)
-        images = [
-            photometric.augment(homographies.warp(photo, view, config.size), light, generator)[0] for view in both
-        ]
-        points, levels, descriptors = (torch.from_numpy(part.copy()) for part in self.answers[row])
-        H = torch.linalg.inv(torch.cat(both)).float()
-        size = torch.tensor([[config.size[1], config.size[0]]]).expand(2, 2)
-        carried = _carry_by_homography(points.expand(2, -1, 2), H, size)
-        J = carried.jacobian
-        draw = Draw(generator)
-        # Detection in the view would not find just this level and place.
-        ideal = levels + torch.linalg.det(J).abs().clamp(1e-4, 1e4).log2() + draw.uniform(-0.4, 0.4, *levels.shape)
-        level = ideal.round().clamp(0, self.levels - 1)
-        seen = carried.seen & (ideal > -0.75) & (ideal < self.levels - 0.25)
-        # Those that both views show come first, a random choice of them.
-        order = (seen.sum(0) + draw.uniform(0, 0.9, len(points))).argsort(descending=True)[: self.keypoints]
-        missing = self.keypoints - len(order)
-        shift = JITTER * torch.exp2(level / 2)[..., None] * torch.randn(carried.points.shape, generator=generator)
-        positions = torch.where(seen[..., None], carried.points + shift, 0.0)
-        angles = torch.atan2(J[..., 1, 0] - J[..., 0, 1], J[..., 0, 0] + J[..., 1, 1])
-        return TaughtViews(
-            images=(torch.stack(images) * 255).round().byte(),
-            positions=F.pad(positions[:, order], (0, 0, 0, missing)),
-            levels=F.pad(level[:, order].long(), (0, missing)),
-            angles=F.pad(angles[:, order], (0, missing)),
-            seen=F.pad(seen[:, order], (0, missing)),
-            answers=F.pad(descriptors[order], (0, 0, 0, missing))[None],
-        )
 
 
 class Student(nn.Module):
@@ -223,7 +92,7 @@ class DistillationObjective(Objective):
             answers = batch.answers.float()
 
             errors = (student.map(standing) - answers.repeat_interleave(2, 0)).square().sum(-1)
-            answer = _mean(errors, batch.seen)
+            answer = mean_where(errors, batch.seen)
             relations = self._relations(standing, answers, batch.seen)
 
             seen0, seen1 = batch.seen.unflatten(0, (-1, 2)).unbind(1)
@@ -236,19 +105,20 @@ class DistillationObjective(Objective):
             a0, a1 = batch.angles.unflatten(0, (-1, 2)).unbind(1)
             cos, sin = (a1 - a0).cos(), (a1 - a0).sin()
             expected = torch.stack([cos * u0[..., 0] - sin * u0[..., 1], sin * u0[..., 0] + cos * u0[..., 1]], -1)
-            turn = _mean(1 - (expected * u1).sum(-1), both)
+            turn = mean_where(1 - (expected * u1).sum(-1), both)
 
             loss = _ANSWER * answer + relations + _WHAT * (what + upright) + _DIRECTION * turn
             with torch.no_grad():
                 mean = answers[both].mean(0) if both.any() else answers.mean((0, 1))
-                spread = _mean((answers - mean).square().sum(-1), both)
+                spread = mean_where((answers - mean).square().sum(-1), both)
                 index = torch.arange(shape[1], device=both.device).expand_as(both)
                 error = torch.where(near, 0.0, torch.inf).masked_fill(~both[:, None], torch.inf)
-                labels = _labels(index, both, error, seen0, seen1)
-                hits = (log_p.argmax(2) == index) & (log_p.argmax(1) == index)
+                labels = label_matches(index, both, error, seen0, seen1)
+                _, partner, mutual = mutual_nearest(log_p)
+                hits = mutual & (partner == index)
             parts = {
                 "explained": 1 - answer / spread.clamp(min=1e-6), "relations": relations, "what": what,
-                "upright": upright, "direction": turn, "matched": _mean(hits.float(), both),
+                "upright": upright, "direction": turn, "matched": mean_where(hits.float(), both),
             }  # fmt: skip
         return Output(loss, log_p, labels, parts)
 
@@ -278,5 +148,5 @@ class DistillationObjective(Objective):
         own = torch.eye(both.shape[1], dtype=torch.bool, device=both.device)
         no_answer = (near & ~own) | ~(both[:, :, None] & both[:, None])
         logits = (SHARPNESS * d0 @ d1.mT).masked_fill(no_answer, -torch.inf)
-        log_p = _log_softmax(logits, 2) + _log_softmax(logits, 1)
-        return log_p, -_mean(log_p.diagonal(dim1=1, dim2=2), both)
+        log_p = dual_softmax(logits)
+        return log_p, -mean_where(log_p.diagonal(dim1=1, dim2=2), both)

@@ -65,11 +65,14 @@ class EndToEndObjective(CairnObjective):
         Of each picture.
     """
 
-    compiled = CairnObjective.compiled + LightGlueObjective.compiled
-
     def __init__(self, net: EndToEndNet, keypoints: int) -> None:
         super().__init__(net, keypoints)
         self.matching = LightGlueObjective(net.matcher)
+
+    def compile_parts(self) -> None:
+        """Compile the parts of both networks."""
+        super().compile_parts()
+        self.matching.compile_parts()
 
     @property
     def extractor(self) -> CairnNet:

@@ -12,8 +12,8 @@ from ...matchers.lightglue import (
     LightGlueConfig,
     LightGlueNet,
     Update,
-    align,
     assign,
+    pair_positions,
     run_layer,
     run_layers,
 )
@@ -24,20 +24,14 @@ from .base import Objective, Output
 
 def lightglue_inputs(batch: Batch, config: LightGlueConfig) -> tuple[Tensor, Tensor, Layout]:
     """Return descriptors (T, D), positions (T, 2 or 4) and layout of a batch, as `run_layers` wants them."""
-    size = batch.sizes[:, None]
-    positions = (batch.keypoints - size / 2) / (size.amax(-1, keepdim=True) / 2)
-    if config.scale_orientation:
-        scales = batch.scales.log2() if config.log_scale else batch.scales
-        positions = torch.cat([positions, scales[..., None], batch.orientations[..., None]], dim=-1)
-    present, counts = batch.present, batch.counts.tolist()
-    if config.align:
-        for i in range(0, len(counts), 2):
-            d0, d1 = (batch.descriptors[j, : counts[j]].detach().float() for j in (i, i + 1))
-            p0, p1 = (positions[j, : counts[j]] for j in (i, i + 1))
-            both = align(d0, d1, p0, p1, float(batch.sizes[i].max()), float(batch.sizes[i + 1].max()))
-            for j in (0, 1):
-                positions[i + j, : counts[i + j]] = both[j]
-    return batch.descriptors.float()[present], positions[present], Layout(counts)
+    pictures = batch.pictures()
+    positions = [
+        each
+        for image0, image1 in zip(pictures[0::2], pictures[1::2], strict=True)
+        for each in pair_positions(config, image0, image1)
+    ]
+    layout = Layout([len(picture.keypoints) for picture in pictures])
+    return batch.descriptors.float()[batch.present], torch.cat(positions), layout
 
 
 class _OfLightGlue(Objective):

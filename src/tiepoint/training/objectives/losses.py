@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ...matchers.mutual import mutual_nearest
 from ..data.ground_truth import IGNORED, UNMATCHABLE, Labels
 
 
@@ -219,8 +220,7 @@ def predicted_partners(scores: torch.Tensor, threshold: float = 0.1) -> torch.Te
     batch, n, m = scores.shape
     if not n or not m:
         return torch.full((batch, n), UNMATCHABLE, device=scores.device)
-    best, index = scores.max(2)
-    mutual = scores.argmax(1).gather(1, index) == torch.arange(n, device=scores.device)
+    best, index, mutual = mutual_nearest(scores)
     return torch.where(mutual & (best.float().exp() > threshold), index, UNMATCHABLE)
 
 

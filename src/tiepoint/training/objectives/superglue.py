@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...matchers.lightglue import Layout, attend
-from ...matchers.superglue import MLP, SuperGlueNet, normalise_keypoints
+from ...matchers.superglue import MLP, SuperGlueNet, log_optimal_transport, normalise_keypoints
 from ..pairs.batch import Batch
 from . import losses
 from .base import Objective, Output
@@ -41,7 +39,7 @@ class SuperGlueObjective(Objective):
         f0, f1, present0, present1 = batch.unpack(net.projection(x))
         with torch.autocast(x.device.type, enabled=False):
             similarity = f0.float() @ f1.float().mT / net.config.dim**0.5
-            log_p = _masked_transport(similarity, net.dustbin, present0, present1, net.config.sinkhorn_iterations)
+            log_p = log_optimal_transport(similarity, net.dustbin, net.config.sinkhorn_iterations, present0, present1)
         loss = losses.mean_over_labelled(losses.superglue_nll(log_p, batch.labels), batch.labels)
         return Output(loss, log_p[:, :-1, :-1], batch.labels, threshold=net.config.match_threshold)
 
@@ -52,31 +50,3 @@ def _attend_packed(layer: Any, x: Tensor, layout: Layout, cross: bool) -> Tensor
     k, v = layer.key_value(x).unflatten(-1, (2, layer.heads, -1)).unbind(1)
     message = layer.merge(attend(q, k, v, layout, cross))
     return x + layer.mlp(torch.cat([x, message], dim=-1))
-
-
-def _masked_transport(scores: Tensor, dustbin: Tensor, present0: Tensor, present1: Tensor, iterations: int) -> Tensor:
-    """SuperGlue's `log_optimal_transport` (B, N + 1, M + 1) where padding, ``present`` False, takes no part.
-
-    Padding gets scores and masses so low that it adds exactly nothing to any sum, but finite, so that no gradient
-    becomes NaN.
-    """
-    nothing = -1e5
-    there0, there1 = (F.pad(there, (0, 1), value=True) for there in (present0, present1))
-    n, m = present0.sum(1, keepdim=True), present1.sum(1, keepdim=True)
-    b, height, width = scores.shape
-    padded = torch.cat([scores, dustbin.expand(b, height, 1)], dim=2)
-    padded = torch.cat([padded, dustbin.expand(b, 1, width + 1)], dim=1)  # equation 8
-    padded = padded.masked_fill(~(there0[:, :, None] & there1[:, None]), nothing)
-    total = (n + m).log()
-    log_a, log_b = (
-        torch.cat([torch.zeros_like(there[:, :-1], dtype=scores.dtype), others.log()], dim=1)
-        .sub(total)
-        .masked_fill(~there, nothing)
-        for there, others in ((there0, m), (there1, n))
-    )  # equation 9
-    v = padded.new_zeros(b, 1, width + 1)
-    for _ in range(iterations):
-        u = log_a[:, :, None] - torch.logsumexp(padded + v, dim=2, keepdim=True)
-        v = log_b[:, None] - torch.logsumexp(padded + u, dim=1, keepdim=True)
-    result = padded + u + v + total[:, :, None]
-    return result.masked_fill(~(there0[:, :, None] & there1[:, None]), -math.inf)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...features.cairn import to_grey
 from ...features.superpoint import CELL, SuperPointNet
+from ...matchers.mutual import mutual_nearest
 from ..data import homographies
 from ..data.ground_truth import IGNORED, UNMATCHABLE, Labels
 from ..pairs.corners import NO_CORNER, Corners
@@ -73,9 +74,8 @@ def _same_place(homography: Tensor, cells: tuple[int, int] | torch.Size) -> tupl
         carried, centres.expand(len(homography), -1, -1), compute_mode="donot_use_mm_for_euclid_dist"
     )
     same = distance <= CELL
-    nearest, partner = distance.min(2)
-    mutual = distance.argmin(1).gather(1, partner) == torch.arange(len(centres), device=homography.device)
-    matches0 = torch.where(mutual & (nearest < CELL), partner, IGNORED).masked_fill(~same.any(2), UNMATCHABLE)
+    closeness, partner, mutual = mutual_nearest(-distance)
+    matches0 = torch.where(mutual & (closeness > -CELL), partner, IGNORED).masked_fill(~same.any(2), UNMATCHABLE)
     matches1 = torch.full_like(matches0, IGNORED).masked_fill(~same.any(1), UNMATCHABLE)
     pair, index = (matches0 >= 0).nonzero(as_tuple=True)
     matches1[pair, matches0[pair, index]] = index

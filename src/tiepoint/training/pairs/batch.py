@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ...types import Features
 from ..data.ground_truth import IGNORED, Labels
+from .tensors import Tensors
+
+
+class Picture(NamedTuple):
+    """Keypoints of one picture without padding, see `Batch`; scales and orientations only where they are measured."""
+
+    keypoints: torch.Tensor
+    scores: torch.Tensor
+    descriptors: torch.Tensor
+    image_size: tuple[float, float]
+    scales: torch.Tensor | None
+    orientations: torch.Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(Tensors):
     """Features of B pairs, at most N of each picture, and what is true of them.
 
     Pictures are ordered pair by pair: rows 2p and 2p + 1 are the two pictures of pair p. Pictures with fewer
@@ -65,22 +78,21 @@ class Batch:
         """Whether the extractor measures scale and orientation of a keypoint."""
         return self.scales.shape[1] > 0
 
+    def pictures(self) -> list[Picture]:
+        """Return the keypoints of each picture, with float32 descriptors that carry no gradient."""
+        columns = (self.keypoints, self.scores, self.descriptors.detach().float(), self.scales, self.orientations)
+        pictures = []
+        for i, (count, (width, height)) in enumerate(zip(self.counts.tolist(), self.sizes.tolist(), strict=True)):
+            keypoints, scores, descriptors, *frame = (column[i, :count] for column in columns)
+            scales, orientations = frame if self.has_scales else (None, None)
+            pictures.append(Picture(keypoints, scores, descriptors, (width, height), scales, orientations))
+        return pictures
+
     def features(self, extractor: str) -> list[tuple[Features, Features]]:
-        """Return the features of each pair without padding, as a matcher takes them."""
+        """Return the features of each pair, as a matcher takes them."""
         rows = []
-        for i, count in enumerate(self.counts.tolist()):
-            width, height = self.sizes[i].long().tolist()
-            rows.append(
-                Features(
-                    self.keypoints[i, :count],
-                    self.scores[i, :count],
-                    self.descriptors[i, :count].float(),
-                    (width, height),
-                    extractor,
-                    self.scales[i, :count] if self.has_scales else None,
-                    self.orientations[i, :count] if self.has_scales else None,
-                )
-            )
+        for keypoints, scores, descriptors, (width, height), *frame in self.pictures():
+            rows.append(Features(keypoints, scores, descriptors, (int(width), int(height)), extractor, *frame))
         return list(zip(rows[0::2], rows[1::2], strict=True))
 
     def unpack(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -97,14 +109,6 @@ class Batch:
         padded = states.new_zeros(*present.shape, states.shape[-1]).masked_scatter(present[..., None], states)
         both, there = padded.unflatten(0, (-1, 2)), present.unflatten(0, (-1, 2))
         return both[:, 0], both[:, 1], there[:, 0], there[:, 1]
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """All fields by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on another device."""
-        return Batch(**{k: v.to(device, non_blocking=True) for k, v in self.tensors().items()})
 
     def head(self, keypoints: int) -> Batch:
         """Keep the best ``keypoints`` of each picture; a point whose partner went is ignored from now on."""
@@ -152,8 +156,3 @@ class Batch:
         frames = sizes * torch.from_numpy(random.uniform(1, largest, (2 * pairs, 1))).float()
         offsets = (frames - sizes) * torch.from_numpy(random.random((2 * pairs, 2))).float()
         return replace(self, keypoints=keypoints + offsets[:, None], orientations=orientations, sizes=frames)
-
-    @staticmethod
-    def cat(batches: list[Batch]) -> Batch:
-        """Join batches with the same number of keypoints."""
-        return Batch(**{f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(Batch)})

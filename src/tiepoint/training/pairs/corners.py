@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..data import homographies, photometric
 from ..data._random import seeded
 from ..data.photographs import PhotoCache
 from ..data.shapes import draw_shapes
+from .tensors import Tensors
 from .views import CHUNK
 
 NO_CORNER = CELL**2  # the class of a cell without one
@@ -48,7 +49,7 @@ class CornersConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Corners:
+class Corners(Tensors):
     """B pictures whose corners are known; rows 2p and 2p + 1 are views of one photograph where there are homographies.
 
     Attributes
@@ -66,14 +67,6 @@ class Corners:
 
     def __len__(self) -> int:
         return len(self.images) if not len(self.homography) else len(self.homography)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All fields by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def to(self, device: torch.device | str) -> Corners:
-        """Return them on another device."""
-        return Corners(**{k: v.to(device, non_blocking=True) for k, v in self.tensors().items()})
 
 
 def cells_of(corners: Tensor, size: tuple[int, int]) -> Tensor:

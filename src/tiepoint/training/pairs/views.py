@@ -7,7 +7,7 @@ the network, and `Views.carry` says where any point of one lies in the other.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from ..data._random import seeded
 from ..data.photographs import PhotoCache
 from ..data.scene_layouts import SceneConfig
 from .maker import TEXTURE
+from .tensors import Tensors
 
 CHUNK = 4  # pairs made together
 _STEP = 1.5  # pixels over which the derivative of a warp given by depth is measured
@@ -71,7 +72,7 @@ class Carried(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Views:
+class Views(Tensors):
     """B pairs of pictures; rows 2p and 2p + 1 are the two of pair p.
 
     Attributes
@@ -99,27 +100,13 @@ class Views:
     def __len__(self) -> int:
         return len(self.images) // 2
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All fields by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def to(self, device: torch.device | str) -> Views:
-        """Return the pairs on another device."""
-        return Views(**{k: v.to(device, non_blocking=True) for k, v in self.tensors().items()})
-
-    @staticmethod
-    def cat(parts: list[Views]) -> Views:
-        """Join pairs of one kind."""
-        joined = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Views) if f.name != "seed"}
-        return Views(**joined, seed=parts[0].seed)
-
     def carry(self, points: Tensor, forward: bool) -> Carried:
         """Carry points (B, N, 2) of the first pictures into the second ones, or back."""
         height, width = self.images.shape[2:]
         size = torch.tensor([[width, height]], device=points.device).expand(len(self), 2)
         if len(self.homography):
             H = self.homography if forward else torch.linalg.inv(self.homography)
-            return _carry_by_homography(points, H, size)
+            return carry_by_homography(points, H, size)
         # The derivative is that of the surface, measured by carrying points around each.
         around = points.new_tensor([[0, 0], [_STEP, 0], [-_STEP, 0], [0, _STEP], [0, -_STEP]])
         many = (points[:, :, None] + around).flatten(1, 2)
@@ -140,7 +127,8 @@ class Views:
         return Carried(carried[:, :, 0], jacobian, visible[:, :, 0] & usable)
 
 
-def _carry_by_homography(points: Tensor, H: Tensor, size: Tensor) -> Carried:
+def carry_by_homography(points: Tensor, H: Tensor, size: Tensor) -> Carried:
+    """Carry points (B, N, 2) by homographies (B, 3, 3) into pictures of ``size`` (B, 2), width first."""
     # Written out because a matrix product may run in TF32, whose rounding is pixels wide. Both views lie within one
     # photograph, so no point that the other sees is behind its camera.
     H = H[:, None] * torch.linalg.det(H).sign()[:, None, None, None]

@@ -25,9 +25,10 @@ from ..data.teacher import Answers, TeacherConfig
 from ..loop import Processes
 from ..objectives.base import Objective
 from ..objectives.cairn import CairnObjective
-from ..objectives.distillation import DistillationObjective, Student, TaughtViewMaker
+from ..objectives.distillation import DistillationObjective, Student
 from ..objectives.joint import EndToEndNet, EndToEndObjective, open_matcher, split
 from ..pairs.steps import chunks_of
+from ..pairs.taught_views import TaughtViewMaker
 from ..pairs.views import CHUNK, ViewMaker
 from .presets import FEATURE_PRESETS, FeaturePreset, limited, named
 from .task import Report, RunSettings, Stop, Task, Trial, as_json, evaluate, never, silent
