@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .console import (
     BandsOption,
+    CameraOption,
     DeviceOption,
     FeaturesOption,
     JsonOption,
+    LongSideOption,
     MatcherOption,
     MaxKeypointsOption,
     Minutely,
     is_terminal,
-    none_if_auto,
-    none_if_zero,
-    parse_bands,
     print_json,
     print_table,
     say,
@@ -31,31 +29,20 @@ if TYPE_CHECKING:
     from ..mapping.progress import Progress, Report
 
 
-class Mapper(str, Enum):
-    """What ``--mapper`` accepts."""
-
-    incremental = "incremental"
-    global_ = "global"
-
-
-class Share(str, Enum):
-    """What ``--cameras`` accepts."""
-
-    auto = "auto"
-    folder = "folder"
-    image = "image"
-    all = "all"
+# Those of `tiepoint.mapping.steps`, which import torch; a test compares.
+Mapper = Literal["incremental", "global"]
+Share = Literal["auto", "folder", "image", "all"]
 
 
 def map_photographs(
     photographs: Annotated[Path, typer.Argument(metavar="PHOTOS", help="Folder of photographs, or a video file.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the map; an interrupted map goes on there.")
+        Path, typer.Option("--output", "-o", help="Folder for the map; an interrupted map is resumed there.")
     ],
     pairs: Annotated[
         str,
         typer.Option(
-            help="auto, exhaustive, sequential, retrieval (by look), position (by GPS), or a file of two names a line."
+            help="auto, exhaustive, sequential, retrieval (similar images), position (GPS), or a file of name pairs."
         ),
     ] = "auto",
     features: FeaturesOption = "auto",
@@ -66,31 +53,23 @@ def map_photographs(
     ] = False,
     mapper: Annotated[
         Mapper, typer.Option(help="global is faster for many photographs, and needs good matches.")
-    ] = Mapper.incremental,
+    ] = "incremental",
     max_keypoints: MaxKeypointsOption = 2048,
-    long_side: Annotated[
-        int, typer.Option("--long-side", min=0, help="Shrink larger images to this many pixels; 0 works at full size.")
-    ] = 1600,
+    long_side: LongSideOption = 1600,
     masks: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Folder of masks, as COLMAP has them: black in MASKS/a.jpg.png keeps a.jpg free."),
     ] = None,
     bands: BandsOption = None,
     cameras: Annotated[
         Share, typer.Option(help="Which photographs share a camera: those of each folder, none (image), or all.")
-    ] = Share.auto,
+    ] = "auto",
     camera_model: Annotated[str, typer.Option(help="COLMAP's model of the lens.")] = "SIMPLE_RADIAL",
     focal: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(min=1.0, help="Focal length in pixels, if it is known better than by EXIF."),
     ] = None,
-    camera: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="MODEL:PARAMS|FILE",
-            help="The camera as COLMAP writes it: OPENCV:700,700,640,360,-0.1,0.01,0,0, or a cameras.txt.",
-        ),
-    ] = None,
+    camera: CameraOption = None,
     fix_cameras: Annotated[
         bool, typer.Option("--fix-cameras", help="Take focal lengths and distortion as given; do not adjust them.")
     ] = False,
@@ -103,7 +82,7 @@ def map_photographs(
     ] = False,
     text: Annotated[bool, typer.Option("--text", help="Also write COLMAP's text files.")] = False,
     align: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             metavar="gps|FILE",
             help="Bring the map to metres: east-north-up by the photographs' GPS, or to the positions in a file "
@@ -111,7 +90,7 @@ def map_photographs(
         ),
     ] = None,
     scale: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             metavar="A,B,METRES|FILE", help="Bring the map to metres by distances between cameras: a.jpg,b.jpg,1.25."
         ),
@@ -120,11 +99,11 @@ def map_photographs(
         bool, typer.Option("--fresh", help="Delete an earlier map in the output folder, and start over.")
     ] = False,
     workers: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(min=0, help="Processes for extraction, threads for verification; by default one for each core."),
     ] = None,
     ray: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             metavar="ADDRESS",
             help="Extract and match on a Ray cluster: local starts one here, auto joins the one of this machine.",
@@ -136,7 +115,7 @@ def map_photographs(
     """Find out where photographs were taken and what they show, in three dimensions.
 
     The output folder gets a COLMAP model, its points as PLY, the cameras' path, a report and a page to look at. Ctrl-C
-    loses nothing: the same command goes on where it was. Photographs that cannot be used are named and left out.
+    loses nothing: run the same command to resume. Photographs that cannot be used are named and left out.
     """
     from ..mapping import run
 
@@ -148,12 +127,12 @@ def map_photographs(
             features=features,
             matcher=matcher,
             trust_doppelgangers=trust_doppelgangers,
-            mapper=mapper.value,
-            max_keypoints=none_if_zero(max_keypoints),
-            long_side=none_if_zero(long_side),
+            mapper=mapper,
+            max_keypoints=max_keypoints,
+            long_side=long_side,
             masks=masks,
-            bands=parse_bands(bands),
-            share=cameras.value,
+            bands=bands,
+            cameras=cameras,
             camera_model=camera_model,
             focal=focal,
             camera=camera,
@@ -164,7 +143,7 @@ def map_photographs(
             align=align,
             scale=scale,
             fresh=fresh,
-            device=none_if_auto(device),
+            device=device,
             workers=workers,
             ray=ray,
             report=report,

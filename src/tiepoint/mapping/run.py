@@ -130,7 +130,7 @@ def map_photographs(
     long_side: int | None = 1600,
     masks: str | os.PathLike[str] | None = None,
     bands: Sequence[int] | None = None,
-    share: Share = "auto",
+    cameras: Share = "auto",
     camera_model: str = "SIMPLE_RADIAL",
     focal: float | None = None,
     camera: str | None = None,
@@ -141,7 +141,7 @@ def map_photographs(
     align: str | os.PathLike[str] | None = None,
     scale: str | os.PathLike[str] | None = None,
     fresh: bool = False,
-    device: torch.device | str | None = None,
+    device: torch.device | str | None = "auto",
     workers: int | None = None,
     ray: str | None = None,
     seed: int = 0,
@@ -178,7 +178,7 @@ def map_photographs(
         Folder of masks, see `extract_into`; it must hold one at least.
     bands : one or three ints, optional
         Which bands of the photographs to use, see `tiepoint.read_image`.
-    share, camera_model, focal, camera
+    cameras, camera_model, focal, camera
         Which photographs share a camera, COLMAP's model for it, and its focal length in pixels or all its parameters,
         where these are known: see `tiepoint.mapping.steps.images.new_images`.
     fix_cameras : bool
@@ -196,8 +196,8 @@ def map_photographs(
         Bring the models to metres by distances between cameras: ``"A.jpg,B.jpg,METRES"``, or a file of such lines.
     fresh : bool
         Start over: delete what an earlier map left in the output folder.
-    device : torch.device or str, optional
-        Where networks run; by default the best there is.
+    device : torch.device or str
+        Where networks run; ``"auto"`` is `tiepoint.devices.best_device`.
     workers : int, optional
         Processes or threads, see `extract_into`; by default as many as there are cores.
     ray : str, optional
@@ -280,7 +280,7 @@ class MapSettings:
     long_side: int | None
     masks: Path | None
     bands: tuple[int, ...] | None
-    share: Share
+    cameras: Share
     camera_model: str
     focal: float | None
     camera: str | None
@@ -312,7 +312,7 @@ class MapSettings:
     @property
     def chooses_cameras(self) -> bool:
         """Whether any option says what the cameras are."""
-        return (self.share, self.camera_model, self.focal, self.camera) != ("auto", "SIMPLE_RADIAL", None, None)
+        return (self.cameras, self.camera_model, self.focal, self.camera) != ("auto", "SIMPLE_RADIAL", None, None)
 
     def check(self) -> None:
         """Refuse before the work begins what can be known to fail."""
@@ -367,7 +367,7 @@ class _Log:
 
 def _look_at_photographs(asked: MapSettings, begun: dict[str, Any], log: _Log) -> _Photographs:
     """Find the photographs and their cameras; a video is first cut into key frames."""
-    source, share, film, times = asked.photographs, asked.share, None, None
+    source, share, film, times = asked.photographs, asked.cameras, None, None
     if source.is_file():
         if asked.fresh:
             start_over(asked.output, source)
