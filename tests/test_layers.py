@@ -15,7 +15,7 @@ PACKAGE = Path(tiepoint.__file__).parent
 
 # From the bottom to the top; a module imports its own layer and those before it, nothing after it.
 LAYERS = (
-    ("_version", "errors"),
+    ("_version", "errors", "names"),
     ("types", "devices"),
     ("geometry",),
     ("io",),
@@ -39,12 +39,10 @@ HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 
 # Files above 500 lines, and why they stay whole.
 LONG = {
-    "effort.py": "one ladder: each step reads and extends the state of the one before",
     "features/cairn.py": "the network, its detector and its descriptors are one model",
     "mapping/cluster.py": "the driver and the workers of one Ray job, which share its messages",
     "mapping/online/track.py": "one state machine: start, follow, add key frames, adjust, find again",
     "mapping/run.py": "the order of all steps of a map, and what resumes them",
-    "matchers/lightglue/network.py": "is being split",
     "training/data/raycast.py": "one ray caster, surfaces and light together",
     "training/data/scene_layouts.py": "one generator of rooms and façades",
     "training/runs/matcher.py": "is being split",
