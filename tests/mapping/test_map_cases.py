@@ -9,6 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
+from tiepoint.mapping.store import Store, pairs_of
 
 pycolmap = pytest.importorskip("pycolmap")
 
@@ -32,6 +35,12 @@ def test_of_a_tripod_no_model_is_claimed(tiepoint: Any, cases: Path, tmp_path: P
     assert not (tmp_path / "out/sparse").exists()
 
 
+def on_overlay(points: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which points (N, 2) lie on the clock or the logo."""
+    boxes = ((0, 2), (205, 25)), ((513, 446), (626, 478))
+    return np.any([((points >= low) & (points <= high)).all(axis=1) for low, high in boxes], axis=0)
+
+
 def test_a_burnt_in_clock_does_not_break_the_map(tiepoint: Any, cases: Path, tmp_path: Path) -> None:
     ran = tiepoint("map", cases / "burnt_in", "-o", tmp_path / "out", *SIFT, "--json")
     assert ran.code == 0, ran.err
@@ -43,6 +52,12 @@ def test_a_burnt_in_clock_does_not_break_the_map(tiepoint: Any, cases: Path, tmp
     for point in model.points3D.values():
         at = np.array([model.images[e.image_id].points2D[e.point2D_idx].xy for e in point.track.elements])
         assert len(at) < 6 or np.ptp(at, axis=0).max() > 3
+    with Store.open(tmp_path / "out/database.db", read_only=True) as store:
+        points = {image.image_id: store.features(image.image_id).keypoints.numpy() for image in store.images()}
+        assert sum(len(one) for one in points.values()) > sum(on_overlay(one).sum() for one in points.values()) > 500
+        for a, b in pairs_of(store.matched_pair_ids()).tolist():
+            rows = store.matches(a, b).indices
+            assert not (on_overlay(points[a][rows[:, 0]]) & on_overlay(points[b][rows[:, 1]])).any()
 
 
 def test_a_fisheye_is_really_undistorted(tiepoint: Any, cases: Path, tmp_path: Path) -> None:
