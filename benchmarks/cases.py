@@ -90,7 +90,7 @@ def burnt_in(cases: Path, out: Path) -> tuple[bool, str]:
 
     def burnt(points: NDArray[np.float32]) -> NDArray[np.bool_]:
         boxes = ((0, 2), (205, 25)), ((513, 446), (626, 478))
-        return np.any([((points >= low) & (points <= high)).all(axis=1) for low, high in boxes], axis=0)
+        return np.array([((points >= low) & (points <= high)).all(axis=1) for low, high in boxes])
 
     on_it = 0
     with Store.open(out / "database.db", read_only=True) as store:

@@ -330,7 +330,8 @@ def test_a_map_of_named_bands(tiepoint: Any, tmp_path: Path) -> None:
         tifffile.imwrite(folder / f"{n}.tif", five, photometric="minisblack", planarconfig="contig")
     options = ["map", folder, "-o", tmp_path / "out", *CLASSIC, "--undistort", "--json"]
     ran = tiepoint(*options)
-    assert ran.code == 3 and "has 5 bands" in ran.err and "only 0 photographs have features" in ran.err
+    assert ran.code == 3 and "has 5 bands" in ran.err and "holds 0 photographs that can be used" in ran.err
+    assert not (tmp_path / "out/database.db").exists()  # before the work
     ran = tiepoint(*options[:3], tmp_path / "out2", *options[4:], "--bands", "4,3,2")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["models"][0]["registered"] == 4

@@ -297,6 +297,35 @@ def test_map_asks_for_its_packages_before_it_cuts_a_video(
     assert not (tmp_path / "out").exists()
 
 
+PACKAGES = [
+    ("pycolmap", ["map", "none", "-o", "out"]),
+    ("pycolmap", ["db", "info", "none.db"]),
+    ("kornia", ["map", "photos", "-o", "out", "-f", "keynet"]),
+    ("kornia", ["extract", "none.jpg", "-f", "keynet", "-o", "features"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("package", "words"), PACKAGES, ids=lambda value: value if isinstance(value, str) else value[0]
+)
+def test_each_verb_asks_for_its_packages_first(
+    package: str,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The inputs do not exist, or hold nothing that can be read: the first piece of work would say so."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Path("photos/a.jpg").write_text("no photograph")
+    monkeypatch.setitem(sys.modules, package, None)
+    before = tree(tmp_path)
+    assert main(words) == 5, said(capsys)
+    assert "pip install" in said(capsys)
+    assert tree(tmp_path) == before
+
+
 # ---- scripts and signals ----
 
 SCRIPT = """

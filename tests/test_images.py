@@ -20,7 +20,7 @@ from tiepoint.errors import ArgumentError, InputError
 from tiepoint.features import load
 from tiepoint.features.base import resized
 from tiepoint.io.exif import read_exif
-from tiepoint.io.images import read_image, resize, resize_mask
+from tiepoint.io.images import check_readable, read_image, resize, resize_mask
 from tiepoint.types import Features, Image
 
 
@@ -315,7 +315,42 @@ def test_bands_of_ordinary_files_and_arrays(texture, tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png", bands=(3, 2, 1)).pixels, texture[..., ::-1])
     with pytest.raises(InputError, match="has 3 bands, and so no band 4"):
         read_image(tmp_path / "a.png", bands=(4, 3, 2))
+    PIL.Image.fromarray(texture[..., 0]).save(tmp_path / "grey.png")
+    with pytest.raises(InputError, match="has 1 band, and so no band 3"):
+        read_image(tmp_path / "grey.png", bands=(3, 2, 1))
     assert np.array_equal(read_image(np.dstack([texture, texture]), bands=(4, 5, 6)).pixels, texture)
+
+
+def test_pages_are_no_bands(texture, tmp_path):
+    """A second page may be a mask, a thumbnail or another photograph: the first is used, and bands are said to lack."""
+    import tifffile
+
+    pages = np.stack([texture[..., 0], texture[..., 1], texture[..., 2]])
+    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="minisblack")
+    assert np.array_equal(read_image(tmp_path / "a.tif").pixels, np.dstack([texture[..., 0]] * 3))
+    with pytest.raises(InputError, match=r"has 1 band, and so no band 3.*pages"):
+        read_image(tmp_path / "a.tif", bands=(3, 2, 1))
+
+
+def test_the_header_tells_what_decoding_would(texture, tmp_path, monkeypatch):
+    import tifffile
+
+    five = np.dstack([texture, texture[..., :2]])
+    tifffile.imwrite(tmp_path / "five.tif", five, photometric="minisblack", planarconfig="contig")
+    PIL.Image.fromarray(texture).save(tmp_path / "a.png")
+    monkeypatch.setattr(tifffile.TiffFile, "__init__", lambda *_: pytest.fail("decoded"))
+    for name, bands, words in (
+        ("five.tif", None, "has 5 bands"),
+        ("five.tif", (6,), "no band 6"),
+        ("a.png", (4,), "4"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_readable(tmp_path / name, bands)
+    check_readable(tmp_path / "five.tif", (5, 1, 2))
+    check_readable(tmp_path / "a.png", (3, 2, 1))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(InputError, match=r"tiepoint\[tiff\]"):
+        check_readable(tmp_path / "five.tif", (1,))
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])

@@ -218,3 +218,15 @@ def test_a_pipe_is_no_video(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "frame1.png")
     with pytest.raises(InputError, match="holds no pictures"):
         list(read_frames(tmp_path))
+
+
+def test_bands_of_frames(tmp_path: Path, texture: NDArray[np.uint8], clip: Path) -> None:
+    import tifffile
+
+    stored = np.dstack([texture[..., ::-1], texture[..., :2]])
+    tifffile.imwrite(tmp_path / "1.tif", stored, photometric="minisblack", planarconfig="contig")
+    (frame,) = read_frames(tmp_path, bands=(3, 2, 1))
+    assert np.array_equal(frame.pixels, texture)
+    for source in (clip, 0):
+        with pytest.raises(ArgumentError, match="bands are of pictures in a folder"):
+            read_frames(source, bands=(1,))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -87,6 +89,42 @@ def test_is_rebuilt_only_when_the_folder_or_the_arguments_change(folder: Path, t
     assert len(build_cache(folder, path, groups=["town", "country"])) == 47
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sizes": [[90, 140]]},
+        {"sizes": "90"},
+        {"sizes": [[2**40, 2**40]] * 48},
+        {"sizes": [[-90, -140]] * 48},
+        {"sizes": [[89, 140]] * 48},
+        {"names": [1] * 48},
+        {"names": None},
+        {"sources": [0.5] * 48},
+        {"held_out": [2] * 48},
+        {"skipped": [["a"]]},
+        {"digest": 7},
+        {"fingerprint": []},
+        [],
+        "[" * 100_000,
+    ],
+)
+def test_an_index_is_not_believed(folder: Path, tmp_path: Path, change: Any) -> None:
+    path = tmp_path / "cache"
+    build_cache(folder, path)
+    content, footer = path.read_bytes(), 16  # the length of the index, and the magic word
+    length = int.from_bytes(content[-footer:-8], "little")
+    index = content[-footer - length : -footer]
+    new = {**json.loads(index), **change} if isinstance(change, dict) else change
+    data = new.encode() if isinstance(new, str) else json.dumps(new).encode()
+    path.write_bytes(content[: -footer - length] + data + len(data).to_bytes(8, "little") + content[-8:])
+    with pytest.raises(InputError, match="cannot read the cache of photographs"):
+        open_cache(path)
+    path.write_bytes(content[:-footer] + (2**40).to_bytes(8, "little") + content[-8:])
+    with pytest.raises(InputError, match="cannot read the cache of photographs"):
+        open_cache(path)
+    assert len(build_cache(folder, path)) == 48  # made anew
+
+
 def test_damage_is_noticed_and_repaired(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "cache"
     build_cache(folder, path)
@@ -94,7 +132,7 @@ def test_damage_is_noticed_and_repaired(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cut off"):
         open_cache(path)
     assert len(build_cache(folder, path)) == 48
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="no such file"):
         open_cache(tmp_path / "none")
     assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
     photograph = folder / "town" / "0001.jpg"

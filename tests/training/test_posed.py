@@ -360,6 +360,32 @@ def test_damaged_depth_maps_name_the_file(tmp_path, name, content):
         read_depth(tmp_path / name)
 
 
+@pytest.mark.parametrize("kind", ["huge", "external", "linked", "virtual", "text", "missing", "scalar"])
+def test_hdf5_depth_maps_are_not_believed(tmp_path, kind):
+    import h5py
+
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        if kind == "huge":  # a kilobyte that claims 36 TB
+            file.create_dataset("depth", shape=(3_000_000, 3_000_000), dtype="f4", chunks=(64, 64))
+        elif kind == "external":
+            file.create_dataset("depth", shape=(2, 3), dtype="u1", external=[("/etc/passwd", 0, 6)])
+        elif kind == "linked":
+            file["depth"] = h5py.ExternalLink("/etc/passwd", "depth")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(shape=(2, 3), dtype="f4")
+            layout[:] = h5py.VirtualSource("/etc/passwd", "depth", shape=(2, 3))
+            file.create_virtual_dataset("depth", layout)
+        elif kind == "text":
+            file["depth"] = np.array([[b"x"] * 3] * 2)
+        elif kind == "scalar":
+            file["depth"] = 3.0
+        else:
+            file["disparity"] = np.ones((2, 3), np.float32)
+    with pytest.raises(InputError, match=r"a\.h5: "):
+        read_depth(path)
+
+
 def test_no_pickle(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match=r"a\.npy"):

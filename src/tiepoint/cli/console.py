@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -156,17 +157,42 @@ def bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class Minutely:
-    """Says at most one line a minute, where no person watches a bar."""
+    """Says at most one line a minute, where no person watches a bar.
+
+    In a ``with`` block it also repeats the last line in each minute that passes without a new one, as some steps
+    report nothing for long.
+    """
 
     def __init__(self) -> None:
         self.begun = self.last = time.monotonic()
+        self._text = ""
+        self._over = threading.Event()
+        self._lock = threading.Lock()
 
     def say(self, text: str, begins: bool = False) -> None:
         """Say something if a minute is over; what ``begins``, and may be silent for long, in every longer run."""
+        with self._lock:
+            self._text = text
+            self._say(text, self.begun if begins else self.last)
+
+    def _say(self, text: str, since: float) -> None:
         now = time.monotonic()
-        if not is_terminal() and now - (self.begun if begins else self.last) > MINUTE:
+        if not is_terminal() and now - since > MINUTE:
             self.last = now
             say(text)
+
+    def _repeat(self) -> None:
+        while not self._over.wait(1.0):
+            with self._lock:
+                if self._text:
+                    self._say(f"{self._text}, {(time.monotonic() - self.begun) / 60:.0f} min so far", self.last)
+
+    def __enter__(self) -> Minutely:
+        threading.Thread(target=self._repeat, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
 
 
 def weights_files(*names: str) -> list[str]:

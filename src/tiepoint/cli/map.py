@@ -208,5 +208,5 @@ def _watched() -> Iterator[Report]:
         if progress.note:
             console.print(f"tiepoint: {progress.note}", highlight=False, markup=False, soft_wrap=True)
 
-    with bars:
+    with bars, lines:
         yield report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -223,3 +224,39 @@ def import_h5py() -> Any:
     except ImportError as error:
         raise MissingDependencyError("h5py", "hdf5", "reading and writing .h5 files") from error
     return h5py
+
+
+_MOST_BYTES = 1 << 28  # of one array: a file of a kilobyte may claim to hold terabytes
+
+
+def hdf5_array(group: Any, key: str, name: str) -> NDArray[Any]:
+    """Return an array of an open HDF5 file.
+
+    Parameters
+    ----------
+    group : h5py.Group
+    key : str
+        The name of the array in the group.
+    name : str
+        What the file or group is called in messages.
+
+    Raises
+    ------
+    InputError
+        There is no such array, it holds no real numbers, claims to be larger than 256 MiB, lies in another file, or is
+        damaged.
+    """
+    h5py = import_h5py()
+    if key not in group:
+        raise InputError(f"{name}: holds no array {key!r}")
+    data = group[key] if isinstance(group.get(key, getlink=True), h5py.HardLink) else None
+    if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
+        raise InputError(f"{name}: {key} is no array of this file; copy what it refers to into one file")
+    if data.dtype.kind not in "buif" or data.shape is None:
+        raise InputError(f"{name}: {key} holds no real numbers, but {data.dtype}")
+    if max(data.nbytes, math.prod(data.chunks or (0,)) * data.dtype.itemsize) > _MOST_BYTES:
+        raise InputError(f"{name}: {key} of {data.shape} numbers is more than any photograph has; is the file damaged?")
+    try:
+        return np.asarray(data[()])
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: {key} cannot be read ({error}); is the file damaged?") from error

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import IO, Any
 
 import numpy as np
@@ -246,14 +247,13 @@ def decode(
 ) -> Raw:
     """Decode an image file to an array in its own number type, by default upright by its EXIF orientation."""
     header = read_header(file, name, max_pixels)
+    check_header(header, name, max_pixels, bands)
     kind, picture, nodata = header.kind, header.picture, None
     try:
         if kind == "TIFF":
             nodata = _number(header.tags.get(_GDAL_NODATA))
-            # Of planes that are no colours Pillow shows the first alone.
-            wanted = bands is not None or header.tags.get(_PHOTOMETRIC) != _RGB
-            if picture is None or (wanted and int(header.tags.get(_SAMPLES, 1)) > len(picture.getbands())):
-                array = _read_tiff(file, header, name, max_pixels, bands)
+            if _beyond_pillow(header, bands):
+                array = _read_tiff(file, header, name, bands)
                 return Raw(_upright(array, header.orientation) if upright else array, name, nodata)
         assert picture is not None
         if draft is not None:
@@ -275,6 +275,7 @@ def decode(
     return Raw(_upright(array, orientation) if upright else array, name, nodata)
 
 
+<<<<<<< HEAD
 def decode_pillow(picture: PIL.Image.Image, name: str, max_pixels: int, bands: tuple[int, ...] | None = None) -> Raw:
     """Return a Pillow image, decoded or not, as `decode` returns the file that it came from, upright."""
     if picture.width * picture.height > max_pixels:
@@ -308,19 +309,60 @@ def _read_tiff(
     samples, photometric = int(tags.get(_SAMPLES, 1)), tags.get(_PHOTOMETRIC)
     coloured = photometric == _RGB and samples >= 3
     if bands is None and samples > 1 and not coloured:
+=======
+def check_header(header: Header, name: str, max_pixels: int = MAX_PIXELS, bands: tuple[int, ...] | None = None) -> None:
+    """Raise `InputError` where decoding would, as far as the header tells: bands that lack, or have to be named."""
+    count, (width, height) = _count_bands(header), header.size
+    if bands is not None and max(bands) > count:
+        raise _lacks_band(name, count, bands, header)
+    if not _beyond_pillow(header, bands):
+        return
+    if bands is None and count > 1 and not _is_coloured(header):
+>>>>>>> d99b78c (Bands and packages are checked before the work; HDF5 depth maps and the index of the photo cache are validated; track --bands; silent steps repeat their line each minute)
         raise InputError(
-            f"{name}: has {samples} bands, and none of them is said to be red, green or blue; name one or three of "
+            f"{name}: has {count} bands, and none of them is said to be red, green or blue; name one or three of "
             "them: --bands 3,2,1, or bands=(3, 2, 1) of tiepoint.read_image"
         )
-    if width * height * samples > 4 * max_pixels:
-        raise InputError(f"{name}: {width}x{height} pixels of {samples} bands are too many; keep the bands you need")
-    try:
-        import tifffile
-    except ImportError as error:  # as in `_heif_class`
-        kind = f"{samples} bands of {'x'.join(map(str, sorted(set(tags.get(_BITS, (1,))))))} bits"
-        raise InputError(
-            f"{name}: a TIFF of {kind} needs the package 'tifffile': pip install 'tiepoint[tiff]'"
-        ) from error
+    if width * height * count > 4 * max_pixels:
+        raise InputError(f"{name}: {width}x{height} pixels of {count} bands are too many; keep the bands you need")
+    if find_spec("tifffile") is None:  # one file among others: no reason to end a whole folder
+        kind = f"{count} bands of {'x'.join(map(str, sorted(set(header.tags.get(_BITS, (1,))))))} bits"
+        raise InputError(f"{name}: a TIFF of {kind} needs the package 'tifffile': pip install 'tiepoint[tiff]'")
+
+
+def _count_bands(header: Header) -> int:
+    if header.kind == "TIFF":
+        return int(header.tags.get(_SAMPLES, 1))
+    picture = header.picture
+    assert picture is not None
+    if picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;16"):
+        return 4 if picture.has_transparency_data else 1
+    return 4 if picture.has_transparency_data else 3
+
+
+def _beyond_pillow(header: Header, bands: tuple[int, ...] | None) -> bool:
+    """Whether a file is a TIFF of which Pillow shows nothing, or of several bands that are no colours one alone."""
+    if header.kind != "TIFF" or header.picture is None:
+        return header.kind == "TIFF"
+    wanted = bands is not None or header.tags.get(_PHOTOMETRIC) != _RGB
+    return wanted and _count_bands(header) > len(header.picture.getbands())
+
+
+def _is_coloured(header: Header) -> bool:
+    return header.tags.get(_PHOTOMETRIC) == _RGB and _count_bands(header) >= 3
+
+
+def _lacks_band(name: str, count: int, bands: tuple[int, ...], header: Header | None = None) -> InputError:
+    what = "1 band" if count == 1 else f"{count} bands"
+    pages = header is not None and header.kind == "TIFF" and bool(getattr(header.tags, "next", 0))
+    hint = "; of several pages the first is used, as pages may be anything: save them as bands" if pages else ""
+    return InputError(f"{name}: has {what}, and so no band {max(bands)}; name others{hint}")
+
+
+def _read_tiff(file: IO[bytes], header: Header, name: str, bands: tuple[int, ...] | None) -> NDArray[Any]:
+    """Decode a TIFF of several bands or of floats, which Pillow does not know, not turned."""
+    import tifffile
+
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[0]
@@ -329,15 +371,15 @@ def _read_tiff(
             array = np.moveaxis(array, 0, -1)
     if bands is not None:
         return choose_bands(array, bands, name)
-    alpha = samples == 4 and tuple(tags.get(_EXTRA, ())) in ((1,), (2,))
-    return array[..., : 4 if alpha else 3] if coloured else array
+    alpha = _count_bands(header) == 4 and tuple(header.tags.get(_EXTRA, ())) in ((1,), (2,))
+    return array[..., : 4 if alpha else 3] if _is_coloured(header) else array
 
 
 def choose_bands(array: NDArray[Any], bands: tuple[int, ...], name: str) -> NDArray[Any]:
     """Return some bands, counted from 1, of an array (H, W) or (H, W, C)."""
     count = array.shape[2] if array.ndim == 3 else 1
     if max(bands) > count:
-        raise InputError(f"{name}: has {count} bands, and so no band {max(bands)}; name others")
+        raise _lacks_band(name, count, bands)
     return array.reshape(*array.shape[:2], count)[..., [band - 1 for band in bands]]
 
 

@@ -18,7 +18,11 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from ..types import Image
+<<<<<<< HEAD
 from .decoding import MAX_PIXELS, Raw, choose_bands, decode, decode_pillow, format_of, reason_of
+=======
+from .decoding import MAX_PIXELS, Raw, check_header, choose_bands, decode, format_of, read_header, reason_of
+>>>>>>> d99b78c (Bands and packages are checked before the work; HDF5 depth maps and the index of the photo cache are validated; track --bands; silent steps repeat their line each minute)
 from .files import open_file, printable
 
 ImageSource = str | os.PathLike[str] | IO[bytes] | NDArray[Any] | PIL.Image.Image | torch.Tensor | Image
@@ -187,6 +191,13 @@ def read_numbers(path: str | os.PathLike[str]) -> NDArray[Any]:
         As `read_image`.
     """
     return _load(path, MAX_PIXELS, upright=False).array
+
+
+def check_readable(path: str | os.PathLike[str], bands: Sequence[int] | None = None) -> None:
+    """Raise `InputError` if the header of a file says that `read_image` would: that bands have to be named, say."""
+    name = printable(os.fsdecode(path))
+    with open_file(path) as file:
+        check_header(read_header(file, name), name, bands=check_bands(bands))
 
 
 def read_reduced(data: bytes, name: str, long_side: int) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -86,7 +86,9 @@ class KeyFrame:
     sharpness: float
 
 
-def read_frames(source: int | str | os.PathLike[str], start: int = 0) -> Iterator[Frame]:
+def read_frames(
+    source: int | str | os.PathLike[str], start: int = 0, bands: Sequence[int] | None = None
+) -> Iterator[Frame]:
     """Read a video file, a folder of pictures or a camera, frame by frame.
 
     Parameters
@@ -96,6 +98,8 @@ def read_frames(source: int | str | os.PathLike[str], start: int = 0) -> Iterato
         names tell none (`tiepoint.io.exif.order_in_time`); or the number of a camera.
     start : int
         Leave out the frames before this one.
+    bands : one or three ints, optional
+        Which bands of the pictures in a folder to use, see `tiepoint.read_image`.
 
     Yields
     ------
@@ -107,17 +111,21 @@ def read_frames(source: int | str | os.PathLike[str], start: int = 0) -> Iterato
     ------
     InputError
         There is no such file, it is no video, the folder holds no pictures, or the camera gives none.
+    ArgumentError
+        ``bands`` of a video or a camera.
     """
+    if bands is not None and (isinstance(source, int) or not Path(source).is_dir()):
+        raise ArgumentError(f"{source}: bands are of pictures in a folder; a video and a camera have none to choose")
     if isinstance(source, int):
         return _from_camera(source)
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, start)
+        return _from_folder(path, start, bands)
     open_file(path).close()  # a pipe would block OpenCV for ever
     return _from_video(path, start)
 
 
-def _from_folder(folder: Path, start: int) -> Iterator[Frame]:
+def _from_folder(folder: Path, start: int, bands: Sequence[int] | None = None) -> Iterator[Frame]:
     names, note = order_in_time(folder, list_images(folder, recursive=False))
     if not names:
         raise InputError(f"{folder}: holds no pictures ({', '.join(SUFFIXES)})")
@@ -129,7 +137,7 @@ def _from_folder(folder: Path, start: int) -> Iterator[Frame]:
         times = listed if listed.keys() >= set(names) else {}
     for index, name in enumerate(names[start:], start):
         try:
-            image = read_image(folder / name)
+            image = read_image(folder / name, bands=bands)
             yield Frame(index, times.get(name, float(index)), image.pixels, name, image.mask)
         except InputError as error:
             warnings.warn(f"left out: {error}", stacklevel=2)

@@ -234,8 +234,9 @@ def map_photographs(
     asked.check()
     out = make_folder(asked.output)
     begun = {} if fresh else read_begun(out)
-    if fresh:  # loaded once more below: what is wrong with them has to be said while there still is a map
-        pipeline.load(features, matcher, asked.device, asked.extractor_options)
+    # Loaded once more below: what is wrong with them, or lacks, is said before the work, and while there still is a map.
+    names = begun.get("features", features), begun.get("matcher", matcher)
+    pipeline.load(*names, asked.device, asked.extractor_options)
     photos = _look_at_photographs(asked, begun, log)
     if fresh and photos.video is None:  # as late as can be: all that can be wrong with the options has been said
         start_over(out, asked.photographs)
@@ -382,7 +383,7 @@ def _look_at_photographs(asked: MapSettings, begun: dict[str, Any], log: _Log) -
         source, share = asked.output / "frames", "all" if share == "auto" else share
     with log.lap("cameras"):
         found, skipped = new_images(
-            source, share=share, model=asked.camera_model, focal=asked.focal, camera=asked.camera
+            source, None, share, asked.camera_model, asked.focal, asked.camera, asked.bands
         )
     if len(found) < 2:
         reasons = "".join(f"\n  {name}: {why}" for name, why in skipped)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..types import Features, Matches
 
 STILL = 1.5  # pixels that an overlay's keypoints differ by: compression, rounding
-JUMP = 2 * STILL  # pixels that the surroundings move by at least
+JUMP = 2.0  # pixels that the surroundings move by more
 NEIGHBOURS = 5
 CELLS = 8  # along the longer side
 SMALL = 0.35  # an overlay covers at most this share of the cells that have keypoints
@@ -55,6 +55,12 @@ def without_overlay(
     """
     if features0.image_size != features1.image_size:
         return matches
+    while len(left := _without_part(matches, features0, features1, least_moving)) < len(matches):
+        matches = left  # without the letters that move, the rest of an overlay shows more clearly
+    return matches
+
+
+def _without_part(matches: Matches, features0: Features, features1: Features, least_moving: int) -> Matches:
     motion = np.linalg.norm(matches.points1 - matches.points0, axis=1)
     still = motion <= STILL
     if still.sum() < LEAST_STILL or (~still).sum() < least_moving:
@@ -67,7 +73,7 @@ def without_overlay(
     if (~still).sum() >= NEIGHBOURS:
         for i in np.flatnonzero(still):
             near = np.argsort(np.linalg.norm(middle[~still] - middle[i], axis=1), kind="stable")[:NEIGHBOURS]
-            overlay[i] = np.median(motion[~still][near]) > JUMP
+            overlay[i] = np.median(motion[~still][near]) > motion[i] + JUMP
     if not overlay.any():
         return matches
     # Where the scene hardly moves, the neighbours of a match say too little; but one that stands still beside an

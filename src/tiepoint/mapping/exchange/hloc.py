@@ -12,7 +12,6 @@ leave files of keypoints without descriptors: with their matches they make a map
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,13 +22,12 @@ import torch
 from numpy.typing import NDArray
 
 from ...errors import InputError, TiepointError
-from ...io.arrays import FeatureWriter, import_h5py, writing_hdf5
+from ...io.arrays import FeatureWriter, hdf5_array, import_h5py, writing_hdf5
 from ...io.files import atomic, check_output, open_file
 from ...types import Features
 from ..store import PairResult, Store, fault_of, pairs_of
 
 BATCH = 256  # images or pairs in one transaction
-MOST_BYTES = 1 << 28  # of one array of one photograph: a file of a kilobyte may claim to hold terabytes
 DEEPEST = 32  # folders in the name of a photograph
 
 
@@ -223,12 +221,12 @@ def write_pairs(store: Store, path: str | os.PathLike[str], pairs: Iterable[tupl
 
 def _features(group: Any, size: tuple[int, int], extractor: str, name: str) -> Features:
     """Return the features of one image of a file."""
-    keypoints = _array(group, "keypoints", name)
+    keypoints = hdf5_array(group, "keypoints", name)
     n = len(keypoints) if keypoints.ndim else 0
     # dense matchers have no descriptors
-    descriptors = _array(group, "descriptors", name) if "descriptors" in group else np.zeros((0, n), np.float32)
-    scores = _array(group, "scores", name).astype(np.float32) if "scores" in group else np.ones(n, np.float32)
-    sides = _array(group, "image_size", name) if "image_size" in group else np.array(size)
+    descriptors = hdf5_array(group, "descriptors", name) if "descriptors" in group else np.zeros((0, n), np.float32)
+    scores = hdf5_array(group, "scores", name).astype(np.float32) if "scores" in group else np.ones(n, np.float32)
+    sides = hdf5_array(group, "image_size", name) if "image_size" in group else np.array(size)
     if (keypoints.shape, descriptors.shape[1:], scores.shape, sides.shape) != ((n, 2), (n,), (n,), (2,)):
         raise InputError(
             f"{name}: keypoints (N, 2), descriptors (D, N), scores (N,) and image_size (2,) do not fit; is the file "
@@ -254,7 +252,7 @@ def _features(group: Any, size: tuple[int, int], extractor: str, name: str) -> F
 
 def _matches(group: Any, counts: tuple[int, int], name: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the matches (K, 2) and scores (K,) of one pair of a file."""
-    partner = _array(group, "matches0", name)
+    partner = hdf5_array(group, "matches0", name)
     if partner.dtype.kind not in "iu" or partner.shape != (counts[0],) or (partner >= counts[1]).any():
         raise InputError(
             f"{name}: matches of {partner.shape} keypoints, up to number {partner.max(initial=-1)} of the other image, "
@@ -263,7 +261,7 @@ def _matches(group: Any, counts: tuple[int, int], name: str) -> tuple[NDArray[np
     partner = partner.astype(np.int64)
     scores = np.ones(len(partner), np.float32)
     if "matching_scores0" in group:
-        scores = _array(group, "matching_scores0", name).astype(np.float32)
+        scores = hdf5_array(group, "matching_scores0", name).astype(np.float32)
     matched = np.flatnonzero(partner >= 0)
     if scores.shape != partner.shape or not np.isfinite(scores[matched]).all():
         raise InputError(f"{name}: scores that are not one finite number for each match; is the file damaged?")
@@ -271,22 +269,6 @@ def _matches(group: Any, counts: tuple[int, int], name: str) -> tuple[NDArray[np
     _, first = np.unique(partner[best_first], return_index=True)
     kept = np.sort(best_first[first])
     return np.stack([kept, partner[kept]], axis=1), scores[kept]
-
-
-def _array(group: Any, key: str, name: str) -> NDArray[Any]:
-    """Return an array of a file, if it holds real numbers, is of a sane size, and lies in the file itself."""
-    item = group.get(key, getlink=True)
-    data = group.get(key) if isinstance(item, import_h5py().HardLink) else None
-    if not isinstance(data, import_h5py().Dataset) or data.external or data.is_virtual:
-        raise InputError(f"{name}: {key} is no array of this file; copy what it refers to into one file")
-    if data.dtype.kind not in "buif" or data.shape is None:
-        raise InputError(f"{name}: {key} holds no real numbers, but {data.dtype}")
-    if max(data.nbytes, math.prod(data.chunks or (0,)) * data.dtype.itemsize) > MOST_BYTES:
-        raise InputError(f"{name}: {key} of {data.shape} numbers is more than any photograph has; is the file damaged?")
-    try:
-        return np.asarray(data[()])
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: {key} cannot be read ({error}); is the file damaged?") from error
 
 
 def _keys(store: Store) -> dict[str, int]:

@@ -19,6 +19,7 @@ from ...geometry.colmap import import_pycolmap
 from ...io.exif import Exif, read_exif
 from ...io.files import check_image_name, open_file, read_text
 from ...io.folders import in_order, list_images
+from ...io.images import check_readable
 from ...types import Image
 from ..store import NewImage
 
@@ -87,6 +88,7 @@ def new_images(
     model: str = "SIMPLE_RADIAL",
     focal: float | None = None,
     camera: str | os.PathLike[str] | None = None,
+    bands: Sequence[int] | None = None,
 ) -> tuple[list[NewImage], list[tuple[str, str]]]:
     """Look at all photographs of a folder and its sub-folders, by their headers only.
 
@@ -105,6 +107,8 @@ def new_images(
     camera : str or path, optional
         The cameras, where they are known: ``"MODEL:PARAMS"`` with COLMAP's parameters for photographs of one size, or
         a file as COLMAP's ``cameras.txt`` with one camera for each size. It excludes ``focal``, and another ``model``.
+    bands : one or three ints, optional
+        Which bands of the photographs will be used, see `tiepoint.read_image`.
 
     Returns
     -------
@@ -154,7 +158,7 @@ def new_images(
     exifs: dict[str, Exif] = {}
     with ThreadPoolExecutor() as pool:
         todo = [name for name in candidates if name not in skipped]
-        for name, outcome in zip(todo, pool.map(lambda name: _try_exif(root, name), todo), strict=True):
+        for name, outcome in zip(todo, pool.map(lambda name: _try_exif(root, name, bands), todo), strict=True):
             if isinstance(outcome, str):
                 skipped[name] = outcome
             else:
@@ -217,7 +221,7 @@ def _digest(path: Path) -> bytes:
     return hashed.digest()
 
 
-def _try_exif(root: Path, name: str) -> Exif | str:
+def _try_exif(root: Path, name: str, bands: Sequence[int] | None) -> Exif | str:
     """Return what the header says, or why the photograph cannot be used."""
     try:
         name.encode()
@@ -225,6 +229,7 @@ def _try_exif(root: Path, name: str) -> Exif | str:
         return "its name is not valid UTF-8, and a database cannot hold it; rename the file"
     try:
         check_image_name(name, root)
+        check_readable(root / name, bands)
         return read_exif(root / name)
     except InputError as error:
         return str(error)

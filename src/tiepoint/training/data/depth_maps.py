@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError, MissingDependencyError
+from ...errors import InputError
+from ...io.arrays import hdf5_array, import_h5py
 from ...io.files import open_file
 from ...io.images import read_numbers
 
@@ -68,16 +69,12 @@ def _read_npy(path: Path) -> NDArray[Any]:
 
 
 def _read_h5(path: Path) -> NDArray[Any]:
+    h5py = import_h5py()
     try:
-        import h5py
-    except ImportError as error:
-        raise MissingDependencyError("h5py", "hdf5", "Reading .h5 depth maps") from error
-    open_file(path).close()  # a pipe would block for ever
-    try:
-        with h5py.File(path) as file:
-            depth = np.asarray(file["depth"])
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path}: not an HDF5 file with a data set 'depth': {error}") from error
+        with open_file(path) as stream, h5py.File(stream) as file:
+            depth = hdf5_array(file, "depth", str(path))
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: not an HDF5 file: {error}") from error
     # MegaDepth marks maps that only order near and far by negative numbers. They measure nothing.
     return np.zeros_like(depth) if (depth < 0).any() else depth
 

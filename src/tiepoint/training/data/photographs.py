@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ...errors import ArgumentError, InputError
-from ...io.files import atomic, open_file
+from ...io.files import atomic, open_file, parse_json
 from ...io.folders import list_images
 from ...io.images import read_reduced
 from ._random import Draw
@@ -386,15 +386,49 @@ def _begins_as_cache(path: Path) -> bool:
 
 def _read_index(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             end = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, end - _FOOTER))
             footer = stream.read()
             if len(footer) != _FOOTER or footer[8:] != _MAGIC:
                 raise InputError(f"{path}: not a cache of photographs, or cut off; delete it, or give another name")
-            stream.seek(end - _FOOTER - int.from_bytes(footer[:8], "little"))
-            return json.loads(stream.read()[:-_FOOTER])
+            begin = end - _FOOTER - int.from_bytes(footer[:8], "little")
+            if begin < len(_MAGIC):
+                raise ValueError("its index would be longer than the file")
+            stream.seek(begin)
+            index = parse_json(stream.read()[:-_FOOTER].decode("utf-8"))
+        _check_index(index, begin - len(_MAGIC))
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: cannot read the cache of photographs: {error}") from error
+        raise InputError(f"{path}: cannot read the cache of photographs: {error}; delete it") from error
+    return index
+
+
+def _check_index(index: dict[str, Any], size: int) -> None:
+    """Raise `ValueError` unless an index is as `_write` makes it, of this many bytes of pixels."""
+
+    def has(key: str, is_right: Callable[[Any], bool]) -> bool:
+        return isinstance(index.get(key), list) and all(map(is_right, index[key]))
+
+    def is_count(value: object) -> bool:
+        return type(value) is int and 0 <= value < 1 << 31
+
+    def is_size(value: object) -> bool:
+        return isinstance(value, list) and len(value) == 2 and all(is_count(side) and side > 0 for side in value)
+
+    def is_skipped(value: object) -> bool:
+        return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+
+    right = (
+        all(isinstance(index.get(key), str) for key in ("fingerprint", "digest"))
+        and has("names", lambda value: isinstance(value, str))
+        and has("sizes", is_size)
+        and has("sources", is_count)
+        and has("held_out", lambda value: isinstance(value, bool))
+        and has("skipped", is_skipped)
+    )
+    if not right or len({len(index[key]) for key in ("names", "sizes", "sources", "held_out")}) != 1:
+        raise ValueError("its index is not what tiepoint writes")
+    if sum(3 * height * width for height, width in index["sizes"]) != size:
+        raise ValueError("its index does not fit its pixels")
