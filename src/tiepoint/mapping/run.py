@@ -234,7 +234,7 @@ def map_photographs(
     asked.check()
     out = make_folder(asked.output)
     begun = {} if fresh else read_begun(out)
-    # Loaded once more below: what is wrong with them, or lacks, is said before the work, and while there still is a map.
+    # Loaded once more below: what they lack has to be said before the work, and while there still is a map.
     names = begun.get("features", features), begun.get("matcher", matcher)
     pipeline.load(*names, asked.device, asked.extractor_options)
     photos = _look_at_photographs(asked, begun, log)
@@ -382,9 +382,7 @@ def _look_at_photographs(asked: MapSettings, begun: dict[str, Any], log: _Log) -
         times = {frame.name: frame.time for frame in kept}
         source, share = asked.output / "frames", "all" if share == "auto" else share
     with log.lap("cameras"):
-        found, skipped = new_images(
-            source, None, share, asked.camera_model, asked.focal, asked.camera, asked.bands
-        )
+        found, skipped = new_images(source, None, share, asked.camera_model, asked.focal, asked.camera, asked.bands)
     if len(found) < 2:
         reasons = "".join(f"\n  {name}: {why}" for name, why in skipped)
         raise InputError(f"{source}: holds {len(found)} photographs that can be used, and a map needs two{reasons}")

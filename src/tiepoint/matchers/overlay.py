@@ -85,7 +85,7 @@ def _without_part(matches: Matches, features0: Features, features1: Features, le
     return matches[np.maximum(*ends) > reach]
 
 
-def _distance_to(places: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.float32]:
+def _distance_to(places: NDArray[np.floating], points: NDArray[np.floating]) -> NDArray[np.floating]:
     """Return how far each point (N, 2) is from the nearest of the places (M, 2)."""
     return np.linalg.norm(points[:, None] - places, axis=2).min(axis=1)
 
