@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import (
-<<<<<<< HEAD
-    CameraOption,
-=======
     BandsOption,
->>>>>>> d99b78c (Bands and packages are checked before the work; HDF5 depth maps and the index of the photo cache are validated; track --bands; silent steps repeat their line each minute)
+    CameraOption,
     DeviceOption,
     FeaturesOption,
     FocalOption,
@@ -23,12 +20,6 @@ from .console import (
     MatcherOption,
     MaxKeypointsOption,
     is_terminal,
-<<<<<<< HEAD
-=======
-    none_if_auto,
-    none_if_zero,
-    parse_bands,
->>>>>>> d99b78c (Bands and packages are checked before the work; HDF5 depth maps and the index of the photo cache are validated; track --bands; silent steps repeat their line each minute)
     print_json,
     say,
 )
@@ -65,14 +56,6 @@ def track(
     from ..geometry.camera import FOCAL_FACTOR
     from ..mapping.online.trajectory import track
 
-<<<<<<< HEAD
-=======
-    files.check_output(output, (".txt",), inputs=[source, camera, *weights_files(features, matcher)])
-    live = source.isdigit() and not Path(source).exists()
-    frames = read_frames(int(source) if live else source, bands=parse_bands(bands))
-    first = next(frames)
-    size = first.pixels.shape[1], first.pixels.shape[0]
->>>>>>> d99b78c (Bands and packages are checked before the work; HDF5 depth maps and the index of the photo cache are validated; track --bands; silent steps repeat their line each minute)
     if focal is None and camera is None:
         say(
             f"tiepoint: assumed a focal length of {FOCAL_FACTOR} times the long side. Set --focal or --camera if you "
@@ -89,6 +72,7 @@ def track(
             camera=camera,
             max_keypoints=max_keypoints,
             long_side=long_side,
+            bands=bands,
             device=device,
             progress=screen.show,
         )

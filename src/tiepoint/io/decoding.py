@@ -247,9 +247,9 @@ def decode(
 ) -> Raw:
     """Decode an image file to an array in its own number type, by default upright by its EXIF orientation."""
     header = read_header(file, name, max_pixels)
-    check_header(header, name, max_pixels, bands)
     kind, picture, nodata = header.kind, header.picture, None
     try:
+        check_header(header, name, max_pixels, bands)
         if kind == "TIFF":
             nodata = _number(header.tags.get(_GDAL_NODATA))
             if _beyond_pillow(header, bands):
@@ -275,7 +275,6 @@ def decode(
     return Raw(_upright(array, orientation) if upright else array, name, nodata)
 
 
-<<<<<<< HEAD
 def decode_pillow(picture: PIL.Image.Image, name: str, max_pixels: int, bands: tuple[int, ...] | None = None) -> Raw:
     """Return a Pillow image, decoded or not, as `decode` returns the file that it came from, upright."""
     if picture.width * picture.height > max_pixels:
@@ -301,15 +300,6 @@ def _pixels(picture: PIL.Image.Image) -> tuple[NDArray[Any], int]:
     return np.asarray(picture if picture.mode in ("1", "L", "RGB") else picture.convert("RGB")), orientation
 
 
-def _read_tiff(
-    file: IO[bytes], header: Header, name: str, max_pixels: int, bands: tuple[int, ...] | None
-) -> NDArray[Any]:
-    """Decode a TIFF of several bands or of floats, which Pillow does not know, not turned."""
-    tags, (width, height) = header.tags, header.size
-    samples, photometric = int(tags.get(_SAMPLES, 1)), tags.get(_PHOTOMETRIC)
-    coloured = photometric == _RGB and samples >= 3
-    if bands is None and samples > 1 and not coloured:
-=======
 def check_header(header: Header, name: str, max_pixels: int = MAX_PIXELS, bands: tuple[int, ...] | None = None) -> None:
     """Raise `InputError` where decoding would, as far as the header tells: bands that lack, or have to be named."""
     count, (width, height) = _count_bands(header), header.size
@@ -318,7 +308,6 @@ def check_header(header: Header, name: str, max_pixels: int = MAX_PIXELS, bands:
     if not _beyond_pillow(header, bands):
         return
     if bands is None and count > 1 and not _is_coloured(header):
->>>>>>> d99b78c (Bands and packages are checked before the work; HDF5 depth maps and the index of the photo cache are validated; track --bands; silent steps repeat their line each minute)
         raise InputError(
             f"{name}: has {count} bands, and none of them is said to be red, green or blue; name one or three of "
             "them: --bands 3,2,1, or bands=(3, 2, 1) of tiepoint.read_image"
@@ -332,7 +321,8 @@ def check_header(header: Header, name: str, max_pixels: int = MAX_PIXELS, bands:
 
 def _count_bands(header: Header) -> int:
     if header.kind == "TIFF":
-        return int(header.tags.get(_SAMPLES, 1))
+        count = header.tags.get(_SAMPLES, 1)
+        return count if isinstance(count, int) and count > 0 else 1
     picture = header.picture
     assert picture is not None
     if picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;16"):

@@ -18,11 +18,17 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError
 from ..types import Image
-<<<<<<< HEAD
-from .decoding import MAX_PIXELS, Raw, choose_bands, decode, decode_pillow, format_of, reason_of
-=======
-from .decoding import MAX_PIXELS, Raw, check_header, choose_bands, decode, format_of, read_header, reason_of
->>>>>>> d99b78c (Bands and packages are checked before the work; HDF5 depth maps and the index of the photo cache are validated; track --bands; silent steps repeat their line each minute)
+from .decoding import (
+    MAX_PIXELS,
+    Raw,
+    check_header,
+    choose_bands,
+    decode,
+    decode_pillow,
+    format_of,
+    read_header,
+    reason_of,
+)
 from .files import open_file, printable
 
 ImageSource = str | os.PathLike[str] | IO[bytes] | NDArray[Any] | PIL.Image.Image | torch.Tensor | Image

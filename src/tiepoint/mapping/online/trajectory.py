@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -84,6 +84,7 @@ def track(
     camera: Camera | str | os.PathLike[str] | None = None,
     max_keypoints: int | None = 1500,
     long_side: int | None = 1024,
+    bands: Sequence[int] | None = None,
     device: torch.device | str | None = "auto",
     progress: Callable[[State, Frame], None] | None = None,
 ) -> Trajectory:
@@ -105,6 +106,8 @@ def track(
         Focal length in pixels. Without it, or the camera, 1.2 times the long side is assumed.
     camera : Camera, text or path, optional
         The camera's intrinsics, as a `Camera` or as COLMAP writes them: ``"MODEL:PARAMETERS"`` or a ``cameras.txt``.
+    bands : one or three ints, optional
+        Which bands of the frames to use, see `tiepoint.read_image`; a video and a camera have none to choose.
     progress : callable, optional
         Called with (`State`, `Frame`) after every frame.
 
@@ -134,7 +137,10 @@ def track(
         weights = [part.partition("@")[2] for part in (features, matcher) if isinstance(part, str) and "@" in part]
         paths = [one for one in (source, camera) if isinstance(one, (str, os.PathLike))]
         files.check_output(output, (".txt",), inputs=[*paths, *weights])
-    frames = video.read_frames(source) if isinstance(source, (int, str, os.PathLike)) else _numbered(source)
+    if isinstance(source, (int, str, os.PathLike)):
+        frames = video.read_frames(source, bands=bands)
+    else:
+        frames = _numbered(source, bands)
     first = next(frames, None)
     if first is None:
         raise InputError("the source holds no frames; give one at least")
@@ -163,9 +169,9 @@ def track(
     return Trajectory(poses, count, lost, tracker.reconstruction, tracker.choice, seconds, interrupted, problem)
 
 
-def _numbered(photographs: Iterable[ImageSource]) -> Iterator[Frame]:
+def _numbered(photographs: Iterable[ImageSource], bands: Sequence[int] | None) -> Iterator[Frame]:
     for index, photograph in enumerate(photographs):
-        image = read_image(photograph)
+        image = read_image(photograph, bands=bands)
         yield Frame(index, float(index), image.pixels, f"frame_{index:06d}", image.mask)
 
 
