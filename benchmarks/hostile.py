@@ -74,8 +74,8 @@ class _Kinds:
 
         import tiepoint as tp
         from tiepoint.mapping import Store
-        from tiepoint.mapping.cluster import _outcome_arrays, _result_arrays
         from tiepoint.mapping.exchange import hloc
+        from tiepoint.mapping.shards import outcome_arrays, result_arrays
         from tiepoint.mapping.store import NewImage, PairResult
         from tiepoint.types import Features
 
@@ -121,7 +121,7 @@ class _Kinds:
         }
         outcome = {**arrays, "image_size": np.array(size), "extractor": "mine"}
         self.npz = []
-        for made in (_outcome_arrays([outcome, "no such file"]), _result_arrays([(pair, 3)])):
+        for made in (outcome_arrays([outcome, "no such file"]), result_arrays([(pair, 3)])):
             stream = io.BytesIO()
             np.savez(stream, made_of=np.array("x"), **made)
             self.npz.append(stream.getvalue())
@@ -403,7 +403,7 @@ class _Kinds:
         return case
 
     def npzs(self, rng: random.Random) -> Case:
-        from tiepoint.mapping.cluster import _read_outcomes, _read_results
+        from tiepoint.mapping.shards import read_outcomes, read_results
 
         np, which = self.np, rng.randrange(2)
         content = self.npz[which]
@@ -420,7 +420,7 @@ class _Kinds:
             np.savez(stream, **arrays)
             content = stream.getvalue()
         path = self.put("shard.npz", content)
-        return lambda: list((_read_outcomes, _read_results)[which](path))
+        return lambda: list((read_outcomes, read_results)[which](path))
 
     def models(self, rng: random.Random) -> Case:
         from tiepoint.io.model_files import read_model

@@ -26,6 +26,7 @@ from tiepoint import features, matchers
 from tiepoint.errors import ArgumentError, InputError, TiepointError
 from tiepoint.features.sift import SIFT
 from tiepoint.mapping import cluster as distributed
+from tiepoint.mapping import shards
 from tiepoint.mapping.cluster import cluster, extract_on_ray, match_on_ray
 from tiepoint.mapping.progress import Progress
 from tiepoint.mapping.steps.extract import extract_into
@@ -286,8 +287,8 @@ def test_results_survive_the_file(tmp_path_factory: pytest.TempPathFactory, shap
         )
         found.append((result, None if n % 2 else n))
     path = tmp_path_factory.mktemp("shard") / "a.npz"
-    distributed._make(path, "x", lambda: distributed._result_arrays(found))
-    again = list(distributed._read_results(path))
+    shards.make(path, "x", lambda: shards.result_arrays(found))
+    again = list(shards.read_results(path))
     assert len(again) == len(found)
     for (a, layer_a), (b, layer_b) in zip(found, again, strict=True):
         assert layer_a == layer_b
@@ -305,7 +306,7 @@ def test_a_shard_whose_file_is_whole_is_left_alone(tmp_path: Path) -> None:
 
     path = tmp_path / "a.npz"
     for made_of in ("x", "x", "y"):
-        distributed._make(path, made_of, made(made_of))
+        shards.make(path, made_of, made(made_of))
     assert calls == {"x": 1, "y": 1}
     with pytest.raises(InputError, match="share"):
-        distributed._read(tmp_path / "elsewhere.npz")
+        shards.read_results(tmp_path / "elsewhere.npz")

@@ -8,7 +8,7 @@ does not depend on how much memory there is, only the number of reads does.
 All N (N - 1) / 2 pairs of N images lie in (N / B)² / 2 squares, and cause at most 2 B reads in each: 4 / B reads a
 pair. With B = 256, half a gigabyte of 2048 SIFT features, that is at most one image read for 64 pairs. Of an arbitrary
 list of pairs, each square that holds any costs at most 2 B reads, and no pair more than two; a band along the diagonal
-(a film) is followed from end to end.
+(a video) is followed from end to end.
 
 References
 ----------
@@ -76,7 +76,7 @@ class FeatureCache:
     store : Store
         Where they are read.
     capacity : int
-        In bytes. What a caller holds on to lives on beyond it.
+        In bytes. References held by the caller stay valid.
     descriptors : bool
         Whether to read descriptors too.
 

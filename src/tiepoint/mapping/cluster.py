@@ -5,31 +5,27 @@ into shards; each shard is a task of Ray. A worker writes what it found to a fil
 whole, in the folder ``database.db-shards`` beside the database. This process, the only one that writes to the
 database, moves the shards into it in order, a transaction each.
 
-What may go wrong, and what happens:
+Failures and their handling:
 
-- *A worker dies*, or its machine: Ray begins its shard again elsewhere.
-- *A worker is slow*, or hangs: when nothing is left to begin, idle workers begin shards a second time that take longer
-  than most. Both copies write the same to the same file; whichever is first counts, the other is called off.
-- *This process dies*: the shards that are in the database are done. Those whose files are whole are not made again.
+- *A worker dies*, or its machine: Ray starts its shard again elsewhere.
+- *A worker is slow*, or hangs: when no shard is left to start, idle workers start those a second time that take longer
+  than most. Both copies write the same to the same file; the first to finish counts, the other is cancelled.
+- *This process dies*: the shards that are in the database are done. Those whose files are whole are not repeated.
 
-The photographs and the folder of the database lie on a file system that all machines share, under the same path.
-Nobody but this process opens the database itself, for SQLite's log does not work across machines: the features that a
-task needs travel through Ray, one object for each image, which Ray sends to a machine once for several tasks.
+The photographs and the folder of the database must be on a file system that all machines share, under the same path.
+Only this process opens the database itself, for SQLite's log does not work across machines: the features that a task
+needs are sent by Ray, one object for each image, once to each machine for several tasks.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
 import secrets
 import shutil
 import socket
-import struct
 import time
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,26 +42,24 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ArgumentError, InputError, MissingDependencyError, TiepointError
 from ..features import Extractor
-from ..io.arrays import feature_arrays, write_npz
+from ..io.arrays import feature_arrays
 from ..io.files import make_folder, scratch_folder
 from ..io.folders import mask_of
 from ..matchers import Matcher
 from ..matchers.overlay import without_overlay
 from ..types import Features
 from .progress import Progress, Report, silent
+from .shards import Arrays, digest_of, make, outcome_arrays, read_outcomes, read_results, result_arrays
 from .steps import verify as verification
 from .steps.extract import (
     Extraction,
-    as_features,
     as_registered,
     check_same_extractor,
     extract_one,
 )
 from .steps.match import Matching, Tally, batch_size, unverified, what_to_match
-from .store import PairResult, Store, fault_of
+from .store import Store
 from .workers import cores, stopping
-
-Arrays = dict[str, NDArray[Any]]
 
 # A shard is what one task does: long enough (seconds) not to be all overhead, short enough to be done again.
 MOST_IMAGES = 16
@@ -196,14 +190,14 @@ def extract_on_ray(
         part = [image for image in images[at : at + size] if image.image_id not in have]
         jobs = [(folder / image.name, mask_of(masks, image.name)) for image in part]
         if part:
-            shards.append((files / f"features-{_digest(extractor.name, extractor.options, jobs)}.npz", part, jobs))
+            shards.append((files / f"features-{digest_of(extractor.name, extractor.options, jobs)}.npz", part, jobs))
 
     sent = workers.ray.put(extractor)
     already = done = len(images) - sum(len(part) for _, part, _ in shards)
     step, failed = f"extracting {extractor.name}", dict[str, str]()
     report(Progress(step, done, len(images)))
     for path, part, _ in workers.in_order(_extract_shard, shards, lambda shard: (shard[0], sent, shard[2])):
-        found = _read_outcomes(path)
+        found = read_outcomes(path)
         outcomes = [as_registered(one, image, folder) for one, image in zip(found, part, strict=True)]
         store.write_features(
             (image.image_id, outcome)
@@ -281,7 +275,7 @@ def match_on_ray(
         return [pairs for pairs in batches if len(pairs)]
 
     def path_of(at: int) -> Path:
-        return files / f"matches-{_digest(matcher.name, verify, *batches_of(at))}.npz"
+        return files / f"matches-{digest_of(matcher.name, verify, *batches_of(at))}.npz"
 
     def task_of(at: int) -> tuple[Any, ...]:
         batches = batches_of(at)
@@ -293,7 +287,7 @@ def match_on_ray(
     report(Progress("matching", already, total))
     for at in workers.in_order(_match_shard, shards, task_of):
         path = path_of(at)
-        found = _read_results(path)
+        found = read_results(path)
         store.write_matches(result for result, _ in found)
         path.unlink()
         for result, stop_layer in found:
@@ -376,7 +370,7 @@ class _Workers:
 def _extract_shard(path: Path, extractor: Extractor, jobs: list[tuple[Path, Path | None]]) -> None:
     """Extract the features of some photographs, on a worker."""
     stamps = [file and file.exists() and (file.stat().st_size, file.stat().st_mtime_ns) for file in chain(*jobs)]
-    _make(path, _digest(stamps), lambda: _outcome_arrays([extract_one(extractor, *job) for job in jobs]))
+    make(path, digest_of(stamps), lambda: outcome_arrays([extract_one(extractor, *job) for job in jobs]))
 
 
 def _match_shard(
@@ -401,127 +395,10 @@ def _match_shard(
                 for (a, b), all_matches in zip(ids, matched, strict=True):
                     matches = without_overlay(all_matches, held[a], held[b], least_moving=0)
                     found.append((pool.submit(finish, a, b, cameras[a], cameras[b], matches), matches.stop_layer))
-            return _result_arrays([(result.result(), stop_layer) for result, stop_layer in found])
+            return result_arrays([(result.result(), stop_layer) for result, stop_layer in found])
 
     made_of = [camera.todict() for camera in cameras.values()]
-    _make(path, _digest(*made_of, *chain(*(feature_arrays(f).values() for f in features))), arrays)
-
-
-def _make(path: Path, made_of: str, arrays: Callable[[], Arrays]) -> None:
-    """Write a shard's file, unless it is there, whole, and was made of the same."""
-    import cv2
-
-    torch.set_num_threads(1)  # there is a worker for each core
-    cv2.setNumThreads(1)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["made_of"]) == made_of:
-                return
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        pass  # not there, or damaged when the power failed
-    write_npz(path, {"made_of": np.array(made_of), **arrays()})
-
-
-def _outcome_arrays(outcomes: list[dict[str, Any] | str]) -> Arrays:
-    """Return what `extract_one` said of each photograph of a shard as arrays."""
-    arrays: Arrays = {}
-    for n, outcome in enumerate(outcomes):
-        fields = {"failed": outcome} if isinstance(outcome, str) else outcome
-        arrays |= {f"{n}/{name}": np.asarray(value) for name, value in fields.items() if value is not None}
-    return arrays
-
-
-def _read_outcomes(path: Path) -> list[Features | str]:
-    """Read what `_outcome_arrays` made."""
-    fields: dict[int, dict[str, Any]] = {}
-    outcomes: list[Features | str] = []
-    with _reading(path) as arrays:
-        for key, value in arrays.items():
-            n, _, name = key.partition("/")
-            if name:
-                fields.setdefault(int(n), {})[name] = value
-        for _, one in sorted(fields.items()):
-            if "failed" in one:
-                outcomes.append(str(one["failed"]))
-            else:
-                width, height = one.pop("image_size").tolist()
-                features = as_features({**one, "image_size": (width, height), "extractor": str(one["extractor"])})
-                if fault := fault_of(features):
-                    raise ValueError(fault)
-                outcomes.append(features)
-    return outcomes
-
-
-_MODELS = ("F", "E", "H", "R", "t")
-
-
-def _result_arrays(found: list[tuple[PairResult, int | None]]) -> Arrays:
-    """Return the results of the pairs of a shard, and the layer after which the matcher stopped, as arrays."""
-    results = [result for result, _ in found]
-    inliers = [np.zeros(len(r.matches), bool) if r.inliers is None else r.inliers for r in results]
-    arrays: Arrays = {
-        "pairs": np.array([(r.id0, r.id1) for r in results], np.int64),
-        "counts": np.array([len(r.matches) for r in results], np.int64),
-        "matches": np.concatenate([r.matches for r in results]).astype(np.uint32),
-        "scores": np.concatenate([r.scores for r in results]),
-        "overlaps": np.array([-1 if r.overlaps is None else r.overlaps for r in results], np.int8),
-        "stop_layers": np.array([-1 if layer is None else layer for _, layer in found], np.int64),
-        "verified": np.array([r.inliers is not None for r in results]),
-        "inliers": np.concatenate(inliers),
-        "configs": np.array([r.config for r in results]),
-    }
-    for name in _MODELS:
-        models = [getattr(r, name) for r in results]
-        arrays[f"has_{name}"] = np.array([model is not None for model in models])
-        arrays[name] = np.array([model for model in models if model is not None], np.float64)
-    return arrays
-
-
-def _read_results(path: Path) -> list[tuple[PairResult, int | None]]:
-    """Read what `_result_arrays` made."""
-    results: list[tuple[PairResult, int | None]] = []
-    with _reading(path) as a:
-        at, models = 0, {name: iter(a[name]) for name in _MODELS}
-        for n, ((id0, id1), count) in enumerate(zip(a["pairs"].tolist(), a["counts"].tolist(), strict=True)):
-            rows = slice(at, at + count)
-            at += count
-            result = PairResult(
-                id0,
-                id1,
-                a["matches"][rows],
-                a["scores"][rows],
-                overlaps=None if a["overlaps"][n] < 0 else bool(a["overlaps"][n]),
-                inliers=a["inliers"][rows] if a["verified"][n] else None,
-                config=str(a["configs"][n]),  # type: ignore[arg-type]
-                **{name: next(models[name]) if a[f"has_{name}"][n] else None for name in _MODELS},
-            )
-            results.append((result, None if a["stop_layers"][n] < 0 else int(a["stop_layers"][n])))
-    return results
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[Arrays]:
-    """Give the arrays of a shard that a worker has made; what is wrong with them is said of the file."""
-    arrays = _read(path)
-    try:
-        yield arrays
-    except (ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
-        raise InputError(f"{path}: is not what a worker wrote ({error}); delete it, and run the same again") from error
-
-
-def _read(path: Path) -> Arrays:
-    """Read a shard that a worker has made."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (
-        *(OSError, EOFError, MemoryError, ValueError, TypeError, LookupError, RuntimeError),
-        *(zipfile.BadZipFile, zlib.error, struct.error),  # which of them depends on where the file is damaged
-    ) as error:
-        raise InputError(
-            f"{path}: a worker wrote this file, but it cannot be read here: {error}; the folder must be on a file "
-            "system that all machines of the cluster share, at the same path"
-        ) from error
+    make(path, digest_of(*made_of, *chain(*(feature_arrays(f).values() for f in features))), arrays)
 
 
 def _folder_of(store: Store) -> Path:
@@ -529,15 +406,6 @@ def _folder_of(store: Store) -> Path:
     path = store.path.absolute()
     folder = path.with_name(f"{path.name}-shards")
     return make_folder(folder)
-
-
-def _digest(*parts: Any) -> str:
-    """Return 32 letters that stand for arrays, and for whatever else its repr tells apart."""
-    digest = hashlib.sha256()
-    for part in parts:
-        array = isinstance(part, np.ndarray)
-        digest.update(repr((part.dtype, part.shape)).encode() + part.tobytes() if array else repr(part).encode())
-    return digest.hexdigest()[:32]
 
 
 def _explained(error: Exception, ray: Any) -> Exception:

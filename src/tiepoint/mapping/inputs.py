@@ -1,15 +1,15 @@
-"""What changed since a scene was made: photographs and masks that came, went, or hold other bytes; options.
+"""What changed since a scene was made: photographs and masks that were added, removed or replaced; options.
 
-A scene is what the same command would make in an empty folder. So a rerun compares what it is given with what the
-scene was made of, and does again what depends on a difference:
+A rerun gives the scene that the same command would make in an empty folder. It compares its inputs with those that the
+scene was made of, and repeats what depends on a difference:
 
 ========================================= ==============================================================
 a photograph is new, or has other bytes   extracted, and matched
-its mask came, went, or has other bytes   the same
-a photograph is gone                      leaves the scene with its features and pairs
+its mask is new, removed, or replaced     the same
+a photograph is removed                   removed from the scene with its features and pairs
 a photograph has another name             keeps its features and pairs
 cameras (by options, EXIF, or sharing)    pairs verified again
-pairs (another choice or list)            pairs not in it leave
+pairs (another choice or list)            pairs not in it are removed
 mapper, seed, fixed cameras, alignment    applied in any case: the models are made in each run
 features, matcher, keypoints, long side   refused: nothing of the scene would be left; ``--fresh`` starts over
 ========================================= ==============================================================
@@ -43,7 +43,7 @@ OUTPUTS = (
 
 @dataclass(frozen=True)
 class FileChanges:
-    """Names of photographs that changed since the scene was made; those of an empty scene are no changes.
+    """Names of photographs that changed since the scene was made; none for a new scene.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class FileChanges:
     def __str__(self) -> str:
         parts = (
             (self.added, "new"),
-            (self.removed, "gone, and left the map"),
+            (self.removed, "removed, and left out of the map"),
             (self.replaced, "replaced, and done again"),
             (self.remasked, "with another mask, and done again"),
             (tuple(f"{old} -> {new}" for old, new in self.renamed), "renamed"),
@@ -73,7 +73,7 @@ class FileChanges:
 def follow_files(
     store: Store, folder: Path, found: Sequence[NewImage], masks: Path | None, update_cameras: bool = True
 ) -> tuple[FileChanges, list[str]]:
-    """Make a store hold the photographs of a folder as they are now, and forget what was made of others.
+    """Make a store hold the photographs of a folder as they are now, and delete what was made of others.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def follow_files(
     Raises
     ------
     InputError
-        None of the photographs of the store is there any more, a photograph cannot be read, or the store not written.
+        The folder holds none of the store's photographs, a photograph cannot be read, or the store not written.
 
     Notes
     -----
@@ -121,19 +121,19 @@ def follow_files(
     with ThreadPoolExecutor() as pool:
         now = {new.name: files for new, files in zip(found, pool.map(look, found), strict=True)}
     names = {image_id: name for name, image_id in stored.items()}
-    gone = {image_id for image_id in known if names[image_id] not in now}
-    if gone and not now.keys() & stored.keys() and not _same_bytes(known, now, gone):
+    missing = {image_id for image_id in known if names[image_id] not in now}
+    if missing and not now.keys() & stored.keys() and not _same_bytes(known, now, missing):
         raise InputError(
-            f"{folder}: holds none of the {len(gone)} photographs that {store.path.parent} was made of; give the "
+            f"{folder}: holds none of the {len(missing)} photographs that {store.path.parent} was made of; give the "
             "folder that holds them, or start over with --fresh"
         )
     renamed: dict[int, str] = {}
-    by_content = {_content(known[image_id]): image_id for image_id in sorted(gone, reverse=True)}
+    by_content = {_content(known[image_id]): image_id for image_id in sorted(missing, reverse=True)}
     for name in now.keys() - stored.keys():
         image_id = by_content.pop(_content(now[name]), None)
         if image_id is not None:
             renamed[image_id] = name
-    removed = gone - renamed.keys()
+    removed = missing - renamed.keys()
     kept = {name: image_id for name, image_id in stored.items() if name in now}
     replaced = {i: name for name, i in kept.items() if i in known and _differs("photograph", known[i], now[name])}
     remasked = {
@@ -162,7 +162,7 @@ def follow_files(
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return what a map recorded of itself in its ``settings.json``; what is of no use for a rerun may be anything.
+    """Return the settings of a map from its ``settings.json``; only those that a rerun uses are checked.
 
     Raises
     ------
@@ -281,9 +281,9 @@ def _content(files: FileFingerprints) -> tuple[str | None, str | None]:
     return _digest("photograph", files), _digest("mask", files)
 
 
-def _same_bytes(known: dict[int, FileFingerprints], now: dict[str, FileFingerprints], gone: set[int]) -> bool:
-    """Whether any photograph that is gone is there under another name."""
-    return bool({_content(known[i])[0] for i in gone} & {_content(files)[0] for files in now.values()})
+def _same_bytes(known: dict[int, FileFingerprints], now: dict[str, FileFingerprints], missing: set[int]) -> bool:
+    """Whether any photograph that is missing is there under another name."""
+    return bool({_content(known[i])[0] for i in missing} & {_content(files)[0] for files in now.values()})
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""How the steps of a map tell whoever watches where they are."""
+"""Progress reports of the steps of a map."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a step is; handed to its ``report`` callback after every bit of work.
+    """How far a step is; its ``report`` callback gets one after each image, pair or batch.
 
     Attributes
     ----------
     step : str
-        What is going on, for people: ``"extracting sift"``, ``"matching"`` …
+        Name of the step, for display: ``"extracting sift"``, ``"matching"`` …
     done, total : int
-        How many images or pairs are finished, those of earlier runs included, and how many there are in all.
+        Images or pairs that are finished, those of earlier runs included, and their total number.
     early_exits : float or None
         Of the pairs matched in this run, the share that an adaptive matcher stopped before its last layer.
     note : str
-        A line worth reading, such as why a photograph was left out; usually empty.
+        A message to show, such as why a photograph was left out; usually empty.
     """
 
     step: str
@@ -33,4 +33,4 @@ Report = Callable[[Progress], None]
 
 
 def silent(progress: Progress) -> None:
-    """Report to nobody."""
+    """Ignore progress reports."""

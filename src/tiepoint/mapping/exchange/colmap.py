@@ -25,6 +25,7 @@ from ...io.files import atomic, atomic_folder, check_image_name, check_output_fo
 from ...io.folders import mask_of, natural_key
 from ...io.images import read_image
 from ..store import registered
+from .tum import Pose, write_tum
 
 if TYPE_CHECKING:
     import pycolmap
@@ -85,10 +86,7 @@ def write_trajectory(
     path: str | os.PathLike[str],
     timestamps: Mapping[str, float] | None = None,
 ) -> None:
-    """Write the camera's path in the format of the TUM RGB-D benchmark: ``time tx ty tz qx qy qz qw``.
-
-    Poses are camera-to-world: t is where the camera is, q turns its axes (x right, y down, z forward) into the world's.
-    The unit of length is the model's.
+    """Write the camera's path in the format of the TUM RGB-D benchmark, see `write_tum`, in the model's unit of length.
 
     Parameters
     ----------
@@ -105,10 +103,6 @@ def write_trajectory(
         None of the images has a timestamp.
     InputError
         The file cannot be written.
-
-    References
-    ----------
-    Sturm et al., A Benchmark for the Evaluation of RGB-D SLAM Systems, IROS 2012.
     """
     images = sorted(registered(model), key=lambda image: natural_key(image.name))
     if timestamps is None:
@@ -118,13 +112,11 @@ def write_trajectory(
         timed.sort(key=lambda entry: entry[0])
     if images and not timed:
         raise ArgumentError(f"{path}: none of the timestamps is of a registered image, such as {images[0].name}")
-    lines = ["# timestamp tx ty tz qx qy qz qw"]
-    for time, image in timed:
-        pose = image.cam_from_world().inverse()
-        numbers = " ".join(f"{value:.9g}" for value in (*pose.translation, *pose.rotation.quat))
-        lines.append(f"{time:.6f} {numbers}")
-    with atomic(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    poses = []
+    for index, (time, image) in enumerate(timed):
+        matrix = image.cam_from_world().matrix()
+        poses.append(Pose(index, time, matrix[:, :3], matrix[:, 3]))
+    write_tum(path, poses)
 
 
 def write_undistorted(

@@ -1,27 +1,23 @@
 """Visual odometry: follow a moving camera, frame by frame, and map what it sees on the way.
 
-`Tracker` takes one `Frame` after the other and says at once where the camera is. It works as monocular SLAM systems
-do since PTAM (Klein and Murray, ISMAR 2007), in five steps, each a method below:
+`Tracker` takes one `Frame` after the other and returns the pose of each at once. It works as monocular SLAM systems do
+since PTAM (Klein and Murray, ISMAR 2007):
 
 1. Start: two frames far enough apart give a relative pose, and their matches the first 3D points.
 2. Track: each frame is matched with the reference key frame; its pose follows from the 3D points seen there.
-3. Where too little of the reference is left in view, the frame becomes a key frame: its neighbours are matched with it,
-   new points triangulated.
-4. The new key frame and those that share most points with it are adjusted together with these points (local bundle
-   adjustment), by pycolmap.
-5. When the camera is lost, the most similar key frames are found, and it goes on from there.
+3. Key frames: a frame that sees too little of the reference becomes one; matches with its neighbours give new points.
+4. The map: the new key frame, those that share most points with it, and these points are adjusted (pycolmap).
+5. Lost: the most similar key frames are found, and tracking continues from there.
 
 One camera does not measure scale: the unit is the median depth of the first points, and it drifts on a long way.
-Loops are not closed here; for that, `tiepoint map` the key frames of the video.
+Loops are not closed; for that, `tiepoint map` the key frames of the video.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -34,11 +30,12 @@ from ...features import Extractor, ExtractorOptions
 from ...geometry import Camera
 from ...geometry.absolute import AbsolutePose, estimate_absolute_pose
 from ...geometry.colmap import import_pycolmap, to_colmap
-from ...io.files import atomic
 from ...io.video import Frame
 from ...matchers import Matcher
 from ...matchers.overlay import without_overlay
 from ...types import Features, Matches
+from ..exchange.tum import Pose, write_tum
+from ..pairs.retrieval import unit_descriptors
 
 if TYPE_CHECKING:
     import pycolmap
@@ -51,7 +48,7 @@ LEAST_MATCHES = 50  # of two frames that start a map
 LEAST_POINTS = 50  # 3D points of a new map
 LEAST_INLIERS = 20  # matches with 3D points that a pose needs; by chance a handful agree
 LEAST_TO_RELOCALISE = 30  # the same where nothing says that the camera is near
-LEAST_TRACKED = 10  # frames; a map that was lost after fewer was a false start, and is thrown away
+LEAST_TRACKED = 10  # frames; a map that was lost after fewer was a false start, and is deleted
 START_ANGLE = np.deg2rad(1.5)  # median angle between the rays of a point from the two first key frames
 LEAST_ANGLE = np.deg2rad(0.5)  # of a triangulated point
 KEEP_SHARE = 0.5  # of the reference's points in view; with fewer a new key frame is due
@@ -59,29 +56,6 @@ MOST_WAITING = 500  # frames
 PARTNERS = 3  # key frames that a new one is matched with
 SIMILAR = 4  # key frames that a lost frame is matched with
 VOTERS = 200  # keypoints of a frame that vote for similar key frames
-
-
-@dataclass(frozen=True, eq=False)
-class Pose:
-    """Where the camera was at one time: ``x_camera = R x_world + t``, world unit as in `Tracker`.
-
-    Attributes
-    ----------
-    index, time
-        Of the `Frame`.
-    R, t : float64 arrays (3, 3) and (3,)
-        World to camera.
-    """
-
-    index: int
-    time: float
-    R: Array
-    t: Array
-
-    @property
-    def centre(self) -> Array:
-        """Where the camera stood, float64 (3,), in the world's frame."""
-        return -self.R.T @ self.t
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,8 +216,8 @@ class Tracker:
     def trajectory(self) -> list[Pose]:
         """Return the poses of all frames so far that have one, as they are known by now.
 
-        They differ a little from those given at the time, because key frames have been adjusted since; and frames
-        from before the start of the map have been found in it.
+        They differ a little from those given at the time: key frames have been adjusted since, and frames from before
+        the start of the map have been found in it.
         """
         return [pose for pose in map(self._pose_of, self._seen) if pose is not None]
 
@@ -324,7 +298,7 @@ class Tracker:
             return self._relocalise(view)
         self._tracked += 1
         self._place(view, reference, pose)
-        due = inliers < KEEP_SHARE * self._count_points(reference)
+        due = inliers < KEEP_SHARE * self.reconstruction.image(reference.image_id).num_points3D
         if due:
             self._insert(view, pose, keypoints, points, {reference.image_id: matches})
         return self._state("tracked", inliers, is_key_frame=due)
@@ -447,9 +421,6 @@ class Tracker:
         points = self.reconstruction.image(view.image_id).points2D
         return np.array([p.point3D_id if p.has_point3D() else -1 for p in points], np.int64)
 
-    def _count_points(self, view: _View) -> int:
-        return self.reconstruction.image(view.image_id).num_points3D
-
     def _key_pose(self, image_id: int) -> tuple[Array, Array]:
         matrix = self.reconstruction.image(image_id).cam_from_world().matrix()
         return matrix[:, :3], matrix[:, 3]
@@ -516,9 +487,9 @@ class Tracker:
     def _most_similar(self, view: _View) -> list[_View]:
         """Return the key frames that look most like a frame: its best keypoints vote for where their nearest is."""
         keys = list(self._views.values())
-        descriptors = [_vectors(key.features) for key in keys]
+        descriptors = [unit_descriptors(key.features, VOTERS) for key in keys]
         owner = np.repeat(np.arange(len(keys)), [len(part) for part in descriptors])
-        nearest = (_vectors(view.features) @ torch.cat(descriptors).T).argmax(dim=1).cpu().numpy()
+        nearest = (unit_descriptors(view.features, VOTERS) @ np.concatenate(descriptors).T).argmax(axis=1)
         votes = np.bincount(owner[nearest], minlength=len(keys))
         # Of equals the newest.
         return [keys[i] for i in np.lexsort([np.arange(len(keys)), votes])[::-1][:SIMILAR]]
@@ -528,23 +499,6 @@ class Tracker:
         return State(status, pose, inliers, is_key_frame, self.reconstruction.num_points3D(), len(self._views))
 
 
-def write_tum(path: str | os.PathLike[str], poses: Iterable[Pose]) -> None:
-    """Write a trajectory as TUM's tools read it: ``time x y z qx qy qz qw`` a line, camera to world.
-
-    Raises
-    ------
-    InputError
-        The file cannot be written.
-    """
-    pycolmap = import_pycolmap()
-    lines = ["# time x y z qx qy qz qw (camera to world)"]
-    for pose in poses:
-        numbers = [*pose.centre, *pycolmap.Rotation3d(pose.R.T).quat]
-        lines.append(f"{pose.time:.6f} " + " ".join(f"{number:.9g}" for number in numbers))
-    with atomic(Path(path)) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def _homogeneous(points: Array) -> Array:
     return np.column_stack([points, np.ones(len(points))])
 
@@ -552,15 +506,6 @@ def _homogeneous(points: Array) -> Array:
 def _angles(a: Array, b: Array) -> Array:
     """Return the angles (N,) between vectors (N, 3), in radians."""
     return np.arctan2(np.linalg.norm(np.cross(a, b), axis=1), (a * b).sum(axis=1))
-
-
-def _vectors(features: Features) -> torch.Tensor:
-    """Return the descriptors of the best keypoints as vectors whose dot product is largest for the most similar."""
-    best = features.descriptors[:VOTERS]
-    if features.is_binary:
-        bits = np.unpackbits(best.cpu().numpy(), axis=1)
-        return torch.from_numpy(bits.astype(np.float32) * 2 - 1)
-    return best
 
 
 __all__ = ["Pose", "State", "Tracker", "write_tum"]

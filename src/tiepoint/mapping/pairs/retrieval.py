@@ -1,4 +1,4 @@
-"""Which photographs look alike: one vector for each, made of its local features, and a search over these vectors.
+"""Image retrieval: one vector for each photograph, made of its local features, and a search over these vectors.
 
 The vector is a VLAD. A vocabulary of K visual words is learned from local descriptors. Every local descriptor of a
 photograph goes to its nearest word, and for each word the differences to it are summed up. The sums are normalised
@@ -108,7 +108,7 @@ class Vocabulary:
                     f"a vocabulary is of one extractor, not of {extractor!r} and {features.extractor!r}"
                 )
             extractor = features.extractor
-            vectors = _vectors(features)
+            vectors = unit_descriptors(features)
             parts.append(vectors[rng.permutation(len(vectors))[:_TRAINING_DESCRIPTORS]])
         sample = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
         if extractor is None or sample.size == 0:
@@ -145,7 +145,7 @@ class Vocabulary:
             raise ArgumentError(
                 f"this vocabulary is of {self.extractor!r} features, not of {features.extractor!r}; train one of them"
             )
-        vectors = (_vectors(features) - self.mean) @ self.axes.T
+        vectors = (unit_descriptors(features) - self.mean) @ self.axes.T
         # |x - w|² = |x|² - 2 (x·w - |w|²/2), and |x|² is the same for all words.
         nearest = (vectors @ self.words.T - (self.words**2).sum(axis=1) / 2).argmax(axis=1)
         member = (nearest == np.arange(len(self.words))[:, None]).astype(np.float32)
@@ -207,10 +207,10 @@ def describe_images(store: Store, vocabulary: Vocabulary | None = None) -> tuple
 
 
 def most_similar(queries: Vectors, database: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
-    """Find the images that look most like each query, by exhaustive search.
+    """Find the images most similar to each query, by exhaustive search.
 
-    Needs no memory beside its arguments and its result. The time is that of one matrix product: a million against a
-    million, M = 2048, are 4e15 operations, or 6 hours at 200 GFLOP/s.
+    It needs no memory besides its arguments and its result. The time is that of one matrix product: a million against a
+    million with M = 2048 are 4e15 operations, or 6 hours at 200 GFLOP/s.
 
     Parameters
     ----------
@@ -263,9 +263,9 @@ def most_similar(queries: Vectors, database: Vectors, k: int) -> tuple[NDArray[n
     return rows, similarities
 
 
-def _vectors(features: Features) -> Vectors:
-    """Return local descriptors as unit vectors, float32 (N, D); bits become ±1 first."""
-    descriptors = features.descriptors.cpu().numpy()
+def unit_descriptors(features: Features, most: int | None = None) -> Vectors:
+    """Return the local descriptors of the best ``most`` keypoints as unit vectors, float32 (N, D); bits become ±1."""
+    descriptors = features.descriptors[:most].cpu().numpy()
     if features.is_binary:
         bits = np.unpackbits(descriptors, axis=1).astype(np.float32)
         return (2 * bits - 1) / np.sqrt(np.float32(bits.shape[1]))
@@ -281,5 +281,5 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise MissingDependencyError("faiss-cpu", "map", "choosing pairs by the look of the photographs") from error
+        raise MissingDependencyError("faiss-cpu", "map", "choosing pairs by image retrieval") from error
     return faiss

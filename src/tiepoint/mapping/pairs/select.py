@@ -5,11 +5,11 @@ Every function returns one kind of array: int32 (P, 2) of image ids, the smaller
 
     pairs = union(sequential(ids), by_position(ids, earth_centred(gps)))
 
-Pairs by the look of the photographs take `tiepoint.mapping.pairs.retrieval.describe_images` first:
+Pairs by image retrieval take `tiepoint.mapping.pairs.retrieval.describe_images` first:
 
     ids, descriptors = describe_images(store)
-    pairs = by_retrieval(ids, descriptors)                # a heap of photographs
-    loops = by_retrieval(ids, descriptors, min_gap=50)    # a film: where it comes back to a place
+    pairs = by_retrieval(ids, descriptors)                # an unordered collection
+    loops = by_retrieval(ids, descriptors, min_gap=50)    # a video: where it returns to a place
 """
 
 from __future__ import annotations
@@ -19,15 +19,12 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...errors import ArgumentError
+from ...errors import ArgumentError, MissingDependencyError
+from ...geometry.colmap import import_pycolmap
 from ...io.pair_lists import Pairs, union
 from .retrieval import most_similar
 
 _MOST_EXHAUSTIVE = 50_000  # images; their pairs fill 10 GB
-
-# WGS 84, the ellipsoid of GPS: equatorial radius in metres, and eccentricity squared.
-_EARTH_RADIUS = 6_378_137.0
-_EARTH_ECCENTRICITY2 = 0.006_694_379_990_14
 
 
 def exhaustive(ids: ArrayLike) -> Pairs:
@@ -67,7 +64,7 @@ def exhaustive(ids: ArrayLike) -> Pairs:
 
 
 def sequential(ids: ArrayLike, overlap: int = 10, powers_of_two: bool = True) -> Pairs:
-    """Pair every image of a film with those that follow it.
+    """Pair every image of a video with those that follow it.
 
     Parameters
     ----------
@@ -93,12 +90,12 @@ def sequential(ids: ArrayLike, overlap: int = 10, powers_of_two: bool = True) ->
     >>> sequential([1, 2, 3, 4, 5, 6], overlap=3).tolist()
     [[1, 2], [1, 3], [1, 4], [1, 5], [2, 3], [2, 4], [2, 5], [2, 6], [3, 4], [3, 5], [3, 6], [4, 5], [4, 6], [5, 6]]
     """
-    film = np.asarray(ids, np.int32)
+    video = np.asarray(ids, np.int32)
     _at_least_one("overlap", overlap)
-    gaps = set(range(1, min(overlap + 1, len(film))))
+    gaps = set(range(1, min(overlap + 1, len(video))))
     if powers_of_two:
-        gaps |= {2**k for k in range(min(overlap, len(film).bit_length())) if 2**k < len(film)}
-    return union(*(np.stack([film[:-gap], film[gap:]], axis=1) for gap in gaps))
+        gaps |= {2**k for k in range(min(overlap, len(video).bit_length())) if 2**k < len(video)}
+    return union(*(np.stack([video[:-gap], video[gap:]], axis=1) for gap in gaps))
 
 
 def earth_centred(positions: ArrayLike) -> NDArray[np.float64]:
@@ -122,6 +119,8 @@ def earth_centred(positions: ArrayLike) -> NDArray[np.float64]:
     ------
     ArgumentError
         Not N rows of two or three, or a latitude beyond 90 or a longitude beyond 360 degrees.
+    MissingDependencyError
+        pycolmap is not installed.
 
     Examples
     --------
@@ -134,16 +133,8 @@ def earth_centred(positions: ArrayLike) -> NDArray[np.float64]:
         raise ArgumentError(f"positions must be N rows of latitude, longitude (and altitude), not {table.shape}")
     if (np.abs(table[:, :2]) > (90, 360)).any():
         raise ArgumentError("latitudes must lie within 90 degrees and longitudes within 360; are they swapped?")
-    latitude, longitude = np.radians(table[:, 0]), np.radians(table[:, 1])
-    normal = _EARTH_RADIUS / np.sqrt(1 - _EARTH_ECCENTRICITY2 * np.sin(latitude) ** 2)
-    return np.stack(
-        [
-            normal * np.cos(latitude) * np.cos(longitude),
-            normal * np.cos(latitude) * np.sin(longitude),
-            normal * (1 - _EARTH_ECCENTRICITY2) * np.sin(latitude),
-        ],
-        axis=1,
-    )
+    at_sea_level = np.column_stack([table[:, :2], np.zeros(len(table))])
+    return np.asarray(import_pycolmap().GPSTransform().ellipsoid_to_ecef(at_sea_level), np.float64)
 
 
 def by_position(
@@ -151,8 +142,7 @@ def by_position(
 ) -> Pairs:
     """Pair every image with those taken nearest to it.
 
-    Exact, in memory that grows with N alone. The positions are sorted along the axis on which they spread most, so the
-    work is N times the number of images in a slice twice ``max_distance`` thick, or as thick as ``at_least`` needs.
+    Exact, by a k-d tree, in memory that grows with N alone.
 
     Parameters
     ----------
@@ -178,6 +168,8 @@ def by_position(
     ------
     ArgumentError
         As many positions as ids are needed; ``nearest`` is less than 1, or ``max_distance`` or ``at_least`` negative.
+    MissingDependencyError
+        scipy is not installed.
 
     Examples
     --------
@@ -194,45 +186,39 @@ def by_position(
         raise ArgumentError(f"max_distance and at_least must be 0 or more, not {max_distance} and {at_least}")
     known = np.isfinite(places).all(axis=1)
     numbers, places = numbers[known], places[known]
-    always = min(at_least, nearest, len(numbers) - 1)
     if len(numbers) < 2:
         return union()
-    axis = int(np.ptp(places, axis=0).argmax())
-    order = np.argsort(places[:, axis], kind="stable")
-    sweep = places[order, axis]
+    try:
+        from scipy.spatial import cKDTree
+    except ImportError as error:
+        raise MissingDependencyError("scipy", "map", "choosing pairs by position") from error
+    tree = cKDTree(places)
+    reach = tree.query(places, min(nearest + 1, len(places)))[0][:, -1] * (1 + 1e-12)  # all that are equally near
     chosen = []
-    for i, row in enumerate(order):
-        reach = max_distance
-        while True:
-            first = np.searchsorted(sweep, sweep[i] - reach, "left")
-            around = np.sort(order[first : np.searchsorted(sweep, sweep[i] + reach, "right")])
-            distance = np.linalg.norm(places[around] - places[row], axis=1)
-            distance[np.searchsorted(around, row)] = np.inf  # itself comes last
-            if np.count_nonzero(distance <= reach) >= always or len(around) == len(order):
-                break
-            reach = 2 * reach or float(np.ptp(sweep)) / len(
-                sweep
-            )  # what lies beyond might be nearer than some of these
+    for row, place in enumerate(places):
+        around = np.array(tree.query_ball_point(place, reach[row], return_sorted=True))
+        distance = np.linalg.norm(places[around] - place, axis=1)
+        distance[around == row] = np.inf  # itself comes last
         ranked = np.argsort(distance, kind="stable")[: min(nearest, len(around) - 1)]
-        near = around[ranked[(distance[ranked] <= max_distance) | (np.arange(len(ranked)) < always)]]
+        near = around[ranked[(distance[ranked] <= max_distance) | (np.arange(len(ranked)) < at_least)]]
         chosen.append(np.stack([np.full(len(near), numbers[row]), numbers[near]], axis=1))
     return union(*chosen)
 
 
 def by_retrieval(ids: ArrayLike, descriptors: NDArray[np.float32], top_k: int = 10, min_gap: int = 1) -> Pairs:
-    """Pair every image with those that look most like it.
+    """Pair every image with those most similar to it by image retrieval.
 
     Parameters
     ----------
     ids : ints (N,)
-        Image ids; for a film, in its order.
+        Image ids; for a video, in its order.
     descriptors : float32 array (N, M)
         What `tiepoint.mapping.pairs.retrieval.describe_images` returns with them.
     top_k : int
         How many partners each image chooses; a pair is kept if either of its images chose it. Images without
         keypoints choose none.
     min_gap : int
-        Choose only among images at least this many places away in ``ids``. 1 allows all; for a film that `sequential`
+        Choose only among images at least this many places away in ``ids``. 1 allows all; for a video that `sequential`
         has paired already, a few times its overlap leaves the places to which the camera came back.
 
     Returns
@@ -321,13 +307,3 @@ def expand_covisibility(
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise ArgumentError(f"{name} must be 1 or more, not {value}")
-
-
-__all__ = [
-    "by_position",
-    "by_retrieval",
-    "earth_centred",
-    "exhaustive",
-    "expand_covisibility",
-    "sequential",
-]

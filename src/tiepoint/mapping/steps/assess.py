@@ -1,7 +1,7 @@
-"""Is a model to be believed? That all images are in it says little: a camera that only turned is placed as well.
+"""How far a model can be trusted. That all images are in it says little: a camera that only turned is placed as well.
 
-`judge` looks at what makes depth: the angles at which rays meet, pairs that a rotation alone explains, how much of the
-images has points, and how far the focal length went from the one that was given.
+`judge` measures what depth depends on: the angles between the rays of a point, pairs that a rotation alone explains,
+how much of the images has points, and how far the focal length moved from the one that was given.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CELLS = 8  # along the longer side of an image
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a model is worth, and why.
+    """The verdict on a model, its reasons, and the measurements behind it.
 
     Attributes
     ----------

@@ -1,23 +1,23 @@
-"""Pairs that look alike but show different places: two identical facades, the two printed sides of a cup.
+"""Doppelgangers: pairs that match but show different places, such as two identical facades or two sides of a cup.
 
-Two-view geometry cannot tell them, because what matches *is* the same thing, twice. The other photographs can.
+Two-view geometry cannot detect them, because what matches has the same shape in both places. The other photographs can.
 
-*Context.* What surrounds the twins differs. A keypoint that other photographs of the same place found again is a
-landmark, and one expects it again in every image whose view reaches it. In a right pair landmarks match nearly
-everywhere, if fewer and fewer as the views part. In a wrong one they match in one region, and around it, well inside
-both photographs, there are only landmarks without a match: what is missing speaks (Zach et al., CVPR 2010). It is cells
-of the image that are counted, not keypoints, or one rich texture would outvote all its surroundings.
+*Context.* What surrounds the twins differs. A keypoint that other photographs of the same place match is a landmark,
+and it is expected in every image whose view reaches it. In a right pair landmarks match nearly everywhere, if fewer and
+fewer as the views part. In a wrong one they match in one region, and around it, well inside both photographs, there are
+only landmarks without a match (Zach et al., CVPR 2010). Cells of the image are counted, not keypoints, or one rich
+texture would outweigh all its surroundings.
 
-*Agreement.* Between two photographs of one place lie others, and a right match comes out by way of them, too: from a to
-c to b leads to the same keypoint as from a to b. What matches directly but along no such chain is ambiguous (the tracks
-of Wilson and Snavely, ICCV 2013; the paths of Yan et al., CVPR 2017).
+*Agreement.* Between two photographs of one place there are others, and a right match agrees with theirs: from a to c to
+b leads to the same keypoint as from a to b. A match that no such chain confirms is ambiguous (the tracks of Wilson and
+Snavely, ICCV 2013; the paths of Yan et al., CVPR 2017).
 
 So pairs join photographs into clusters, as in Kruskal's spanning tree, those first that cover the most of both images:
-neighbours resemble each other everywhere, twins do not. The best pair between two clusters has to have some context.
-Every other pair must cover nearly all of both images, as one that closes a ring does, or its matches must agree with
-chains of pairs already believed. What does neither is suspicious.
+neighbours resemble each other everywhere, twins do not. The best pair between two clusters needs some context. Every
+other pair must cover nearly all of both images, as one that closes a ring does, or its matches must agree with
+chains of pairs already accepted. What does neither is suspicious.
 
-The limit: twins that no chain of photographs connects are told apart only if they are a small part of the views.
+Limit: twins that no chain of photographs connects are detected only if they are a small part of the views.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ class SuspiciousPair:
 
 
 def suspicious_pairs(store: Store) -> list[SuspiciousPair]:
-    """Find the verified pairs whose two images look alike but show different places.
+    """Find the verified pairs whose two images match but seem to show different places.
 
-    Nothing is written. All keypoints and the matches of all verified pairs are held in memory, 8 bytes each.
+    Nothing is written. All keypoints and the matches of all verified pairs are in memory, 8 bytes each.
 
     Parameters
     ----------
@@ -218,14 +218,14 @@ class MatchGraph:
             landmark[_between(self.matches, a, witness)[:, 0]] = True
         cell, centres = self.cells[a]
         landmarks, found = (np.bincount(cell[kind], minlength=len(centres)) for kind in (landmark, matched))
-        seen = _carry(self.points[a][here], self.points[b][there], centres)
+        seen = _warp(self.points[a][here], self.points[b][there], centres)
         in_view = ((seen > 0) & (seen < self.sizes[b])).all(axis=1) | (found > 0)
         weight = np.minimum(landmarks, 2)  # a landmark alone in its cell may be a chance match
         whole, common = (np.average(found > 0, weights=w) for w in (weight, weight * in_view))
         return float(whole), float(common)
 
     def unexplained(self) -> dict[Pair, int]:
-        """Return the pairs that nothing speaks for, and how many of their matches agree with chains of others."""
+        """Return the pairs without context and agreement, and how many of their matches agree with chains of others."""
         cluster = {image: image for image in self.points}
 
         def root(image: int) -> int:
@@ -292,7 +292,7 @@ class MatchGraph:
         if len(start) < AGREEING:
             return False
         here, there = self.matches[a, b].T
-        expected = _carry(self.points[a][here], self.points[b][there], self.points[a][start])
+        expected = _warp(self.points[a][here], self.points[b][there], self.points[a][start])
         apart = np.linalg.norm(expected - self.points[b][chains[first, 1]], axis=1)
         return bool(np.median(apart) <= SAME_WAY * max(self.sizes[b]))
 
@@ -311,7 +311,7 @@ def _cells(points: Points, size: tuple[int, int]) -> tuple[NDArray[np.int64], Po
     return row * columns + column, ((np.stack([x, y], axis=1) + 0.5) * side).astype(np.float32)
 
 
-def _carry(here: Points, there: Points, places: Points) -> Points:
+def _warp(here: Points, there: Points, places: Points) -> Points:
     """Say where places (C, 2) of one image lie in another, by the points (K, 2) that match.
 
     They move by the similarity that fits all matches best, and by what the matches nearest to them depart from it.

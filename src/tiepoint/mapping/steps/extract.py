@@ -1,8 +1,8 @@
 """Photographs -> features in the store: `extract_into`.
 
-Hand-made extractors (OpenCV's and the like) run in several processes, one core each. Networks run in this process, on
-their GPU or on all cores, while threads decode the next photographs. Either way only this process writes, in
-transactions of about a second: whatever kills the run costs no more than that, and the next run does the rest.
+Handcrafted extractors (OpenCV's and the like) run in several processes, one core each. Networks run in this process, on
+their GPU or on all cores, while threads decode the next photographs. Only this process writes, in transactions of about
+a second, so a killed run loses no more than that. Run the same command to resume.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Extraction:
     extracted, already : int
         Images whose features were written now, and those that had some before.
     failed : dict of str to str
-        Photographs without features, by name, and why: unreadable, gone, or changed since they were registered.
+        Photographs without features, by name, and why: unreadable, missing, or changed since they were registered.
     """
 
     extracted: int
@@ -71,7 +71,7 @@ def extract_into(
         Folder of masks, as COLMAP has them: black in ``masks/a/b.jpg.png`` means "no keypoints here". An image without
         a mask file is used whole.
     workers : int, optional
-        Processes for hand-made extractors, 0 for none; by default one for each core, fewer for a few images.
+        Processes for handcrafted extractors, 0 for none; by default one for each core, fewer for a few images.
         Networks use their device, and this many threads to decode photographs. The features do not depend on it.
     report : callable
         Gets a `Progress` after each image.

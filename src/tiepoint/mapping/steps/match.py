@@ -1,12 +1,12 @@
 """Pairs of images -> matches and two-view geometry in the store: `match_into`.
 
-Three things go on at once: this thread reads features and writes results, a second one runs the matcher (on a GPU, or
-on all cores by torch's own threads), and a pool verifies the pairs that are matched. Memory is bounded by the cache of
-`tiepoint.mapping.blocks` and a few batches under way, whatever the number of images and pairs.
+Three kinds of threads work at once: this one reads features and writes results, a second one runs the matcher (on a
+GPU, or on all cores by torch's own threads), and a pool verifies the pairs that are matched. Memory is bounded by the
+cache of `tiepoint.mapping.blocks` and a few batches, whatever the number of images and pairs.
 
-A batch of pairs is matched together and committed together, and which pairs form one follows from the list of pairs
-alone, not from what is already done. So a run that was killed, started again and killed again ends with the very same
-database as one that was left alone: even where a network's rounding depends on its batch, each batch is the same.
+A batch of pairs is matched together and committed together. Which pairs form a batch follows from the list of pairs
+alone, not from what is already done. So a run that was killed and resumed ends with the same database as one that was
+not: even where a network's rounding depends on its batch, each batch is the same.
 """
 
 from __future__ import annotations
