@@ -3,8 +3,9 @@
 What the command line does, Python does by the same name, options and defaults:
 
 >>> import tiepoint as tp
->>> [verb for verb in ("extract", "match", "map", "localize", "track", "evaluate") if callable(getattr(tp, verb))]
-['extract', 'match', 'map', 'localize', 'track', 'evaluate']
+>>> verbs = tp.extract, tp.match, tp.map, tp.localize, tp.track, tp.train, tp.calibrate, tp.evaluate
+>>> tp.match("a.jpg", "b.jpg")  # doctest: +SKIP
+<TwoView: 812 matches; cairn + lightglue: the first choice of what is on this machine and allows commercial use>
 
 Photographs are paths, NumPy arrays, Pillow images, torch tensors, file objects or `Image`: see `read_image`.
 """
@@ -20,6 +21,7 @@ from .errors import TiepointError
 
 if TYPE_CHECKING:
     from . import calibration, evaluation, features, geometry, io, mapping, matchers, training, viz, weights
+    from .calibration.calibrate import calibrate_file as calibrate
     from .devices import best_device
     from .evaluation import evaluate
     from .extraction import extract
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from .mapping import map_photographs as map
     from .mapping.online.localize import localize
     from .mapping.online.trajectory import track
+    from .training.train import train
     from .two_view import TwoView, match
     from .types import Features, Image, Matches
 
@@ -40,6 +43,7 @@ __all__ = [
     "TwoView",
     "__version__",
     "best_device",
+    "calibrate",
     "calibration",
     "errors",
     "evaluate",
@@ -55,6 +59,7 @@ __all__ = [
     "matchers",
     "read_image",
     "track",
+    "train",
     "training",
     "viz",
     "weights",
@@ -69,6 +74,7 @@ _HOMES = {
     "Matches": ("types", "Matches"),
     "TwoView": ("two_view", "TwoView"),
     "best_device": ("devices", "best_device"),
+    "calibrate": ("calibration.calibrate", "calibrate_file"),
     "evaluate": ("evaluation", "evaluate"),
     "extract": ("extraction", "extract"),
     "localize": ("mapping.online.localize", "localize"),
@@ -76,6 +82,7 @@ _HOMES = {
     "match": ("two_view", "match"),
     "read_image": ("io.images", "read_image"),
     "track": ("mapping.online.trajectory", "track"),
+    "train": ("training.train", "train"),
 }
 
 

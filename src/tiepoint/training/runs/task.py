@@ -66,8 +66,8 @@ class RunSettings:
         File of decoded photographs, which several runs can use; by default in the run's folder.
     workers : int, optional
         Processes that make pairs. By default none where they are made on a GPU, else one for each core but one.
-    device : torch.device or str, optional
-        Where to train; by default the best there is.
+    device : torch.device or str
+        Where to train; ``"auto"`` is `tiepoint.devices.best_device`.
     """
 
     images: str | os.PathLike[str] | None
@@ -75,7 +75,7 @@ class RunSettings:
     seed: int = 1
     cache: str | os.PathLike[str] | None = None
     workers: int | None = None
-    device: torch.device | str | None = None
+    device: torch.device | str | None = "auto"
 
     @property
     def folder(self) -> Path:
