@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ from .errors import ArgumentError
 from .features import Extractor, ExtractorOptions
 from .geometry import Camera, Estimate
 from .geometry.camera import FOCAL_FACTOR
+from .groups import find_groups
 from .io import files
 from .io.arrays import write_csv, write_hloc_pair, write_npz
 from .io.images import ImageSource, check_bands, read_image
@@ -119,7 +120,7 @@ class TwoView:
 
     @property
     def tried(self) -> list[str]:
-        """Lines: what was tried if that was more than one pass, and the verdict if the matcher gives one."""
+        """Lines: what was tried if that was more than one pass, the verdict if there is one, and the instances."""
         lines = []
         if len(self.attempts) > 1:
             lines += [
@@ -128,6 +129,11 @@ class TwoView:
             ]
         if self.matches.overlaps is not None:
             lines.append(f"overlap: {'yes' if self.matches.overlaps else 'no'}")
+        for number, group in enumerate(self.matches.groups, start=1):
+            rival = ", the same thing elsewhere" if group.rival else ""
+            lines.append(f"instance {number}: {len(group.matches)} matches{rival}")
+        if self.matches.ambiguous:
+            lines.append(f"ambiguous: the first instance is ahead of another by {self.matches.margin:.0%} only")
         return lines
 
     def summary(self) -> dict[str, Any]:
@@ -145,6 +151,12 @@ class TwoView:
             "matches": len(self),
             "overlaps": self.matches.overlaps,
             "attempts": [asdict(attempt) for attempt in self.attempts],
+            "groups": [
+                {"matches": len(group.matches), "homography": group.homography.tolist(), "rival": group.rival}
+                for group in self.matches.groups
+            ],
+            "margin": self.matches.margin,
+            "ambiguous": self.matches.ambiguous,
             "stop_layer": self.matches.stop_layer,
             "geometry": self.kind,
             "model": None if model is None else model.tolist(),
@@ -294,6 +306,7 @@ def match(
     bands: Sequence[int] | None = None,
     effort: Effort = "fast",
     budget: float | None = None,
+    instances: int | None = None,
     geometry: Geometry | None = None,
     focal: float | None = None,
     camera0: Camera | None = None,
@@ -326,6 +339,10 @@ def match(
         One pass; further tries while what was found does not convince; or all tries: see `tiepoint.effort`.
     budget : float, optional
         No further try begins this many seconds after the call; with it the result depends on the machine's speed.
+    instances : int, optional
+        Also look for things that repeat, and leave out matches with another copy than the first: see `tiepoint.groups`
+        and `Matches.groups`. With 1 the copies of parts of a scene are told apart; with N up to N copies of an object
+        are found that ``image0`` shows alone.
     geometry : {"homography", "fundamental", "essential"}, optional
         Also estimate this model robustly and tell which matches agree with it.
     focal : float, optional
@@ -369,6 +386,8 @@ def match(
         raise ArgumentError("a focal length is for the geometry 'essential' only")
     if focal is not None and (camera0 is not None or camera1 is not None):
         raise ArgumentError("give a focal length or cameras, not both: a camera has its focal length")
+    if instances is not None and instances < 1:
+        raise ArgumentError(f"instances must be at least 1, not {instances}")
     ladder.check(effort, budget)
     clock = _Clock()
     bands = features.options.bands if isinstance(features, Extractor) else check_bands(bands)
@@ -381,7 +400,11 @@ def match(
     state = ladder.State.begin((view0, view1), extractor, pairer, pipeline.another(extractor))
     clock.lap("extract")
     state = ladder.climb(state, effort, budget, spent=sum(clock.seconds.values()))
-    matches = state.matches
+    matches, sources, attempts = state.matches, state.sources, state.attempts
+    if instances is not None:
+        groups, keep = find_groups(state.own(0), state.own(1), matches, instances)
+        matches, sources = replace(matches[keep], groups=groups, overlaps=matches.overlaps), sources[keep]
+        attempts = tuple(replace(a, kept=int((sources == i).sum())) for i, a in enumerate(attempts))
     clock.lap("match")
     estimate = None
     if geometry is not None:
@@ -398,8 +421,8 @@ def match(
         geometry,
         estimate,
         clock.seconds,
-        state.attempts,
-        state.sources,
+        attempts,
+        sources,
     )
 
 

@@ -166,6 +166,30 @@ class Features:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Matches that agree with one homography, see `tiepoint.groups`.
+
+    Attributes
+    ----------
+    homography : float64 array (3, 3)
+        From image 0 to image 1.
+    matches : Matches
+        One-to-one within the group; other groups may hold the same keypoints.
+    rival : bool
+        Whether it wants the same keypoints as the first group: another copy of the same thing.
+    """
+
+    homography: NDArray[np.float64]
+    matches: Matches
+    rival: bool = False
+
+    def swapped(self) -> Group:
+        """Return the same group with the two images exchanged."""
+        back = np.linalg.inv(self.homography)
+        return Group(back / back[2, 2], self.matches.swapped(), self.rival)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Matches:
     """Correspondences between two sets of features.
@@ -191,6 +215,8 @@ class Matches:
     overlaps : bool or None
         Whether the two photographs show something in common: `evidence` exceeds what `tiepoint calibrate` found that
         unrelated photographs reach. None if the matcher was not calibrated.
+    groups : tuple of Group
+        The consistent geometries, the strongest first, where they were asked for: copies of an object.
 
     Examples
     --------
@@ -214,6 +240,7 @@ class Matches:
     matchability1: NDArray[np.float32] | None = None
     overlaps: bool | None = None
     covariances: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    groups: tuple[Group, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -317,6 +344,22 @@ class Matches:
         """Sum of the scores: how many right matches the matcher expects, and so how sure it is of an overlap."""
         return float(self.scores.sum(dtype=np.float64))
 
+    @property
+    def margin(self) -> float | None:
+        """How far the first group is ahead of its strongest rival: 1 without a rival, 0 if both have as many matches.
+
+        None if no group was found.
+        """
+        if not self.groups:
+            return None
+        rivals = [len(group.matches) for group in self.groups if group.rival]
+        return max(0.0, 1 - max(rivals, default=0) / len(self.groups[0].matches))
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether a rival has at least half as many matches as the first group."""
+        return self.margin is not None and self.margin <= 0.5
+
     def swapped(self) -> Matches:
         """Return the same correspondences with the two images exchanged."""
         order = np.argsort(self.indices[:, 1], kind="stable")
@@ -332,4 +375,5 @@ class Matches:
             matchability1=self.matchability0,
             overlaps=self.overlaps,
             covariances=None if self.covariances is None else (self.covariances[1][order], self.covariances[0][order]),
+            groups=tuple(group.swapped() for group in self.groups),
         )

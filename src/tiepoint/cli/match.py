@@ -54,6 +54,10 @@ def match(
         ),
     ] = "fast",
     budget: Annotated[float | None, typer.Option(help="No further attempt starts after this many seconds.")] = None,
+    instances: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tell copies of the same thing apart; find up to so many of what A shows, in B."),
+    ] = None,
     geometry: Annotated[
         Geometry | None, typer.Option(help="Estimate this model as well, and separate inliers from outliers.")
     ] = None,
@@ -95,6 +99,7 @@ def match(
         bands=bands,
         effort=effort,
         budget=budget,
+        instances=instances,
         geometry=geometry,
         focal=focal,
         device=device,

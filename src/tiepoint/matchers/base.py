@@ -85,7 +85,7 @@ class Matcher(ABC):
             if len(f0) == 0 or len(f1) == 0:
                 results[i] = no_matches(f0, f1)
                 continue
-            swap = _comes_before(f1, f0)
+            swap = comes_before(f1, f0)
             first, second = (f1, f0) if swap else (f0, f1)
             todo.append((i, swap, (first.to(self.device), second.to(self.device))))
         matched = self._match_many([pair for _, _, pair in todo]) if todo else []
@@ -99,7 +99,7 @@ def _kind(features: Features) -> str:
     return f"{features.extractor} ({features.descriptors.shape[1]} columns of {features.descriptors.dtype})"
 
 
-def _comes_before(a: Features, b: Features) -> bool:
+def comes_before(a: Features, b: Features) -> bool:
     """Whether ``a`` comes before ``b`` in an order that looks at the content alone.
 
     The fewer keypoints first; at equal numbers, whoever has the smaller value where the two first differ. So

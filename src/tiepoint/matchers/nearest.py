@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..errors import ArgumentError
 from ..types import Features, Matches
@@ -117,6 +119,53 @@ class NearestNeighbour(Matcher):
         return make_matches(features0, features1, matches.cpu().numpy(), scores.cpu().numpy())
 
 
+def candidates(features0: Features, features1: Features, most: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return several possible partners of every keypoint, where objects repeat.
+
+    Parameters
+    ----------
+    features0, features1 : Features
+        Of the same extractor.
+    most : int
+        Two keypoints are candidates if each is among this many nearest of the other.
+
+    Returns
+    -------
+    indices : int64 array (K, 2)
+        Sorted.
+    scores : float32 array (K,)
+        Cosines of unit descriptors, or the share of equal bits; at least 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> rows = torch.eye(3)[[0, 0, 1]]
+    >>> both = Features(torch.zeros(3, 2), torch.ones(3), rows, (640, 480), "mine")
+    >>> candidates(both.select(torch.tensor([0, 2])), both, 2)[0].tolist()[:2]
+    [[0, 0], [0, 1]]
+    """
+    if min(len(features0), len(features1)) == 0:
+        return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
+    a, b = _vectors(features0), _vectors(features1)
+    forth, back = _ranked(a, b, most), _ranked(b, a, most)
+    pairs = np.array(sorted(set(map(tuple, forth.tolist())) & {(i, j) for j, i in back.tolist()}), np.int64)
+    pairs = pairs.reshape(-1, 2)
+    i, j = torch.from_numpy(pairs.T).to(a.device)
+    cosines = (a[i] * b[j]).sum(dim=1) / a.norm(dim=1)[i].clamp(min=1e-9) / b.norm(dim=1)[j].clamp(min=1e-9)
+    if features0.is_binary:
+        cosines = (1 + cosines) / 2
+    return pairs, cosines.clamp(0, 1).float().cpu().numpy()
+
+
+def _ranked(a: torch.Tensor, b: torch.Tensor, most: int) -> NDArray[np.int64]:
+    """Return the nearest of each row of ``a`` (N, D) in ``b`` (M, D) as pairs of rows (N * most, 2)."""
+    most = min(most, len(b))
+    rows = max(1, _BLOCK_ELEMENTS // len(b))
+    nearest = torch.cat([(a[k : k + rows] @ b.T).float().topk(most, dim=1).indices for k in range(0, len(a), rows)])
+    owners = torch.arange(len(a), device=a.device).repeat_interleave(most)
+    return torch.stack([owners, nearest.flatten()], dim=1).cpu().numpy()
+
+
 def _vectors(features: Features) -> torch.Tensor:
     """Return descriptors as vectors whose dot products are exact enough that rounding decides nothing.
 
@@ -178,4 +227,4 @@ def _two_nearest(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.cat(nearest0), nearest1, torch.cat(best0), torch.cat(second0), second1
 
 
-__all__ = ["NearestNeighbour"]
+__all__ = ["NearestNeighbour", "candidates"]
