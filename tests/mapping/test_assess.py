@@ -64,6 +64,7 @@ def test_few_points_hardly_any_way_and_a_moved_focal_length_are_doubted(tmp_path
     told = judged(world, tmp_path / "near")  # 10 cm of way, 4 m from the scene
     assert told.angle < 2
     assert told.verdict == "no 3D"
+    assert "moved too little" in str(told)
 
 
 @pytest.mark.parametrize("mapper", ["incremental", "global"])

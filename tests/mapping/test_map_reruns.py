@@ -103,7 +103,7 @@ REFUSED = {
     "bands": (["--bands", "3,2,1"], "no --bands"),
 }
 APPLIED = {
-    "pairs", "trust_doppelgangers", "mapper", "masks", "share", "camera_model", "focal", "camera", "fix_cameras",
+    "pairs", "trust_doppelgangers", "mapper", "masks", "cameras", "camera_model", "focal", "camera", "fix_cameras",
     "refine", "undistort", "text", "align", "scale", "fresh",
 }  # fmt: skip
 NO_PART_OF_THE_RESULT = {"photographs", "output", "device", "workers", "ray", "report"}
@@ -198,7 +198,7 @@ def test_option_masks(again: Again, tmp_path: Path) -> None:
     assert np.array_equal(again.features()["1.png"], before["1.png"])
 
 
-def test_option_share(again: Again) -> None:
+def test_option_cameras(again: Again) -> None:
     assert len({camera.camera_id for camera in again.cameras()}) == 1
     ran, _ = again("--cameras", "image")
     assert ran.code == 0, ran.err

@@ -67,8 +67,8 @@ class Judgement:
 
 
 ONLY_TURNED = (
-    "the camera stood still or only turned (a panorama without parallax), so that nothing tells how far away things "
-    "are; take photographs from different places"
+    "the camera stood still, only turned, or moved too little for how far away things are (no parallax), so that "
+    "nothing tells their depth; take photographs from places further apart"
 )
 
 

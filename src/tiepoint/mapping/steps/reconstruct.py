@@ -232,7 +232,9 @@ def reconstruct(
         found = _map(
             Path(database), work, mapper, refine_cameras, seed, threads or -1, on_image, collection.camera_models
         )
-    models = tuple(sorted(found, key=lambda model: (-model.num_reg_images(), -model.num_points3D())))
+    found.sort(key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
+    # COLMAP keeps the first model that it makes, however small, and that need not be the largest.
+    models = tuple(model for model in found if model is found[0] or model.num_reg_images() >= LEAST_IMAGES)
     for model in models:
         if refine_keypoints:
             refinement.refine_keypoints(model, images, bands)
