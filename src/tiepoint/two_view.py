@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -119,6 +120,18 @@ class TwoView:
         return ""
 
     @property
+    def verdict(self) -> str:
+        """Whether the photographs show the same thing, in words; empty if nothing tells."""
+        overlaps = {True: "The photographs overlap.", False: "The photographs do not seem to overlap."}
+        told = "" if self.matches.overlaps is None else overlaps[self.matches.overlaps]
+        return " ".join(part for part in (told, self.note) if part)
+
+    @property
+    def method(self) -> str:
+        """The extractor and the matcher, without the reason for them."""
+        return re.split("[:,]", self.choice)[0]
+
+    @property
     def tried(self) -> list[str]:
         """Lines: what was tried if that was more than one pass, the verdict if there is one, and the instances."""
         lines = []
@@ -214,7 +227,9 @@ class TwoView:
                 if picture != "matches":
                     raise ArgumentError(f"{path}: a page shows the matches; write the picture {picture!r} to a .png")
                 description = "; ".join([self.choice, *self.tried])
-                viz.write_page(*views, self.matches, path, inliers=self.inliers, description=description)
+                viz.write_page(
+                    *views, self.matches, path, inliers=self.inliers, description=description, verdict=self.verdict
+                )
                 return None
         if picture == "pruning":
             return viz.plot_pruning(*views, self.features0, self.features1, self.matches, path)
@@ -222,9 +237,10 @@ class TwoView:
             return viz.plot_scores(self.matches, path)
         if picture == "attempts":
             names = [attempt.name for attempt in self.attempts]
-            return viz.plot_matches(*views, self.matches, path, color="attempt", attempts=(names, self.sources))
+            attempts = names, self.sources
+            return viz.plot_matches(*views, self.matches, path, color="attempt", attempts=attempts, method=self.method)
         color = color or ("score" if self.inliers is None else "inlier")
-        return viz.plot_matches(*views, self.matches, path, inliers=self.inliers, color=color)
+        return viz.plot_matches(*views, self.matches, path, inliers=self.inliers, color=color, method=self.method)
 
     def save(self, path: str | os.PathLike[str], picture: Picture = "matches", overwrite: bool = False) -> None:
         """Write the result; the suffix says how. The file appears whole or not at all.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from browsing import Watched, shot, until
 from serving import Server
 from textured_room import Room, look
 
@@ -37,29 +37,14 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Watched:
-    """A page of the browser; every error of its script and every refusal of its policy is kept."""
-
-    def __init__(self, browser: Any, address: str, **context: Any) -> None:
-        self.context = browser.new_context(**context)
-        self.page = self.context.new_page()
-        self.errors: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
-        self.page.goto(address)
-        self.page.wait_for_selector("#options select", state="attached")
-
-    def close(self) -> None:
-        self.context.close()
-        assert self.errors == []
-
-
-def pixels(shot: bytes) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.asarray(PIL.Image.open(io.BytesIO(shot)).convert("RGB"), np.float64)
+def watch(browser: Any, server: Server, **context: Any) -> Watched:
+    watched = Watched(browser, server.address, **context)
+    watched.page.wait_for_selector("#options select", state="attached")
+    return watched
 
 
 def test_two_photographs_are_matched(browser: Any, server: Server, photographs: Path) -> None:
-    watched = Watched(browser, server.address, viewport={"width": 1280, "height": 900})
+    watched = watch(browser, server, viewport={"width": 1280, "height": 900})
     page = watched.page
     page.set_input_files("#pick", [photographs / "0.png", photographs / "1.png"])
     assert page.is_checked("input[value=matches]")
@@ -78,14 +63,13 @@ def test_two_photographs_are_matched(browser: Any, server: Server, photographs: 
     assert f"{result['matches']:,} matches" in page.text_content(".job .verdict")
     assert page.text_content(".job h3") == "Match: 0.png – 1.png"
     # The picture has the colour of inliers on it.
-    image = page.locator(".job img")
-    page.wait_for_function("document.querySelector('.job img').naturalWidth > 0")
-    shown = pixels(image.screenshot())
+    until(page, "document.querySelector('.job img').naturalWidth > 0")
+    shown = shot(page, ".job img")
     assert (np.abs(shown - (0xA8, 0xEF, 0x2E)).max(axis=2) < 40).sum() > 100
     with page.expect_popup() as popup:
         page.click("text=Open the match page")
     match_page = popup.value
-    match_page.wait_for_function("document.querySelector('#count')?.textContent.includes('matches')")
+    until(match_page, "document.querySelector('#count')?.textContent.includes('matches')")
     assert f"of {result['matches']} matches" in match_page.text_content("#count")
     page.click(".job button")
     page.wait_for_selector(".job", state="detached")
@@ -94,7 +78,7 @@ def test_two_photographs_are_matched(browser: Any, server: Server, photographs: 
 
 
 def test_a_folder_is_mapped_through_a_reload(browser: Any, server: Server, photographs: Path) -> None:
-    watched = Watched(browser, server.address, viewport={"width": 390, "height": 844}, color_scheme="dark")
+    watched = watch(browser, server, viewport={"width": 390, "height": 844}, color_scheme="dark")
     page = watched.page
     page.set_input_files("#pick-folder", photographs)
     assert "notes.txt: not a photograph" in page.text_content("#summary")
@@ -110,7 +94,7 @@ def test_a_folder_is_mapped_through_a_reload(browser: Any, server: Server, photo
     assert "6 of 6 photographs placed" in page.text_content(".job .verdict")
     assert page.locator(".notes li", has_text="broken.jpg").count() == 1
     # Dark, and nothing reaches beyond the side of a phone.
-    assert pixels(page.screenshot())[:5].mean() < 60
+    assert shot(page, "body")[:5].mean() < 60
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     with page.expect_popup() as popup:
         page.click("text=Open the map")
@@ -119,7 +103,7 @@ def test_a_folder_is_mapped_through_a_reload(browser: Any, server: Server, photo
 
 
 def test_cancel_by_keyboard(browser: Any, server: Server, photographs: Path) -> None:
-    watched = Watched(browser, server.address)
+    watched = watch(browser, server)
     page = watched.page
     page.set_input_files("#pick", sorted(photographs.glob("?.png")))
     page.focus("#start")
@@ -128,14 +112,14 @@ def test_cancel_by_keyboard(browser: Any, server: Server, photographs: Path) -> 
     job = next(job for job in server.get("/jobs").json() if job["state"] in ("waiting", "running"))
     page.locator(".job.running button, .job.waiting button").first.focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#live').textContent.endsWith('cancelled')", timeout=SLOW)
+    until(page, "document.querySelector('#live').textContent.endsWith('cancelled')")
     assert server.get(f"/maps/{job['id']}").status_code == 404
     assert not (server.folder / job["id"]).exists()
     watched.close()
 
 
 def test_a_dropped_folder_and_names_that_are_html(browser: Any, server: Server, photographs: Path) -> None:
-    watched = Watched(browser, server.address)
+    watched = watch(browser, server)
     page = watched.page
     picture = list((photographs / "0.png").read_bytes())
     page.evaluate(
@@ -159,7 +143,7 @@ def test_a_dropped_folder_and_names_that_are_html(browser: Any, server: Server, 
 
 
 def test_no_foreign_script_runs(browser: Any, server: Server) -> None:
-    watched = Watched(browser, server.address)
+    watched = watch(browser, server)
     watched.page.evaluate(
         "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = 1'}))"
     )

@@ -259,7 +259,7 @@ def map_photographs(
     with log.lap("model"):
         scene, alignments = _reconstruct(asked, photos, log)
     with log.lap("exports"):
-        _export(scene, asked, photos, choice, log.notes)
+        _export(scene, alignments, asked, photos, choice, log.notes)
     skipped, notes = dict(photos.skipped), tuple(log.notes)
     result = MapResult(out, scene, choice, extraction, matching, skipped, hidden, notes, log.seconds, alignments)
     write_json(out / "report.json", result.summary())
@@ -480,7 +480,14 @@ def _reconstruct(asked: MapSettings, photos: _Photographs, log: _Log) -> tuple[S
     return scene, tuple(alignments)
 
 
-def _export(scene: Scene, asked: MapSettings, photos: _Photographs, choice: str, notes: list[str]) -> None:
+def _export(
+    scene: Scene,
+    alignments: Sequence[Alignment],
+    asked: MapSettings,
+    photos: _Photographs,
+    choice: str,
+    notes: list[str],
+) -> None:
     """Write a page with all models, and what else can be made of the largest."""
     from .exchange.web_page import write_scene_page
 
@@ -490,7 +497,17 @@ def _export(scene: Scene, asked: MapSettings, photos: _Photographs, choice: str,
             notes.append(
                 f"{out / name} is of an earlier run, and does not follow this one; delete it, or ask for it again"
             )
-    write_scene_page(scene, out / "database.db", out / "scene.html", description=choice)
+    aligned = bool(alignments) and not any(alignment.problem for alignment in alignments)
+    write_scene_page(
+        scene,
+        out / "database.db",
+        out / "scene.html",
+        photographs=photos.folder,
+        title=out.resolve().name,
+        description=choice,
+        unit="m" if aligned else "",
+        up=(0.0, 0.0, 1.0) if aligned and alignments[0].by == "gps" else None,  # east, north, up
+    )
     exports.write_ply(model, out / "points.ply")
     times = photos.times or times_in_names(image.name for image in photos.images)
     exports.write_trajectory(model, out / "trajectory.txt", times)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
-import json
 import os
 from importlib.resources import files
 from pathlib import Path
@@ -16,8 +14,10 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ..io.files import atomic, check_output
+from ..io.html import fill_template
 from ..io.images import resize
 from ..types import Image, Matches
+from .pictures import INLIER, OUTLIER
 
 EMBEDDED_LONG_SIDE = 1600  # pixels of each embedded photograph: sharp on a large screen, a few hundred kilobytes
 
@@ -30,8 +30,9 @@ def write_page(
     *,
     inliers: NDArray[np.bool_] | None = None,
     description: str = "",
+    verdict: str = "",
 ) -> None:
-    """Write an interactive page: point at a match, slide the score threshold, hide outliers.
+    """Write an interactive page: zoom into both photographs together, follow a match, slide the score threshold.
 
     Parameters
     ----------
@@ -45,6 +46,8 @@ def write_page(
         Which matches agree with the estimated geometry.
     description : str
         One line under the title, e.g. how the matches were made.
+    verdict : str
+        Whether the photographs show the same thing, in words.
 
     Raises
     ------
@@ -57,11 +60,10 @@ def write_page(
         "images": [_embed(image0), _embed(image1)],
         "matches": [[round(value, 3) for value in row] for row in rows.tolist()],
         "inliers": None if inliers is None else [int(value) for value in inliers],
+        "colours": {"inlier": INLIER, "outlier": OUTLIER},
     }
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    # In a script, only "</script" and "<!--" could end the data early.
-    script = json.dumps(data).replace("<", "\\u003c")
-    page = template.replace("@DESCRIPTION@", html.escape(description)).replace("@DATA@", script)
+    page = fill_template(template, data, description=description, verdict=verdict)
     with atomic(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
 

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 # One look for all pictures: 8 inches wide (two paper columns) at 200 dots per inch, 1600 pixels.
 WIDTH, DPI = 8.0, 200
-MAX_LINES = 200  # more lines than this hide the photographs; the points are always all drawn
+MAX_LINES = 80  # more lines than this hide the photographs; the points are always all drawn
+LINE_SPACING = 0.06  # inches, on average, between lines where they leave a photograph: less cannot be told apart
 MAX_HEIGHT = 24.0  # inches; photographs that would be higher, 10 pixels wide and 10,000 high, are shown smaller
 GAP = 0.012  # between the photographs, as a share of the picture's width
-ABOVE, BELOW = 0.32, 0.44  # inches of room for the title, and for the legend or colour bar
+ABOVE, BELOW = 0.42, 0.44  # inches of room for the title, and for the legend or colour bar
 STACK_ABOVE = 3.2  # photographs that would be wider than this side by side are stacked instead
 SCORE_COLOURS = "plasma"  # even steps in brightness for colour-blind people, and no hue of sky or grass
 INLIER, OUTLIER = "#a8ef2e", "#ff2f92"  # told apart by colour-blind people, and from sky and grass
@@ -47,11 +48,12 @@ def plot_matches(
     inliers: NDArray[np.bool_] | None = None,
     color: str = "score",
     attempts: tuple[Sequence[str], NDArray[np.int64]] | None = None,
+    method: str = "",
 ) -> Figure:
-    """Draw two photographs side by side and a line for every match.
+    """Draw two photographs side by side, a dot for every matched point, and lines between them.
 
-    Wide photographs are stacked. At most 200 lines are drawn, chosen evenly over the scores; every matched
-    point gets its dot, and the title gives the true count.
+    Wide photographs are stacked. As many lines are drawn as can be told apart, 80 at most, spread over the photographs,
+    with the same fraction of inliers (or of each attempt) as there is among all; the title gives the true count.
 
     Parameters
     ----------
@@ -67,6 +69,8 @@ def plot_matches(
         What the colour of a line says.
     attempts : names and int64 array (K,), or None
         The tries, and which of them each match comes from.
+    method : str
+        How the matches were made, for the title.
 
     Returns
     -------
@@ -96,9 +100,14 @@ def plot_matches(
     figure, axes = layout.draw(image0, image1)
 
     start, end = layout.place(matches.points0, 0), layout.place(matches.points1, 1)
-    lines = _spread(matches.scores, MAX_LINES)
+    groups = np.zeros(len(matches), np.int64)
+    if inliers is not None:
+        groups = inliers.astype(np.int64)
+    if color == "attempt" and attempts is not None:
+        groups = attempts[1]
+    lines = _spread(np.hstack([start, end]), groups, layout.most_lines)
     if len(lines) < len(matches):
-        title += f" ({len(lines)} lines drawn)"
+        title += f", {len(lines)} drawn as lines"
     if color == "inlier" and inliers is not None:
         colours: Any = np.where(inliers, INLIER, OUTLIER)
         order = np.argsort(inliers, kind="stable")[::-1]  # the few outliers on top, where they can be seen
@@ -120,7 +129,7 @@ def plot_matches(
 
     # More lines have to be thinner and more transparent to leave something of the photographs.
     crowd = len(lines) / MAX_LINES
-    width, alpha = 1.5 - 0.7 * crowd, 0.95 - 0.3 * crowd
+    width, alpha = 1.5 - 0.6 * crowd, 0.95 - 0.15 * crowd
     segments = list(np.stack([start[order], end[order]], axis=1))
     axes.add_collection(LineCollection(segments, colors=colours[order], linewidths=width, alpha=alpha))
     for points in (start, end):
@@ -132,7 +141,8 @@ def plot_matches(
             linewidths=0.25,
             zorder=3,
         )
-    _title(axes, title)
+    names = f"{_short(image0.name)} – {_short(image1.name)}"
+    _title(axes, names, "; ".join(part for part in (title, method) if part))
     return _finished(figure, target)
 
 
@@ -174,6 +184,8 @@ def plot_pruning(
     target = _check(path, image0, image1)
     layout = Layout.of(image0, image1)
     figure, axes = layout.draw(image0, image1, dim=0.45)
+    from matplotlib import colormaps
+
     last = matches.stop_layer
     kept = 0
     for side, features, layers in (
@@ -187,16 +199,18 @@ def plot_pruning(
             *points[order].T,
             s=9,
             c=layers[order],
-            cmap=SCORE_COLOURS,
+            cmap=colormaps[SCORE_COLOURS].resampled(last),  # as in the legend
             vmin=0.5,
             vmax=last + 0.5,
             edgecolors="black",
             linewidths=0.2,
         )
     total = len(features0) + len(features1)
-    _colour_bar(figure, axes, "layers a keypoint took part in", steps=last)
+    _colour_bar(figure, axes, "layers until it was pruned", steps=last)
     share = f"{100 * (total - kept) / total:.0f} % of {total}" if total else "no"
-    _title(axes, f"{share} keypoints pruned, stopped after layer {last}")
+    _title(
+        axes, f"{_short(image0.name)} – {_short(image1.name)}", f"{share} keypoints pruned, stopped after layer {last}"
+    )
     return _finished(figure, target)
 
 
@@ -269,6 +283,12 @@ class Layout:
         scales = min(WIDTH / w0, MAX_HEIGHT / h0), min(WIDTH / w1, MAX_HEIGHT / h1)
         return cls(((0, 0), (0, h0 * scales[0] + gap)), scales, WIDTH, h0 * scales[0] + gap + h1 * scales[1])
 
+    @property
+    def most_lines(self) -> int:
+        """How many lines between the two photographs can be told apart."""
+        beside = self.corners[1][0] > 0
+        return max(1, min(MAX_LINES, int((self.height if beside else self.width) / LINE_SPACING)))
+
     def place(self, points: NDArray[np.float32], side: int) -> NDArray[np.float64]:
         """Map pixels of one photograph, whose first pixel's centre is (0, 0), to inches of the picture."""
         return (np.asarray(points, np.float64) + 0.5) * self.scales[side] + self.corners[side]
@@ -326,8 +346,23 @@ def _finished(figure: Figure, path: Path | None) -> Figure:
     return figure
 
 
-def _title(axes: Any, text: str) -> None:
-    axes.set_title(text, fontsize=11, pad=5)
+def _title(axes: Any, *lines: str) -> None:
+    """Write small lines above the axes; a text wider than the picture is shortened, never cut."""
+    figure = axes.figure
+    width = figure.get_figwidth() * figure.dpi * 0.98
+    for row, text in enumerate(reversed(lines)):
+        label = axes.annotate(
+            text, (0.5, 1), (0, 5 + 11 * row), "axes fraction", "offset points", ha="center", fontsize=8, color="#222"
+        )
+        while text and label.get_window_extent().width > width:
+            text = text[:-2]
+            label.set_text(f"{text} …")
+
+
+def _short(name: str) -> str:
+    """Return the last part of a file name, shortened in its middle."""
+    name = Path(name).name or "array"
+    return name if len(name) <= 40 else f"{name[:20]}…{name[-18:]}"
 
 
 def _score_colours(scores: NDArray[Any]) -> NDArray[np.float64]:
@@ -338,7 +373,7 @@ def _score_colours(scores: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _colour_bar(figure: Any, axes: Any, label: str, steps: int | None = None) -> None:
-    """Draw a flat bar under the photographs, from 0 to 1 or with one colour for each of ``steps``."""
+    """Draw a flat bar under the photographs, from 0 to 1, or with a colour for each of ``steps``, the last "kept"."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -351,6 +386,8 @@ def _colour_bar(figure: Any, axes: Any, label: str, steps: int | None = None) ->
         ticks = list(range(1, steps + 1))
         mappable = ScalarMappable(Normalize(0.5, steps + 0.5), colormaps[SCORE_COLOURS].resampled(steps))
     bar = figure.colorbar(mappable, cax=place, orientation="horizontal", ticks=ticks)
+    if steps is not None:
+        bar.set_ticklabels([*map(str, ticks[:-1]), "kept"])
     bar.outline.set_visible(False)
     place.tick_params(labelsize=8, length=2, pad=1)
     figure.text(0.29, below * 0.72, label, fontsize=9, ha="right", va="center")
@@ -369,12 +406,26 @@ def _legend(axes: Any, names: dict[str, str]) -> None:
     )
 
 
-def _spread(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Return at most ``count`` indices, evenly spaced in the ranking by score."""
-    ranking = np.argsort(scores, kind="stable")
-    if len(ranking) <= count:
-        return ranking
-    return ranking[np.linspace(0, len(ranking) - 1, count).round().astype(np.int64)]
+def _spread(ends: NDArray[np.float64], groups: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return at most ``count`` rows of ``ends`` (K, 4), each group with its fraction, that lie far from each other.
+
+    Within a group every next one is the farthest from those taken (Gonzalez 1985).
+    """
+    if len(ends) <= count:
+        return np.arange(len(ends))
+    kinds, sizes = np.unique(groups, return_counts=True)
+    shares = np.maximum(1, np.floor(count * sizes / len(ends))).astype(int)
+    chosen = []
+    for kind, share in zip(kinds, shares, strict=True):
+        rows = np.flatnonzero(groups == kind)
+        places = ends[rows]
+        next_one = int(((places - places.mean(axis=0)) ** 2).sum(axis=1).argmin())
+        away = np.full(len(rows), np.inf)
+        for _ in range(min(share, len(rows))):
+            chosen.append(rows[next_one])
+            away = np.minimum(away, ((places - places[next_one]) ** 2).sum(axis=1))
+            next_one = int(away.argmax())
+    return np.array(sorted(chosen), np.int64)
 
 
 def _count(n: int, one: str, many: str) -> str:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import base64
-import html
-import json
+import io
 import os
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
-from ...errors import ArgumentError
+from ...errors import ArgumentError, InputError
 from ...io.files import atomic
+from ...io.html import fill_template
+from ...io.images import read_reduced, resize
 from ..steps.assess import Judgement
 from ..steps.reconstruct import Quality, Scene
 from ..store import Store, registered
@@ -23,9 +26,13 @@ from ..store import Store, registered
 if TYPE_CHECKING:
     import pycolmap
 
-MAX_POINTS = 100_000  # of a model: 2 MB of page, and fluent on a phone
-PANORAMA_CORNER = (0.5, 0.25)  # a panorama looks everywhere; it is drawn as a picture of its shape, ahead
+MAX_POINTS = 200_000  # of a model: 5 MB of page, and fluent with WebGL
+MAX_OBSERVATIONS = 1_000_000  # of a model, where its points' tracks lie in the photographs: 8 MB of page
 MAX_EDGES = 20_000  # of the match graph: more lines are one grey disc
+THUMBNAIL_SIDES = (1024, 640, 320, 160, 96)  # pixels
+THUMBNAIL_BYTES = 12_000_000  # of all thumbnails together
+BYTES_A_PIXEL = 0.2  # of a JPEG at most, as a rule
+PANORAMA_CORNER = (0.5, 0.25)  # a panorama looks everywhere; it is drawn as a picture of its shape, ahead
 
 
 def write_scene_page(
@@ -33,7 +40,11 @@ def write_scene_page(
     database: str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
+    photographs: str | os.PathLike[str] | None = None,
+    title: str = "",
     description: str = "",
+    unit: str = "",
+    up: tuple[float, float, float] | None = None,
 ) -> None:
     """Write an interactive page: points and cameras to turn around, the match graph, the weakest images.
 
@@ -45,8 +56,17 @@ def write_scene_page(
         The database it was made of, for the match graph: images as nodes, verified pairs as edges.
     path : path
         Ending in .html; written atomically.
+    photographs : path, optional
+        Their folder; the page then shows them, small, in the cameras, and in pairs and tracks. One that cannot be read
+        is left out.
+    title : str
+        Name of the scene.
     description : str
         One line under the title, e.g. how the matches were made.
+    unit : str
+        Of the world, such as ``"m"``; empty where the scale is unknown.
+    up : three floats, optional
+        Upwards in the world, if that is known; else the page takes the mean of what is up in the photographs.
 
     Raises
     ------
@@ -57,8 +77,8 @@ def write_scene_page(
 
     Notes
     -----
-    At most 100,000 points of each model are on the page, evenly chosen, and the 20,000 pairs with most inliers;
-    the page says so where it leaves something out.
+    At most 200,000 points of each model are on the page, evenly chosen, tracks of points up to 1,000,000 observations,
+    the 20,000 pairs with most inliers, and 12 MB of photographs; the page says so where it leaves something out.
     """
     target = Path(path)
     if target.suffix.lower() != ".html":
@@ -69,10 +89,16 @@ def write_scene_page(
     place = {image.image_id: number for number, image in enumerate(images)}
     names = {image.name: number for number, image in enumerate(images)}
     strongest = sorted(verified.items(), key=lambda item: -item[1])[:MAX_EDGES]
+    taken_by = {
+        image.name: model.cameras[image.camera_id] for model in scene.models[::-1] for image in registered(model)
+    }
     data = {
         "images": [image.name for image in images],
+        "thumbnails": {} if photographs is None else _thumbnails(Path(photographs), taken_by, names),
         "edges": [[place[id0], place[id1], inliers] for (id0, id1), inliers in strongest],
         "pairs": len(verified),
+        "unit": unit,
+        "up": up,
         "models": [
             _describe(model, quality, names, judgement)
             for model, quality, judgement in zip_longest(scene.models, scene.qualities, scene.judgements)
@@ -80,9 +106,7 @@ def write_scene_page(
         "leftOut": {names[name]: reason for name, reason in scene.left_out.items()},
     }
     template = files(__package__).joinpath("web_page.html").read_text(encoding="utf-8")
-    # In a script, only "</script" and "<!--" could end the data early.
-    script = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    page = template.replace("@DESCRIPTION@", html.escape(description)).replace("@DATA@", script)
+    page = fill_template(template, data, title=title or "Scene", description=description)
     with atomic(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
@@ -90,14 +114,17 @@ def write_scene_page(
 def _describe(
     model: pycolmap.Reconstruction, quality: Quality, names: dict[str, int], judgement: Judgement | None
 ) -> dict[str, Any]:
-    """Return one model as the page's script wants it."""
+    """Return one model as the page's script wants it; numbers that are many are little-endian blocks in base64."""
     held = {image.name: image for image in quality.images}
-    cameras = []
+    cameras: list[dict[str, Any]] = []
+    row: dict[int, int] = {}
+    pixels: dict[int, NDArray[np.float64]] = {}
     for image in registered(model):
         camera, pose = model.cameras[image.camera_id], image.cam_from_world()
-        corner = PANORAMA_CORNER  # it has no focal length, and pycolmap crashes when asked for one
-        if not camera.is_spherical():
-            corner = (camera.width / 2 / camera.focal_length_x, camera.height / 2 / camera.focal_length_y)
+        corner = _corner(camera)
+        row[image.image_id] = len(cameras)
+        keypoints = np.array([point.xy for point in image.points2D], np.float64).reshape(-1, 2)
+        pixels[image.image_id] = _on_thumbnail(keypoints, camera)
         cameras.append(
             {
                 "image": names[image.name],
@@ -109,16 +136,79 @@ def _describe(
             }
         )
     ids = sorted(model.point3D_ids())
-    chosen = [ids[i] for i in np.linspace(0, len(ids) - 1, min(len(ids), MAX_POINTS)).astype(int)]
-    points = np.array([model.points3D[point_id].xyz for point_id in chosen], "<f4").reshape(-1, 3)
-    colours = np.array([model.points3D[point_id].color for point_id in chosen], np.uint8).reshape(-1, 3)
+    chosen = [model.points3D[ids[i]] for i in np.linspace(0, len(ids) - 1, min(len(ids), MAX_POINTS)).astype(int)]
+    tracks = [[(e.image_id, e.point2D_idx) for e in point.track.elements if e.image_id in row] for point in chosen]
+    lengths = np.array([len(track) for track in tracks], int)
+    if lengths.sum() > MAX_OBSERVATIONS:  # of every so manieth point only
+        step = int(np.ceil(lengths.sum() / MAX_OBSERVATIONS))
+        tracks = [track if i % step == 0 else [] for i, track in enumerate(tracks)]
+    seen = [(row[image], *pixels[image][place]) for track in tracks for image, place in track]
+    observations = np.array(seen, np.float64).reshape(-1, 3)
     return {
         "summary": str(quality) if judgement is None else f"{quality}. Verdict: {judgement}",
         "total": len(ids),
-        "points": _encoded(points),
-        "colours": _encoded(colours),
+        "points": _encoded(np.array([point.xyz for point in chosen], "<f4").reshape(-1, 3)),
+        "colours": _encoded(np.array([point.color for point in chosen], np.uint8).reshape(-1, 3)),
+        "errors": _encoded(np.nan_to_num(np.array([point.error for point in chosen], "<f4"), nan=0.0).clip(0)),
+        "lengths": _encoded(lengths.astype("<u4")),
+        "tracks": _encoded(
+            np.array([len(track) for track in tracks], "<u4")
+        ),  # how many of the next two are the point's
+        "seenBy": _encoded(observations[:, 0].astype("<u4")),  # rows of cameras
+        "seenAt": _encoded(np.rint(observations[:, 1:].clip(0, 1) * 65535).astype("<u2")),
         "cameras": cameras,
     }
+
+
+# Thumbnails are as a camera without distortion sees, its axis in the middle: so they fit on the drawn pyramids, and the
+# points of the scene lie on them where they should.
+
+
+def _corner(camera: pycolmap.Camera) -> tuple[float, float]:
+    """Return half the width and height of a thumbnail, at distance 1."""
+    if camera.is_spherical():  # it has no focal length, and pycolmap crashes when asked for one
+        return PANORAMA_CORNER
+    return camera.width / 2 / camera.focal_length_x, camera.height / 2 / camera.focal_length_y
+
+
+def _on_thumbnail(keypoints: NDArray[np.float64], camera: pycolmap.Camera) -> NDArray[np.float64]:
+    """Return where keypoints (N, 2), in COLMAP's pixels, lie on the thumbnail, as fractions of its size."""
+    if camera.is_spherical() or not len(keypoints):
+        return keypoints / (camera.width, camera.height)
+    rays = np.asarray(camera.cam_from_img(keypoints), np.float64)
+    return np.nan_to_num((rays[:, :2] / _corner(camera) + 1) / 2)
+
+
+def _undistorted(pixels: NDArray[np.uint8], camera: pycolmap.Camera) -> NDArray[np.uint8]:
+    """Return a shrunken photograph (H, W, 3) as its thumbnail, of the same size."""
+    if camera.is_spherical():
+        return pixels
+    height, width = pixels.shape[:2]
+    u, v = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+    rays = np.column_stack([(2 * np.column_stack([u.ravel(), v.ravel()]) - 1) * _corner(camera), np.ones(u.size)])
+    at = np.asarray(camera.img_from_cam(rays), np.float64) * (width / camera.width, height / camera.height) - 0.5
+    x, y = at.astype(np.float32).T.reshape(2, height, width)
+    return np.asarray(cv2.remap(pixels, x, y, cv2.INTER_LINEAR), np.uint8)
+
+
+def _thumbnails(folder: Path, taken_by: dict[str, pycolmap.Camera], names: dict[str, int]) -> dict[int, str]:
+    """Return photographs as JPEG in base64, by their place in the list of images; as large as the budget allows."""
+    wanted = sorted(taken_by)
+    area = THUMBNAIL_BYTES / BYTES_A_PIXEL / max(1, len(wanted))
+    side = next((side for side in THUMBNAIL_SIDES if side * side * 0.75 <= area), THUMBNAIL_SIDES[-1])
+    thumbnails, spent = {}, 0
+    for name in wanted:
+        try:
+            pixels = resize(read_reduced((folder / name).read_bytes(), name, side), side)
+        except (OSError, InputError):  # the map has said what is wrong with it
+            continue
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(_undistorted(pixels, taken_by[name])).save(buffer, "JPEG", quality=75)
+        spent += buffer.tell()
+        if spent > THUMBNAIL_BYTES:
+            break
+        thumbnails[names[name]] = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return thumbnails
 
 
 def _rounded(values: Any) -> list[float]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +60,7 @@ def test_pixel_centres_are_drawn_at_pixel_centres(tmp_path: Path) -> None:
     image = Image(picture)
     figure, _ = (layout := pictures.Layout.of(image, image)).draw(image, image)
     figure.savefig(tmp_path / "white.png", dpi=pictures.DPI)
-    white = np.argwhere(pixels(tmp_path / "white.png")[70:-100, :780].min(-1) > 200).mean(0) + np.array([70, 0])
+    white = np.argwhere(pixels(tmp_path / "white.png")[90:-100, :780].min(-1) > 200).mean(0) + np.array([90, 0])
     expected = at(tmp_path / "white.png", layout, [15, 10], 0)
     assert np.abs(white - expected).max() < 0.2 * layout.scales[0] * pictures.DPI
 
@@ -89,12 +87,54 @@ def test_inliers_and_outliers_have_their_colours(tmp_path: Path) -> None:
         assert np.abs(pixels(path)[row, column] - wanted).max() < 40
 
 
-def test_many_matches_draw_a_sample_of_lines() -> None:
-    scores = np.random.default_rng(0).random(5000).astype(np.float32)
-    chosen = pictures._spread(scores, 200)
-    assert len(np.unique(chosen)) == 200
-    assert scores[chosen].min() == scores.min() and scores[chosen].max() == scores.max()
-    assert abs(np.median(scores[chosen]) - np.median(scores)) < 0.02
+def test_lines_are_few_spread_over_the_photographs_and_as_often_inliers_as_all(tmp_path: Path) -> None:
+    """Most matches lie in one corner; lines leave the first photograph everywhere, and can be told apart."""
+    rng = np.random.default_rng(0)
+    image = grey(400, 300)
+    points = np.vstack([rng.uniform((0, 0), (40, 30), (1900, 2)), rng.uniform((0, 0), (399, 299), (100, 2))])
+    inliers = np.arange(2000) % 4 > 0
+    matches = some_matches(points.tolist(), points.tolist(), [0.5] * 2000)
+    viz.plot_matches(image, image, matches, tmp_path / "a.png", inliers=inliers, color="inlier")
+    layout = pictures.Layout.of(image, image)
+    gap = pixels(tmp_path / "a.png")[
+        round(pictures.ABOVE * pictures.DPI) : round((pictures.ABOVE + layout.height) * pictures.DPI),
+        round((layout.corners[1][0] - pictures.WIDTH * pictures.GAP / 2) * pictures.DPI),
+    ]
+    green, pink = gap[:, 1] - gap[:, 0] > 60, gap[:, 0] - gap[:, 1] > 60
+    lines = np.flatnonzero(np.diff((green | pink).astype(int)) == 1)
+    assert 30 < len(lines) <= pictures.MAX_LINES
+    assert np.histogram(lines, bins=5, range=(0, len(gap)))[0].min() >= 3  # every fifth of the height has some
+    assert 0.1 < pink.sum() / (pink.sum() + green.sum()) < 0.4
+
+
+def test_title_and_labels_are_not_cut(tmp_path: Path) -> None:
+    """Text of any length leaves the border of the picture white."""
+    image = grey(400, 300, name="x" * 300 + ".jpg")
+    viz.plot_matches(image, image, some_matches([[9, 9]], [[9, 9]], [1.0]), tmp_path / "a.png", method="m" * 500)
+    _, features, matches = pruned()
+    viz.plot_pruning(image, image, features, features, matches, tmp_path / "b.png")
+    for name in ("a.png", "b.png"):
+        picture = pixels(tmp_path / name)
+        title = picture[: round(pictures.ABOVE * pictures.DPI) - 2]
+        below = picture[-round(pictures.BELOW * pictures.DPI) + 2 :]
+        for part in (title, below):
+            assert (part < 128).any()  # there is text
+            assert (part[:, :4] > 250).all() and (part[:, -4:] > 250).all()
+        assert (picture[:2] > 250).all() and (picture[-2:] > 250).all()
+
+
+def test_the_last_colour_of_pruning_is_of_those_kept(tmp_path: Path) -> None:
+    """The legend has one colour a layer; its last is that of keypoints that were never pruned."""
+    image, features, matches = pruned()
+    viz.plot_pruning(image, image, features, features, matches, tmp_path / "p.png")
+    picture = pixels(tmp_path / "p.png")
+    layout = pictures.Layout.of(image, image)
+    kept = picture[at(tmp_path / "p.png", layout, features.keypoints[5].tolist(), 0)]
+    row = round((pictures.ABOVE + layout.height + pictures.BELOW * (1 - 0.72)) * pictures.DPI)
+    bar = picture[row, round(0.3 * pictures.WIDTH * pictures.DPI) : round(0.7 * pictures.WIDTH * pictures.DPI)]
+    assert len(np.unique(bar[20:-20] // 8, axis=0)) == 3
+    assert np.abs(bar[-20] - kept).max() < 12
+    assert np.abs(bar[len(bar) // 2] - kept).max() > 40
 
 
 def pruned() -> tuple[Image, Features, Matches]:
@@ -181,41 +221,6 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(MissingDependencyError, match="tiepoint\\[viz\\]"):
         viz.plot_scores(matches, tmp_path / "a.png")
-
-
-def page_data(path: Path) -> dict:
-    found = re.search(r"^const data = (.*);$", path.read_text("utf-8"), re.M)
-    assert found
-    return json.loads(found[1])
-
-
-def test_page_holds_matches_in_original_pixels_and_whole_pictures(tmp_path: Path) -> None:
-    image = grey(3200, 800)
-    matches = some_matches([[3000.25, 700.5]], [[10, 20]], [0.75])
-    viz.write_page(image, image, matches, tmp_path / "a.html", inliers=np.array([False]))
-    data = page_data(tmp_path / "a.html")
-    assert data["matches"] == [[3000.25, 700.5, 10.0, 20.0, 0.75]] and data["inliers"] == [0]
-    assert (data["images"][0]["width"], data["images"][0]["height"]) == (3200, 800)
-    import base64
-    import io
-
-    embedded = PIL.Image.open(io.BytesIO(base64.b64decode(data["images"][0]["source"].split(",")[1])))
-    assert embedded.size == (1600, 400)
-
-
-def test_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
-    image = grey(20, 20, name="</script><script>alert(1)</script><!--.jpg")
-    viz.write_page(image, image, some_matches([], [], []), tmp_path / "a.html", description="<b>a & b</b>")
-    text = (tmp_path / "a.html").read_text("utf-8")
-    assert text.count("</script>") == 1 and "alert(1)</" not in text and "<!--" not in text
-    assert "&lt;b&gt;a &amp; b&lt;/b&gt;" in text
-    assert not re.search(r"https?:|//[a-z]+\.|@import|src=", text), "the page must open without a network"
-    assert page_data(tmp_path / "a.html")["images"][0]["name"] == Path(image.name).name
-
-
-def test_page_needs_its_suffix(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"\.html"):
-        viz.write_page(grey(9, 9), grey(9, 9), some_matches([], [], []), tmp_path / "a.htm")
 
 
 @pytest.mark.parametrize(
