@@ -16,6 +16,7 @@ class Watched:
 
     def __init__(self, browser: Any, address: str, **context: Any) -> None:
         self.context = browser.new_context(**context)
+        self.context.set_default_timeout(120_000)  # milliseconds: without a graphics card, on a machine with other work
         self.page = self.context.new_page()
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
