@@ -81,7 +81,9 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Look twenty times a second."""
         while not self.stopped:
-            children = Path(f"/proc/{self.process}/task/{self.process}/children").read_text().split()
+            # A child belongs to the thread that started it.
+            tasks = Path(f"/proc/{self.process}/task").glob("*/children")
+            children = [child for task in tasks for child in task.read_text().split()]
             for kind, pids in (("server", [self.process]), ("worker", children)):
                 for pid in pids:
                     try:
@@ -110,6 +112,7 @@ def main() -> None:
             watch.stopped = True
             server.terminate()
             server.wait()
+        report["MB in its folder then"] = round(sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / MB)
         outside = [str(path) for path in Path(parent).rglob("*") if folder not in (path, *path.parents)]
         report["files outside its folder"] = [path for path in outside if path != str(folder.parent)]
         print(json.dumps(report, indent=1))
