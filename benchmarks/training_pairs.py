@@ -9,6 +9,7 @@ work by itself. Run it on an idle machine.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -75,8 +76,9 @@ def main() -> None:
     def photos(number: int, size: tuple[int, int]) -> torch.Tensor:
         return cache.sample(cache.draw(number, generator), size, generator, device)
 
-    for name in ("standard", "roll360"):
-        views = getattr(homographies.HomographyConfig, name)((240, 320))
+    anyhow = {"max_roll": math.pi, "max_scale": 4.0}
+    for name, changed in (("standard", {}), ("roll360", anyhow)):
+        views = homographies.HomographyConfig((240, 320), **changed)
         pairs = homographies.make_pairs(photos(12, (480, 640)), views, generator)
         save_sheet(pairs, options.out / f"homographies-{name}.png")
         save_sheet(relit(pairs, generator), options.out / f"homographies-{name}-relit.png")
@@ -88,8 +90,8 @@ def main() -> None:
 
     large = photos(count, (480, 640))
     textures = photos(4 * count, (256, 256))
-    standard = homographies.HomographyConfig.standard((360, 480))
-    roll360 = homographies.HomographyConfig.roll360((360, 480))
+    standard = homographies.HomographyConfig((360, 480))
+    roll360 = homographies.HomographyConfig((360, 480), **anyhow)
     pairs = homographies.make_pairs(large, standard, generator)
     table: dict[str, Callable[[], Any]] = {
         "photographs from the cache, 640 x 480": lambda: photos(count, (480, 640)),

@@ -255,7 +255,7 @@ def posed(photos: PhotoCache, tmp_path_factory: pytest.TempPathFactory) -> Posed
     folder = tmp_path_factory.mktemp("posed")
     generator = torch.Generator().manual_seed(4)
     textures = photos.sample(photos.draw(48, generator), (128, 128), generator)
-    config = replace(SceneConfig.standard((120, 160)), moved=0.0)
+    config = replace(SceneConfig((120, 160)), moved=0.0)
     pairs = scenes.make_pairs(textures, 12, config, generator)
     found = []
     for b in range(12):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tiepoint.errors import ArgumentError
 from tiepoint.training.data.homographies import HomographyConfig, make_pairs, sample_views, warp
 
-PRESETS = [HomographyConfig.standard((60, 80)), HomographyConfig.roll360((80, 60))]
+PRESETS = [HomographyConfig((60, 80)), HomographyConfig((80, 60), max_roll=math.pi, max_scale=4.0)]
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -148,7 +148,7 @@ def test_reducing_does_not_alias() -> None:
 def test_a_batch_is_its_pairs_one_by_one_and_a_seed_is_a_batch(texture: NDArray[np.uint8]) -> None:
     photos = torch.from_numpy(texture).permute(2, 0, 1).float().expand(3, -1, -1, -1) / 255
     photos = torch.stack([photos[0], photos[1].flip(1), photos[2].flip(2)])
-    config = HomographyConfig.roll360((48, 64))
+    config = HomographyConfig((48, 64), max_roll=math.pi, max_scale=4.0)
     views, _ = sample_views(3, (240, 320), config, _generator(6))
     together = warp(photos, views, config.size)
     for b in range(3):

@@ -295,8 +295,8 @@ def test_light_changes_colours_but_not_geometry(textures: torch.Tensor) -> None:
 
 def test_poses_are_rigid_and_roll_is_honoured(textures: torch.Tensor) -> None:
     rolls = {}
-    for name, limit in (("standard", 0.35), ("roll360", math.pi)):
-        config = replace(getattr(SceneConfig, name)((24, 32)), kinds=("facade",))
+    for name, asked, limit in (("held", 1.0, 0.35), ("rolled", 3.14, math.pi)):
+        config = replace(SceneConfig.rolled((24, 32), asked), kinds=("facade",))
         assert config.max_roll == pytest.approx(limit)
         pairs = make_pairs(textures, 40, config, _generator(7))
         identity = pairs.R @ pairs.R.transpose(1, 2)
@@ -305,7 +305,7 @@ def test_poses_are_rigid_and_roll_is_honoured(textures: torch.Tensor) -> None:
         focal = torch.cat([pairs.K0[:, 0, 0], pairs.K1[:, 0, 0]]) / 32
         assert config.focal[0] <= focal.min() and focal.max() <= config.focal[1] and focal.std() > 0.1
     # All look at one wall: their roll differs by what is asked for, and a little by perspective.
-    assert rolls["standard"].quantile(0.9) < 0.7 and rolls["roll360"].quantile(0.8) > 2
+    assert rolls["held"].quantile(0.9) < 0.7 and rolls["rolled"].quantile(0.8) > 2
 
 
 def test_scenes_half_a_batch_apart_share_no_texture() -> None:

@@ -86,17 +86,17 @@ class Calibration:
         The weights' configuration with the chosen thresholds in it; without early exit and pruning if no setting keeps
         the promise.
     keep, confidence : float
-        The promise: with this confidence, at least this share of the full model's right matches is kept.
+        The promise: with this confidence, at least this fraction of the full model's right matches is kept.
     pairs, unrelated : int
         Pairs used for the one and the other threshold.
     settings : list of dict
         Of each candidate: ``exit_confidence``, ``prune_matchability``, ``pairs`` (related ones it was run on: all,
-        unless it was given up), ``lost`` (mean share), ``p_value``, ``work`` (share of the full model's layers times
-        points), ``seconds`` of matching, and whether it was ``chosen``.
+        unless it was given up), ``lost`` (mean fraction), ``p_value``, ``work`` (fraction of the full model's layers
+        times points), ``seconds`` of matching, and whether it was ``chosen``.
     seconds : float
         Time that the full model took for the same pairs.
     solved_kept : float or None
-        Share of the pairs solved at full depth (15 right matches) that are said to overlap.
+        Fraction of the pairs solved at full depth (15 right matches) that are said to overlap.
     """
 
     config: LightGlueConfig
@@ -151,12 +151,12 @@ def calibrate(
     samples : iterator of sequences of Sample
         Independent pairs, not trained on, like those the matcher will meet. Read to its end.
     keep : float
-        Share of the full model's right matches to keep, on average over pairs; where the truth is not known, of all
+        Fraction of the full model's right matches to keep, on average over pairs; where the truth is not known, of all
         its matches.
     confidence : float
-        Probability, over the draw of the samples, that this and the share of false overlaps hold.
+        Probability, over the draw of the samples, that this and the fraction of false overlaps hold.
     max_false_overlaps : float
-        Share of unrelated pairs that may be said to overlap.
+        Fraction of unrelated pairs that may be said to overlap.
     expected : int
         How many related pairs will come, if known. A setting that could not be accepted even if nothing more were lost
         is then given up, with all bolder ones: the choice is the same, and takes less time.
@@ -260,7 +260,7 @@ def _right(matches: Matches, sample: Sample) -> NDArray[np.int64]:
 
 
 def _work(matches: Matches, layers: int) -> float:
-    """Return layers times points, as a share of the full model's."""
+    """Return layers times points, as a fraction of the full model's."""
     if matches.prune_layer0 is None or matches.prune_layer1 is None:  # a pair without keypoints
         return 0.0
     points = len(matches.prune_layer0) + len(matches.prune_layer1)
@@ -344,18 +344,19 @@ def samples_from_pairs(
 def calibrate_file(
     target: str | os.PathLike[str],
     images: str | os.PathLike[str],
+    *,
     keep: float = 0.99,
     confidence: float = 0.95,
-    output: str | os.PathLike[str] | None = None,
-    pairs_file: str | os.PathLike[str] | None = None,
+    pairs: str | os.PathLike[str] | None = None,
     features: str | None = None,
     count: int | None = None,
-    keypoints: int = 1024,
-    seed: int = 0,
+    match_threshold: float | None = None,
+    max_keypoints: int = 1024,
+    output: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     workers: int = 1,
+    seed: int = 0,
     device: torch.device | str | None = None,
-    match_threshold: float | None = None,
     progress: Callable[[int, int], None] = lambda related, unrelated: None,
 ) -> tuple[Calibration, Path]:
     """Calibrate a run or a weights file on photographs, and write weights with thresholds in their metadata.
@@ -373,7 +374,7 @@ def calibrate_file(
         See `calibrate`.
     output : path, optional
         By default ``calibrated.safetensors`` in the run, or ``NAME-calibrated.safetensors`` beside the file.
-    pairs_file : path, optional
+    pairs : path, optional
         Calibrate on these pairs of images, see `read_pairs`, instead of pairs made from single photographs.
         The overlap threshold then stays as it is.
     features : str, optional
@@ -381,7 +382,7 @@ def calibrate_file(
         were trained on.
     count : int, optional
         Related pairs to make; by default four times `calibration.pairs_needed`, which leaves room for some loss.
-    keypoints : int
+    max_keypoints : int
         Of each picture: as many as will be matched.
     seed : int
         Of the pairs.
@@ -414,17 +415,17 @@ def calibrate_file(
             if target.is_dir()
             else target.with_name(f"{target.stem}-calibrated.safetensors")
         )
-    check_output(output, (".safetensors",), inputs=[source, pairs_file, cache])
-    state, told = weights_module.load(source)
-    if told.get("training", {}).get("kind") != "lightglue":
+    check_output(output, (".safetensors",), inputs=[source, pairs, cache])
+    state, metadata = weights_module.load(source)
+    if metadata.get("training", {}).get("kind") != "lightglue":
         raise ArgumentError(f"{source} does not hold LightGlue weights of ours")
-    trained_on = PairConfig.from_dict(told["training"].get("pairs"))
+    trained_on = PairConfig.from_dict(metadata["training"].get("pairs"))
     if features is not None:
         trained_on = replace(trained_on, features=features)
     matcher = LightGlue(trained_on.extractor, chosen_device, weights=str(source), match_threshold=match_threshold)
     needed = calibration.pairs_needed(keep, confidence)
     count = 4 * needed if count is None else count
-    listed = None if pairs_file is None else read_pairs(pairs_file, images)
+    listed = None if pairs is None else read_pairs(pairs, images)
     if listed is not None:
         count = len(listed)
     if count < needed:
@@ -433,12 +434,12 @@ def calibrate_file(
         )
     with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:  # Windows keeps a mapped file
         if listed is not None:
-            samples = samples_from_pairs(listed, trained_on.features, keypoints, device=chosen_device)
+            samples = samples_from_pairs(listed, trained_on.features, max_keypoints, device=chosen_device)
         else:
-            config = replace(trained_on, keypoints=keypoints)
+            config = replace(trained_on, keypoints=max_keypoints)
             photos = build_cache(images, cache or Path(temporary) / "photos.cache", long_side=4 * max(config.size) // 3)
             try_extractor(photos, config, torch.device("cpu"))
-            seen = told["training"].get("photographs") == photos.digest
+            seen = metadata["training"].get("photographs") == photos.digest
             different = len(set(photos.sources[photos.held_out if seen else slice(None)].tolist()))
             if different < needed:
                 warnings.warn(
@@ -456,6 +457,6 @@ def calibrate_file(
         name: getattr(result, name)
         for name in ("keep", "confidence", "pairs", "unrelated", "settings", "speed_up", "solved_kept")
     }
-    about |= {"keypoints": keypoints, "seed": seed, "weights": weights_module.sha256(source)}
-    weights_module.save(output, state, {**told, **asdict(result.config), "calibration": about})
+    about |= {"keypoints": max_keypoints, "seed": seed, "weights": weights_module.sha256(source)}
+    weights_module.save(output, state, {**metadata, **asdict(result.config), "calibration": about})
     return result, Path(output)

@@ -11,7 +11,7 @@ in order while ``p <= 1 - confidence``, and stop at the first that fails. Then, 
 - keep``; so any of them may be picked by looking at the data, such as the cheapest.
 
 **Assumption.** The calibration pairs are independent draws from the distribution of pairs that the matcher
-will meet. A pair is the unit, not a keypoint: keypoints of one pair share their fate. Frames of one video
+will meet. A pair is the unit, not a keypoint: keypoints of one pair are right or wrong together. Frames of one video
 that overlap are not independent, and pairs from a garden say nothing of pairs from a street: calibrate on
 your own photographs.
 
@@ -102,7 +102,7 @@ def count_acceptable(losses: ArrayLike, expected: int, keep: float = 0.99, confi
 def choose_pair_threshold(
     scores: ArrayLike, max_false_positive: float = 0.05, confidence: float = 0.95
 ) -> float | None:
-    """Choose the lowest threshold that at most a given share of unrelated pairs exceeds.
+    """Choose the lowest threshold that at most a given fraction of unrelated pairs exceeds.
 
     With n unrelated pairs, let k be the largest number with ``P(Binomial(n, max_false_positive) <= k) <= 1 -
     confidence``; the threshold is the score of rank k + 1 from the top. Were its true false-positive rate too
@@ -118,7 +118,7 @@ def choose_pair_threshold(
     max_false_positive : float
         Share of unrelated pairs that may be called overlapping.
     confidence : float
-        Probability, over the draw of the n pairs, that the share is kept.
+        Probability, over the draw of the n pairs, that this holds.
 
     Returns
     -------
@@ -143,7 +143,7 @@ def choose_pair_threshold(
 
 
 def share_lost(kept: ArrayLike, full: ArrayLike) -> NDArray[np.float64]:
-    """Return the loss of each pair: the share of the full model's matches that a setting does not find.
+    """Return the loss of each pair: the fraction of the full model's matches that a setting does not find.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ def calibrate(
     target: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="A run's folder, or weights of a LightGlue.")],
     images: Annotated[Path, typer.Option("--images", help="Photographs like those that will be matched.")],
     keep: Annotated[
-        float, typer.Option(min=0.5, max=0.9999, help="Share of the full model's right matches to keep.")
+        float, typer.Option(min=0.5, max=0.9999, help="Fraction of the full model's right matches to keep.")
     ] = 0.99,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Probability that the promise holds.")] = 0.95,
     pairs: Annotated[
@@ -63,7 +63,7 @@ def calibrate(
 ) -> None:
     """Choose when to stop early, which points to drop, and when two photographs overlap.
 
-    The cheapest setting that, with the given confidence, keeps the given share of what the full model finds is
+    The cheapest setting that, with the given confidence, keeps the given fraction of what the full model finds is
     stored with the weights. The promise is about pairs like those calibrated on.
     """
     from ..calibration.calibrate import calibrate_file
@@ -84,22 +84,10 @@ def calibrate(
         status.start()
     try:
         result, path = calibrate_file(
-            target,
-            images,
-            keep,
-            confidence,
-            output,
-            pairs,
-            features,
-            count,
-            max_keypoints,
-            seed,
-            cache,
-            workers,
-            none_if_auto(device),
-            match_threshold,
-            show,
-        )
+            target, images, keep=keep, confidence=confidence, pairs=pairs, features=features, count=count,
+            match_threshold=match_threshold, max_keypoints=max_keypoints, output=output, cache=cache, workers=workers,
+            seed=seed, device=none_if_auto(device), progress=show,
+        )  # fmt: skip
     finally:
         if status:
             status.stop()

@@ -63,14 +63,13 @@ def matcher(
     preset: Annotated[PresetName, typer.Option(help="Size, pairs and length of the training.")] = "tiny",
     kind: Annotated[Literal["lightglue", "superglue"], typer.Option(help="Architecture.")] = "lightglue",
     start: Annotated[
-        OptionalName,
-        typer.Option(help="Train these LightGlue weights on: file, or name of 'tiepoint weights list'."),
+        OptionalName, typer.Option(help="Train these LightGlue weights on: file, or name of 'tiepoint weights list'.")
     ] = None,
     posed: Annotated[
         OptionalPath,
         typer.Option(help="Scenes with depth and pose: MegaDepth, COLMAP's dense workspace, 7-Scenes, TUM RGB-D."),
     ] = None,
-    posed_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the pairs that come from them.")] = 0.5,
+    posed_share: Annotated[float, typer.Option(min=0, max=1, help="Fraction of the pairs that come from them.")] = 0.5,
     teacher: Annotated[
         OptionalName,
         typer.Option(help="Learn from photographs that overlap, too, as this extractor's LightGlue matches them."),
@@ -78,7 +77,7 @@ def matcher(
     pairs: Annotated[
         str, typer.Option(help="Which overlap, with --teacher: a file, two names a line; auto finds them.")
     ] = "auto",
-    pairs_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the pairs that come from them.")] = 0.5,
+    pairs_share: Annotated[float, typer.Option(min=0, max=1, help="Fraction of the pairs that come from them.")] = 0.5,
     light: LightOption = None,
     steps: StepsOption = None,
     minutes: MinutesOption = None,
@@ -134,8 +133,7 @@ def features(
     output: RunOption,
     preset: Annotated[PresetName, typer.Option(help="Pairs and length of the training.")] = "tiny",
     start: Annotated[
-        OptionalName,
-        typer.Option(help="Train these weights of Cairn on: file, or name of 'tiepoint weights list'."),
+        OptionalName, typer.Option(help="Train these weights of Cairn on: file, or name of 'tiepoint weights list'.")
     ] = None,
     matcher: Annotated[
         OptionalName, typer.Option(help="End to end: with this LightGlue on top, trained on the features of --start.")

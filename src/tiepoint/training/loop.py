@@ -66,14 +66,14 @@ class FitConfig:
     warmup : int
         Steps of linear rise from zero.
     decay : float in [0, 1]
-        Share of the steps, at the end, in which the rate falls to zero along a half cosine.
+        Fraction of the steps, at the end, in which the rate falls to zero along a half cosine.
     weight_decay, clip : float
         AdamW's decay; largest norm of the gradient.
     ema : float
         Decay of the moving average of the parameters, which is what is evaluated and kept.
     average : bool
         End with the mean of that and of the weights training began with (WiSE-FT, Wortsman et al., CVPR 2022): for
-        training that goes on from good weights on pairs of another kind.
+        training that begins with good weights and has pairs of another kind.
     bfloat16 : bool
         Run the network under autocast.
     compile : bool
@@ -105,7 +105,7 @@ class FitConfig:
             raise ArgumentError(f"minutes must be more than 0, not {self.minutes}")
 
     def done(self, step: int, seconds: float = 0.0) -> float:
-        """Return the share of the training that lies behind after ``step`` steps and so many seconds."""
+        """Return the finished fraction of the training after ``step`` steps and so many seconds."""
         return max(step / self.steps, seconds / (60 * self.minutes) if self.minutes else 0.0)
 
     def rate(self, step: int, seconds: float = 0.0) -> float:
@@ -331,11 +331,7 @@ def save_run(
 
 
 def _resume(
-    path: Path,
-    net: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    average: dict[str, torch.Tensor],
-    device: torch.device,
+    path: Path, net: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, torch.Tensor], device: torch.device
 ) -> tuple[int, float]:
     try:
         saved = torch.load(path, map_location=device, weights_only=True)

@@ -123,10 +123,7 @@ def from_homography(
     error0 = _distances(mapped0, points1, front0 & valid0, valid1)
     error1 = _distances(points0, mapped1, valid0, front1 & valid1)
     matches0, matches1 = _mutual_nearest(
-        torch.maximum(error0, error1),
-        _inside(mapped0, size1) & valid0,
-        _inside(mapped1, size0) & valid1,
-        positive,
+        torch.maximum(error0, error1), _inside(mapped0, size1) & valid0, _inside(mapped1, size0) & valid1, positive
     )
     alone0 = valid0 & (_smallest(error0, 2) > negative)
     alone1 = valid1 & (_smallest(error1, 1) > negative)
@@ -240,10 +237,7 @@ def from_depth(
     error0 = _distances(mapped0, points1, measured0 & front0, valid1)
     error1 = _distances(points0, mapped1, valid0, measured1 & front1)
     matches0, matches1 = _mutual_nearest(
-        torch.maximum(error0, error1),
-        measured0 & inside0 & visible0,
-        measured1 & inside1 & visible1,
-        positive,
+        torch.maximum(error0, error1), measured0 & inside0 & visible0, measured1 & inside1 & visible1, positive
     )
     far0 = (_smallest(error0, 2) > negative) & ~(inside0 & unexplained0)
     far1 = (_smallest(error1, 1) > negative) & ~(inside1 & unexplained1)

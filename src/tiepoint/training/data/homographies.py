@@ -36,16 +36,16 @@ class HomographyConfig:
         Their scales, measured at the views' centres, differ by a log-uniform factor between 1/``max_scale`` and
         ``max_scale``.
     zoom : float
-        The wider view takes a share between this and 1 of the largest size that fits into the photograph.
+        The wider view takes a fraction between this and 1 of the largest size that fits into the photograph.
     translation : float in [0, 1]
         At 0 both views look at the photograph's centre; at 1 each lies anywhere within it.
     min_overlap : float in [0, 1)
-        At least this share of one of the views, the one that sees more of it in the other, is common.
+        At least this fraction of one of the views, the one that sees more of it in the other, is common.
 
     Examples
     --------
-    >>> HomographyConfig.roll360().max_scale
-    4.0
+    >>> HomographyConfig((480, 640), max_roll=3.14, max_scale=4.0).min_overlap
+    0.3
     """
 
     size: tuple[int, int] = (480, 640)
@@ -71,16 +71,6 @@ class HomographyConfig:
             if not low <= value <= high:
                 raise ArgumentError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
 
-    @staticmethod
-    def standard(size: tuple[int, int] = (480, 640)) -> HomographyConfig:
-        """Return strong perspective and 45 degrees of roll: the setting that LightGlue was first trained with."""
-        return HomographyConfig(size)
-
-    @staticmethod
-    def roll360(size: tuple[int, int] = (480, 640)) -> HomographyConfig:
-        """Return any roll, and scales that differ by up to 4."""
-        return HomographyConfig(size, max_roll=math.pi, max_scale=4.0)
-
 
 @dataclass(frozen=True, eq=False)
 class HomographyPairs:
@@ -93,7 +83,7 @@ class HomographyPairs:
     homography : float32 tensor (B, 3, 3)
         Maps pixels (x, y, 1) of view 0 to view 1; (0, 0) is the centre of the top-left pixel.
     overlap : float32 tensor (B, 2)
-        Share of view 0 that lies in view 1, and share of view 1 that lies in view 0.
+        Fraction of view 0 that lies in view 1, and fraction of view 1 that lies in view 0.
     """
 
     images0: torch.Tensor

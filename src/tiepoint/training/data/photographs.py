@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -140,7 +140,7 @@ class PhotoCache:
         device : torch.device or str
             Where the result goes.
         smallest_crop : float
-            The piece's side is uniform between this share of the largest piece that fits and the whole of it.
+            The piece's side is uniform between this fraction of the largest piece that fits and the whole of it.
 
         Returns
         -------
@@ -165,11 +165,7 @@ class PhotoCache:
 
 
 def build_cache(
-    folder: str | os.PathLike[str],
-    path: str | os.PathLike[str],
-    long_side: int = 640,
-    groups: Collection[str] | None = None,
-    held_out: float = 0.05,
+    folder: str | os.PathLike[str], path: str | os.PathLike[str], long_side: int = 640, held_out: float = 0.05
 ) -> PhotoCache:
     """Decode every photograph under a folder into one cache file, or open that file if it is still true.
 
@@ -184,10 +180,8 @@ def build_cache(
         The cache file.
     long_side : int
         Larger photographs are reduced to this many pixels on the longer side. None is enlarged.
-    groups : collection of str, optional
-        Use only these sub-folders of ``folder``; default is everything.
     held_out : float
-        Share of the sources kept for evaluation, at least four, chosen by a hash of their names: adding photographs
+        Fraction of the sources kept for evaluation, at least four, chosen by a hash of their names: adding photographs
         hardly moves any from one split to the other, and no random seed is involved.
 
     Returns
@@ -201,7 +195,7 @@ def build_cache(
         The folder does not exist, or holds fewer than 8 different readable photographs; or ``path`` is a file of
         another kind, which is left alone.
     ArgumentError
-        A number is out of range, or a group is not a sub-folder.
+        A number is out of range.
 
     Examples
     --------
@@ -219,8 +213,8 @@ def build_cache(
     if long_side < _SMALLEST_SIDE:
         raise ArgumentError(f"long_side is {long_side}; it must be at least {_SMALLEST_SIDE} pixels")
     if not 0 < held_out < 1:
-        raise ArgumentError(f"held_out is {held_out}; it must be a share between 0 and 1")
-    files = _find_photos(folder, groups)
+        raise ArgumentError(f"held_out is {held_out}; it must be a fraction between 0 and 1")
+    files = _find_photos(folder)
     stats = [(file.relative_to(folder).as_posix(), file.stat()) for file in files]
     listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     fingerprint = hashlib.sha256(json.dumps([long_side, held_out, listing]).encode()).hexdigest()
@@ -275,19 +269,10 @@ def source_of(name: str) -> str:
     return (path.parent / re.sub(r"_c\d+$", "", path.stem)).as_posix()
 
 
-def _find_photos(folder: Path, groups: Collection[str] | None) -> list[Path]:
+def _find_photos(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder of photographs")
-    if groups is None:
-        roots = [folder]
-    else:
-        present = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        if unknown := sorted(set(groups) - set(present)):
-            raise ArgumentError(
-                f"{folder} has no sub-folder {', '.join(unknown)}; it has {', '.join(present) or 'none'}"
-            )
-        roots = [folder / group for group in sorted(groups)]
-    files = sorted(root / name for root in roots for name in list_images(root))
+    files = sorted(folder / name for name in list_images(folder))
     if len(files) < _FEWEST_SOURCES:
         raise InputError(
             f"{folder}: found {len(files)} photographs; training needs at least {_FEWEST_SOURCES}, "
@@ -367,8 +352,8 @@ def _write(path: Path, folder: Path, files: list[Path], long_side: int, held_out
 def _split(sources: list[str], held_out: float) -> tuple[list[int], list[bool]]:
     """Return a number for each source, and whether it is held out.
 
-    Held out are those whose names have the smallest hashes; of few photographs more than their share, because pairs of
-    unrelated ones are made of them.
+    Held out are those whose names have the smallest hashes; of few photographs more than that fraction, because pairs
+    of unrelated ones are made of them.
     """
     by_hash = sorted(set(sources), key=lambda source: hashlib.sha256(source.encode()).digest())
     kept = set(by_hash[: max(_FEWEST_HELD_OUT, math.ceil(held_out * len(by_hash)))])

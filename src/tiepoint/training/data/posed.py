@@ -126,7 +126,7 @@ class PosedPair:
     ----------
     view0, view1 : View
     overlap : float
-        Share of the measured surface of one view that the other sees, the smaller of both directions.
+        Fraction of the measured surface of one view that the other sees, the smaller of both directions.
     """
 
     view0: View
@@ -145,7 +145,7 @@ class PosedPair:
 
 
 def overlap_matrix(views: Sequence[View]) -> NDArray[np.float32]:
-    """Return for all pairs of views which share of its measured surface one sees of the other.
+    """Return for all pairs of views which fraction of its measured surface one shows of the other.
 
     Points of view i are carried into view j and count as seen where the depth there agrees within 10 %; what
     is occluded or outside is not seen. Exact to a few hundredths, since 256 points a view are asked for.
@@ -225,8 +225,8 @@ class PosedPool:
         max_overlap: float = 0.7,
     ) -> None:
         self.views: list[View] = [view for scene in scenes for view in scene]
-        told = "\n".join(f"{view.image} {view.R.tolist()} {view.t.tolist()}" for view in self.views)
-        self.digest = hashlib.sha256(told.encode()).hexdigest()
+        summary = "\n".join(f"{view.image} {view.R.tolist()} {view.t.tolist()}" for view in self.views)
+        self.digest = hashlib.sha256(summary.encode()).hexdigest()
         kept = folder and folder / f"overlaps-{self.digest[:16]}.npz"
         if kept and kept.is_file():
             with np.load(kept) as arrays:

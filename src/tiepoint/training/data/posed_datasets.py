@@ -172,8 +172,7 @@ def _colmap_views(
         views.append(View(file, depth, K, pose[:, :3], pose[:, 3]))
     if unlike:
         warnings.warn(
-            f"{len(unlike)} images left out: their proportions are not their camera's ({unlike[0]} ...)",
-            stacklevel=3,
+            f"{len(unlike)} images left out: their proportions are not their camera's ({unlike[0]} ...)", stacklevel=3
         )
     if not views:
         raise InputError(f"{model}: none of its images has a file in {images} and a depth map in {depths}")
@@ -181,9 +180,11 @@ def _colmap_views(
 
 
 def _from_colmap(camera: Any) -> Matrix:
-    """Return K with the centre of the top-left pixel at (0, 0); COLMAP has its corner there."""
+    """Return K with the centre of the top-left pixel at (0, 0)."""
+    from ...geometry.colmap import from_colmap  # here, because geometry needs OpenCV
+
     K = np.array(camera.calibration_matrix(), np.float64)
-    K[:2, 2] -= 0.5
+    K[:2, 2] = from_colmap(K[:2, 2])
     return K
 
 

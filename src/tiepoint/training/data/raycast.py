@@ -221,12 +221,7 @@ def cast(world: World, origin: torch.Tensor, direction: torch.Tensor) -> tuple[t
 
 
 def _enter(
-    shape: int,
-    world: World,
-    number: int,
-    rows: torch.Tensor | slice,
-    origin: torch.Tensor,
-    direction: torch.Tensor,
+    shape: int, world: World, number: int, rows: torch.Tensor | slice, origin: torch.Tensor, direction: torch.Tensor
 ) -> torch.Tensor:
     """Return the distance at which rays meet one object, `_FAR` where they do not.
 
@@ -374,10 +369,7 @@ def shade(
         # A side's coordinates are divided by the major one; on flat sides that one does not change.
         growth = (moved * one_hot).sum(1) * torch.where(bent, sign, 0.0)
         footprint.append(
-            (
-                (moved_u - u / divisor * growth) / divisor * scale_u,
-                (moved_v - v / divisor * growth) / divisor * scale_v,
-            )
+            ((moved_u - u / divisor * growth) / divisor * scale_u, (moved_v - v / divisor * growth) / divisor * scale_v)
         )
     u = u / divisor * scale_u * mirror + centre_u
     v = centre_v - v / divisor * scale_v

@@ -27,11 +27,12 @@ from ...errors import ArgumentError, InputError
 from ...io.files import atomic, read_json, read_text
 from ...matchers.mutual import mutual_nearest
 from ...types import Features
+from .claims import claim
 from .ground_truth import IGNORED, UNMATCHABLE, Labels
 from .photographs import PhotoCache, source_of
 
 LEAST = 30  # matches that a geometry has to confirm
-_CONFIRMED = 0.5  # least share of the teacher's matches that it confirms
+_CONFIRMED = 0.5  # least fraction of the teacher's matches that it confirms
 _THRESHOLD = 2.0  # pixels of the reduced photographs, of that geometry
 _ALONE = 0.1  # matchability up to which a keypoint without a match has no partner
 _LOOKED_AT = 128  # best keypoints of each photograph by which `auto` finds pairs
@@ -124,13 +125,13 @@ class RealPool:
         check_may_teach(config.teacher)
         self.source = None if pairs is None else Path(pairs)
         self.listed = None if pairs is None else _read_list(Path(pairs), photos)
-        self._claim()
+        claim(self.folder / "pool.json", {"digest": self.digest, **asdict(config)}, "other real pairs")
 
     @property
     def digest(self) -> str:
         """Identifies collection, teacher and list."""
-        told = {"photographs": self.photos.digest, "listed": self.listed, **asdict(self.config)}
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        summary = {"photographs": self.photos.digest, "listed": self.listed, **asdict(self.config)}
+        return hashlib.sha256(json.dumps(summary).encode()).hexdigest()
 
     def candidates(self) -> list[tuple[int, int]]:
         """Return the pairs of rows that may overlap: those listed, or those that `auto` finds, once."""
@@ -185,17 +186,6 @@ class RealPool:
                 both.append(Features(image_size=(width, height), extractor=name, **parts))
             labels = Labels(*(torch.from_numpy(arrays[f"matches{side}"])[None] for side in "01"))
         return RealPair(pair, (both[0], both[1]), labels)
-
-    def _claim(self) -> None:
-        note = self.folder / "pool.json"
-        mine = {"digest": self.digest, **asdict(self.config)}
-        if note.exists():
-            if read_json(note).get("digest") != mine["digest"]:
-                raise InputError(f"{self.folder} holds other real pairs; give another folder, or delete it")
-            return
-        with atomic(note) as unfinished:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(mine, indent=1))
 
     def _load(self) -> tuple[Any, Any, Any]:
         student = extractors.load(

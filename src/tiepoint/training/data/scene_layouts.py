@@ -1,4 +1,4 @@
-"""Layouts of made-up scenes: what stands where, under which light, and where the cameras are.
+"""Layouts of synthetic scenes: what stands where, under which light, and where the cameras are.
 
 A builder fills a `_Plan` for n scenes of its kind, all on the CPU. Numbers are metres. Objects that it does not
 mention are absent.
@@ -36,7 +36,7 @@ class SceneConfig:
     size : (int, int)
         (height, width) of both views, in pixels.
     overlap : (float, float)
-        Range of the share of one view that the other one sees too (the smaller of both directions). Each pair gets a
+        Range of the fraction of one view that the other one sees too (the smaller of both directions). Each pair gets a
         value drawn uniformly from it, as nearly as its scene offers one.
     max_roll : float
         Each camera is rolled by an angle uniform in ±``max_roll``, in radians.
@@ -53,8 +53,8 @@ class SceneConfig:
 
     Examples
     --------
-    >>> SceneConfig.roll360().max_roll > 3
-    True
+    >>> SceneConfig.rolled((480, 640), max_roll=3.14).focal
+    (0.5, 2.0)
     """
 
     size: tuple[int, int] = (480, 640)
@@ -81,14 +81,9 @@ class SceneConfig:
             raise ArgumentError(f"{wrong}; choose from {', '.join(_KINDS)}")
 
     @staticmethod
-    def standard(size: tuple[int, int] = (480, 640)) -> SceneConfig:
-        """Return cameras held as people hold them."""
-        return SceneConfig(size)
-
-    @staticmethod
-    def roll360(size: tuple[int, int] = (480, 640)) -> SceneConfig:
-        """Return cameras rolled by any angle, with stronger zoom."""
-        return SceneConfig(size, max_roll=math.pi, focal=(0.5, 2.0))
+    def rolled(size: tuple[int, int], max_roll: float) -> SceneConfig:
+        """Return cameras held as people do or, for rolls beyond 3 radians, rolled by any angle with more zoom."""
+        return SceneConfig(size, max_roll=math.pi, focal=(0.5, 2.0)) if max_roll > 3 else SceneConfig(size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,9 +296,7 @@ def _build_street(plan: _Plan) -> None:
     plan.make_identical(clutter, aligned=False)
     _put_round(plan, area, (0.2, 0.9))
     plan.place[:] = _xyz(
-        draw.uniform(-14, 14, n, CAMERAS),
-        draw.uniform(-3.2, 3.2, n, CAMERAS),
-        draw.log_uniform(1.2, 5, n, CAMERAS),
+        draw.uniform(-14, 14, n, CAMERAS), draw.uniform(-3.2, 3.2, n, CAMERAS), draw.log_uniform(1.2, 5, n, CAMERAS)
     )
     focus = _xyz(
         draw.uniform(-8, 8, n, 1),
@@ -327,10 +320,7 @@ def _build_facade(plan: _Plan) -> None:
     )
     relief = slice(2, 11)
     column, row = torch.arange(9) % 3 - 1, torch.arange(9) // 3
-    pitch_x, pitch_z = (
-        wall[:, :1] * draw.uniform(0.4, 0.62, n, 1),
-        wall[:, 2:] * draw.uniform(0.45, 0.6, n, 1),
-    )
+    pitch_x, pitch_z = (wall[:, :1] * draw.uniform(0.4, 0.62, n, 1), wall[:, 2:] * draw.uniform(0.45, 0.6, n, 1))
     half = _xyz(draw.uniform(0.4, 1.2, n, 9), draw.uniform(0.08, 0.6, n, 9), draw.uniform(0.4, 1.0, n, 9))
     centre = _xyz(column * pitch_x, -half[..., 1] * draw.uniform(0.2, 1, n, 1), half[..., 2] + 0.4 + row * pitch_z)
     plan.put(relief, centre, half, 2 * half.amax(-1), 0.0, 0.9)
@@ -342,9 +332,7 @@ def _build_facade(plan: _Plan) -> None:
     _put_round(plan, area, (0.2, 0.7))
     plan.centre[:, _ROUND, 1] -= 3.0
     plan.place[:] = _xyz(
-        draw.uniform(-9, 9, n, CAMERAS),
-        -draw.log_uniform(5, 16, n, CAMERAS),
-        draw.log_uniform(1.2, 8, n, CAMERAS),
+        draw.uniform(-9, 9, n, CAMERAS), -draw.log_uniform(5, 16, n, CAMERAS), draw.log_uniform(1.2, 8, n, CAMERAS)
     )
     focus = _xyz(draw.uniform(-4, 4, n, 1), torch.zeros(n, 1), draw.uniform(1.5, 5, n, 1))
     plan.target[:] = focus + draw.uniform(-1, 1, n, CAMERAS, 3) * torch.tensor([3.0, 1, 1.5])
@@ -397,12 +385,7 @@ def _build_table(plan: _Plan) -> None:
         probability=0.7,
     )
     top = _xyz(draw.uniform(0.9, 1.6, n), draw.uniform(0.9, 1.6, n), torch.full((n,), 0.05))
-    plan.put(
-        slice(0, 1),
-        (top * torch.tensor([0.0, 0, -1]))[:, None],
-        top[:, None],
-        draw.log_uniform(0.6, 2.5, n, 1),
-    )
+    plan.put(slice(0, 1), (top * torch.tensor([0.0, 0, -1]))[:, None], top[:, None], draw.log_uniform(0.6, 2.5, n, 1))
     area = top[:, :2] * 0.75
     things = slice(1, 9)
     centre, half = plan.scatter(8, draw.log_uniform(0.06, 0.3, n, 8, 2), draw.log_uniform(0.04, 0.35, n, 8, 1), area)
@@ -411,15 +394,7 @@ def _build_table(plan: _Plan) -> None:
     # A few lie on others, or hang in the air, which no matcher minds.
     centre, half = plan.scatter(5, draw.log_uniform(0.06, 0.25, n, 5, 2), draw.log_uniform(0.03, 0.2, n, 5, 1), area)
     centre[..., 2] += draw.uniform(0.1, 0.5, n, 5)
-    plan.put(
-        slice(9, 14),
-        centre,
-        half,
-        2 * half.amax(-1),
-        draw.uniform(-math.pi, math.pi, n, 5),
-        0.6,
-        movable=True,
-    )
+    plan.put(slice(9, 14), centre, half, 2 * half.amax(-1), draw.uniform(-math.pi, math.pi, n, 5), 0.6, movable=True)
     _put_round(plan, area, (0.07, 0.3))
     plan.target[:] = draw.uniform(-0.4, 0.4, n, 1, 3) * torch.tensor([1.0, 1, 0.3]) + draw.uniform(
         -0.25, 0.25, n, CAMERAS, 3

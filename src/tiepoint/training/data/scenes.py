@@ -1,4 +1,4 @@
-"""Two views of a made-up 3D scene, drawn on the training device, with exact depth and pose.
+"""Two views of a synthetic 3D scene, rendered on the training device, with exact depth and pose.
 
 Five kinds of scene, each textured with photographs: rooms, streets, facades, terrain from above, and table tops. On
 purpose they hold what misleads local matching: the same facade on several houses, rows of identical objects, the same
@@ -16,15 +16,7 @@ import torch.nn.functional as F
 from ...errors import ArgumentError
 from ._random import Draw
 from .raycast import NOTHING, Light, TextureAtlas, World, cast, shade
-from .scene_layouts import (
-    CAMERAS,
-    ROOM_SLOT,
-    TEXTURES_PER_SCENE,
-    Cameras,
-    SceneConfig,
-    make_scenes,
-    move_objects,
-)
+from .scene_layouts import CAMERAS, ROOM_SLOT, TEXTURES_PER_SCENE, Cameras, SceneConfig, make_scenes, move_objects
 
 _PROBE = (12, 16)  # rows and columns of rays with which those overlaps are measured
 # On a CPU, one view at a time stays in its cache; on a GPU the limit is memory (about 1 kB a ray).
@@ -50,7 +42,7 @@ class ScenePairs:
     R, t : float32 tensor (B, 3, 3), (B, 3)
         Relative pose: ``x1 = R x0 + t``, in metres.
     overlap : float32 tensor (B, 2)
-        Share of view 0's pixels whose point is seen in view 1 (inside, and not hidden), and the other way round.
+        Fraction of view 0's pixels whose point is seen in view 1 (inside, and not hidden), and the other way round.
     """
 
     images0: torch.Tensor
@@ -134,10 +126,7 @@ def make_pairs(textures: torch.Tensor, count: int, config: SceneConfig, generato
     depth0, depth1 = depth.chunk(2)
     overlap = [
         _visible(there, a, b, grid_x, grid_y, depth_here[:, grid], config.size).float().mean(1)
-        for there, a, b, depth_here in (
-            (later, cameras0, cameras1, depth0),
-            (world, cameras1, cameras0, depth1),
-        )
+        for there, a, b, depth_here in ((later, cameras0, cameras1, depth0), (world, cameras1, cameras0, depth1))
     ]
     R, t = _relative_pose(cameras0, cameras1)
     images0, images1 = images.chunk(2)
@@ -158,11 +147,7 @@ def make_pairs(textures: torch.Tensor, count: int, config: SceneConfig, generato
 
 
 def _render(
-    world: World,
-    atlas: TextureAtlas,
-    light: Light | None,
-    cameras: Cameras,
-    size: tuple[int, int],
+    world: World, atlas: TextureAtlas, light: Light | None, cameras: Cameras, size: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return images (B, 3, h, w), and depth and surface (B, h * w)."""
     device = cameras.K.device
@@ -240,7 +225,7 @@ def _coarse_overlap(
     depth_there: torch.Tensor,
     size: tuple[int, int],
 ) -> torch.Tensor:
-    """Share of ``here``'s probing rays (B, N) that ``there`` sees, judged by its own probing rays."""
+    """Fraction of ``here``'s probing rays (B, N) that ``there`` sees, compared with its own probing rays."""
     px, py, z = there.project(here.centre[..., None] + depth[:, None] * here.rays(x, y))
     column = ((px + 0.5) / size[1] * _PROBE[1]).floor()
     row = ((py + 0.5) / size[0] * _PROBE[0]).floor()

@@ -9,7 +9,6 @@ in one folder, memory-mapped, each photograph in its own rows, so they can be ma
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,9 +24,10 @@ from ... import weights
 from ...errors import ArgumentError, InputError
 from ...features.base import resized
 from ...features.cairn import DIAMETER, CairnConfig
-from ...io.files import atomic, read_json
+from ...io.files import explained
 from ...io.images import resize
 from ..stream import stream
+from .claims import claim
 from .photographs import PhotoCache
 from .real_pairs import check_may_teach
 
@@ -77,21 +77,21 @@ class Answers:
 
     def __init__(self, photos: PhotoCache, config: TeacherConfig, folder: Path) -> None:
         self.photos, self.config, self.folder = photos, config, Path(folder)
-        about = self.folder / "answers.json"
-        if about.exists():
-            self.dim = int(self._check(about)["dim"])
-        else:
-            self.dim = self._try_teacher()
-            with atomic(about) as unfinished:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                shapes = {"keypoints": (2,), "levels": (), "descriptors": (self.dim,)}
-                types = {"keypoints": np.float32, "levels": np.int8, "descriptors": np.float16}
-                rows = len(photos), config.keypoints
-                for name, shape in shapes.items():
-                    np.lib.format.open_memmap(self._path(name), "w+", types[name], rows + shape)
-                np.save(self._path("counts"), np.full(len(photos), _NOT_MADE, np.int32))
-                unfinished.write_text(json.dumps({**self.identity, "dim": self.dim}, indent=1))
         self._arrays: dict[str, NDArray[Any]] = {}
+        about = self.folder / "answers.json"
+        if not about.exists():
+            dim, rows = self._try_teacher(), (len(photos), config.keypoints)
+            with explained(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for name, kind, shape in (
+                    ("keypoints", np.float32, (2,)),
+                    ("levels", np.int8, ()),
+                    ("descriptors", np.float16, (dim,)),
+                ):
+                    np.lib.format.open_memmap(self._path(name), "w+", kind, rows + shape)
+                np.save(self._path("counts"), np.full(len(photos), _NOT_MADE, np.int32))
+        claim(about, self.identity, "answers of another teacher")
+        self.dim = int(self._open("descriptors").shape[2])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Answers, (self.photos, self.config, self.folder)
@@ -165,17 +165,6 @@ class Answers:
             "the student's levels": CairnConfig.from_dict(config, self.config.student).levels,
         }
 
-    def _check(self, about: Path) -> dict[str, Any]:
-        try:
-            there: dict[str, Any] = read_json(about)
-        except InputError as error:
-            raise InputError(f"{error}; delete the folder, or give another one") from error
-        here = self.identity
-        if differing := [name for name in here if there.get(name) != here[name]]:
-            what = "; ".join(f"{name} is {there.get(name)} there and {here[name]} here" for name in differing)
-            raise InputError(f"{self.folder} holds answers of another teacher: {what}. Give another folder")
-        return there
-
     def _try_teacher(self) -> int:
         """Check that the teacher may teach, and return the length of its descriptors."""
         check_may_teach(self.config.teacher)
@@ -244,9 +233,4 @@ class _Questions:
             if descriptors.shape[1] == 1:
                 descriptors = torch.zeros(len(found), answer.descriptors.shape[1])
             descriptors[mine] = answer.descriptors
-        return (
-            row,
-            found.keypoints.numpy(),
-            levels.to(torch.int8).numpy(),
-            descriptors.half().numpy(),
-        )
+        return (row, found.keypoints.numpy(), levels.to(torch.int8).numpy(), descriptors.half().numpy())

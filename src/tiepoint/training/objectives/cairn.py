@@ -7,7 +7,7 @@ will be in use, and what should have come out follows from their geometry (`View
   the logits around the place it is carried to; and the distance of two keypoints that correspond, which the soft
   arg-max makes differentiable (as in ALIKE, arXiv 2112.02906), for the fraction of a pixel.
 - **which**: the rank of a keypoint is the logit of "mutual nearest neighbours match it correctly", learned by watching
-  whether they do (or whether the matcher does that is trained with it, see `end_to_end`). Keypoints that the other
+  whether they do (or whether the matcher does that is trained with it, see `joint`). Keypoints that the other
   picture does not show teach nothing.
 - **direction**: that of the partner, turned as the picture was turned.
 - **what**: a dual soft-max over all keypoints of a pair, in which keypoints too near to a partner to be told from it
@@ -23,23 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...features.cairn import (
-    CairnNet,
-    Describer,
-    Description,
-    Detector,
-    Keypoints,
-    Scores,
-    SteerableDescriber,
-    to_grey,
-)
+from ...features.cairn import CairnNet, Describer, Description, Detector, Keypoints, Scores, SteerableDescriber, to_grey
 from ...matchers.mutual import mutual_nearest
 from ..data.ground_truth import IGNORED, UNMATCHABLE, Labels
 from ..pairs.views import Carried, Views
 from .base import Objective, Output
 
 SHARPNESS = 20.0  # of the soft-max over similarities
-RIGHT = (1.0, 2.0, 3.0)  # pixels: a match is as right as the share of these that its error is below
+RIGHT = (1.0, 2.0, 3.0)  # pixels: how right a match is: the fraction of these that its error is below
 APART = 6.0  # pixels from a partner within which another keypoint is no wrong answer
 LEVELS_APART = 1.5  # levels by which the sizes of two keypoints may differ and still be one
 EXPLORATION = 0.5  # scale of the noise; at 1 a keypoint twice as likely to be right is drawn twice as often
@@ -53,12 +44,12 @@ class Comparison(NamedTuple):
     ----------
     closeness : tensor (B, N, M)
         Two keypoints match that are closest to each other.
-    judged : Output or None
-        The loss of a matcher that is trained too, and what it is judged by.
+    matcher : Output or None
+        Of a matcher that is trained too.
     """
 
     closeness: Tensor
-    judged: Output | None
+    matcher: Output | None
 
 
 class CairnObjective(Objective):
@@ -109,9 +100,9 @@ class CairnObjective(Objective):
         found = net.detect(scores, self.keypoints, noise)
         described = net.describe(images, found.positions.detach(), found.levels)
         with torch.autocast(batch.images.device.type, enabled=False):
-            return self._judge(batch, scores, found, Description(*(part.float() for part in described)))
+            return self._compare(batch, scores, found, Description(*(part.float() for part in described)))
 
-    def _judge(self, batch: Views, scores: Scores, found: Keypoints, described: Description) -> Output:
+    def _compare(self, batch: Views, scores: Scores, found: Keypoints, described: Description) -> Output:
         points0, points1 = found.positions.unflatten(0, (-1, 2)).unbind(1)
         levels0, levels1 = found.levels.unflatten(0, (-1, 2)).unbind(1)
         ranks = found.ranks.unflatten(0, (-1, 2))
@@ -142,7 +133,7 @@ class CairnObjective(Objective):
         labels = label_matches(partner, matched, error, seen0, seen1)
 
         # which
-        closeness, judged = self.match(batch, found, described, similarity, labels)
+        closeness, matcher = self.match(batch, found, described, similarity, labels)
         with torch.no_grad():
             _, nearest, mutual = mutual_nearest(closeness)
             right0 = _rightness(error.gather(2, nearest[..., None])[..., 0]) * mutual
@@ -186,10 +177,10 @@ class CairnObjective(Objective):
             "repeated": matched.sum() / seen0.sum().clamp(min=1),
             "matched": mean_where(right0, seen0),
         }  # fmt: skip
-        if judged is None:
+        if matcher is None:
             return Output(loss, log_p, labels, parts)
-        parts["assignment"] = judged.loss
-        return Output(loss + judged.loss, judged.log_p, judged.labels, parts, judged.threshold)
+        parts["assignment"] = matcher.loss
+        return Output(loss + matcher.loss, matcher.log_p, matcher.labels, parts, matcher.threshold)
 
     @staticmethod
     def _peak(scores: Scores, side: int, carried: Carried, ideal: Tensor, seen: Tensor, weight: Tensor) -> Tensor:

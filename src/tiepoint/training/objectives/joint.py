@@ -86,9 +86,9 @@ class EndToEndObjective(CairnObjective):
 
         Parameters are those of `CairnObjective.match`. One pair more is made of the first two: of unrelated pictures.
         """
-        judged = self.matching(self._features(batch, found, described, labels))
-        closeness = judged.log_p[: len(batch)].detach()
-        return Comparison(closeness.masked_fill(closeness.isneginf(), -1e6), judged)
+        output = self.matching(self._features(batch, found, described, labels))
+        closeness = output.log_p[: len(batch)].detach()
+        return Comparison(closeness.masked_fill(closeness.isneginf(), -1e6), output)
 
     @staticmethod
     def _features(batch: Views, found: Keypoints, described: Description, labels: Labels) -> Batch:
@@ -100,12 +100,12 @@ class EndToEndObjective(CairnObjective):
         positions = found.positions.detach()
         points, real = positions.unflatten(0, (-1, 2)), found.ranks.isfinite()
         sides = []
-        for side, told in enumerate((labels.matches0, labels.matches1)):
+        for side, matches in enumerate((labels.matches0, labels.matches1)):
             carried = batch.carry(points[:, side], forward=side == 0)
             hidden = ~carried.seen & carried.points.isfinite().all(2)
-            told = told.masked_fill(hidden & (told < 0), UNMATCHABLE)
-            told = F.pad(told, (0, 0, 0, unrelated // 2), value=UNMATCHABLE)
-            sides.append(told.masked_fill(~real[pictures[side::2]], IGNORED))
+            matches = matches.masked_fill(hidden & (matches < 0), UNMATCHABLE)
+            matches = F.pad(matches, (0, 0, 0, unrelated // 2), value=UNMATCHABLE)
+            sides.append(matches.masked_fill(~real[pictures[side::2]], IGNORED))
         directions = described.directions.detach()
         scales = DIAMETER * torch.exp2(found.levels / 2)
         return Batch(
@@ -140,10 +140,10 @@ def open_matcher(source: str | os.PathLike[str], dim: int) -> LightGlueNet:
     WeightsError
         See `tiepoint.weights.load`.
     """
-    state, told = weights.load(source)
-    if told.get("features") != ["cairn"] or told.get("input_dim") != dim:
+    state, metadata = weights.load(source)
+    if metadata.get("features") != ["cairn"] or metadata.get("input_dim") != dim:
         raise ArgumentError(f"{source} is no LightGlue that was trained on descriptors of {dim} numbers from cairn")
-    net = weights.load_into(LightGlueNet(LightGlueConfig.from_dict(told)), state, source)
+    net = weights.load_into(LightGlueNet(LightGlueConfig.from_dict(metadata)), state, source)
     return net.train().requires_grad_(True)
 
 
@@ -154,12 +154,14 @@ def split(run: str | os.PathLike[str]) -> list[Path]:
     of the features before. Train and calibrate them anew.
     """
     folder = Path(run)
-    state, told = weights.load(folder / "weights.safetensors")
-    here = told["training"]
-    parts = [("extractor", told.get("extractor", told), {**here, "kind": "cairn"}, folder / "cairn.safetensors")]
-    if "matcher" in told:
+    state, metadata = weights.load(folder / "weights.safetensors")
+    here = metadata["training"]
+    parts = [
+        ("extractor", metadata.get("extractor", metadata), {**here, "kind": "cairn"}, folder / "cairn.safetensors")
+    ]
+    if "matcher" in metadata:
         before = {**here["matcher"], "end to end": {k: v for k, v in here.items() if k != "matcher"}}
-        config = {**told["matcher"], **dict.fromkeys(_STALE)}
+        config = {**metadata["matcher"], **dict.fromkeys(_STALE)}
         parts.append(("matcher", config, before, folder / "lightglue.safetensors"))
     for part, config, training, path in parts:
         own = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}

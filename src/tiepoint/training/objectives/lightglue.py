@@ -95,17 +95,17 @@ class ConfidenceObjective(_OfLightGlue):
         """Return the loss of a batch."""
         with torch.no_grad():
             states = run_layers(self.net, *lightglue_inputs(batch, self.net.config))
-            fates = []
+            labels = []
             for x, head in zip(states, self.net.heads, strict=True):
                 with torch.autocast(x.device.type, enabled=False):
                     log_p, z0, z1 = self.assign(head, *batch.unpack(x.float()))
-                fates.append(losses.partners(log_p, F.logsigmoid(-z0), F.logsigmoid(-z1)))
+                labels.append(losses.partners(log_p, F.logsigmoid(-z0), F.logsigmoid(-z1)))
         total = torch.zeros((), device=log_p.device)
-        for x, layer_fates, classifier in zip(states, fates, self.net.confidence, strict=False):
+        for x, layer_labels, classifier in zip(states, labels, self.net.confidence, strict=False):
             pairs = batch.unpack(x.float())
             for side in (0, 1):
                 logits = classifier(pairs[side]).squeeze(-1)
-                agrees = layer_fates[side] == fates[-1][side]
+                agrees = layer_labels[side] == labels[-1][side]
                 total = total + 0.5 * losses.confidence_bce(logits, agrees, pairs[2 + side])
         loss = total / max(1, len(self.net.confidence))
         return Output(loss, log_p, batch.labels, threshold=self.net.config.match_threshold)

@@ -115,7 +115,7 @@ def mean_over_labelled(losses: torch.Tensor, labels: Labels) -> torch.Tensor:
 def partners(
     scores: torch.Tensor, log_unmatched0: torch.Tensor, log_unmatched1: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return each keypoint's most likely fate: the index of a partner, or -1 for "has none".
+    """Return each keypoint's most likely label: the index of a partner, or -1 for "has none".
 
     Parameters
     ----------
@@ -185,19 +185,17 @@ class MatchStatistics:
 
     def __add__(self, other: MatchStatistics) -> MatchStatistics:
         return MatchStatistics(
-            self.predicted + other.predicted,
-            self.correct + other.correct,
-            self.matchable + other.matchable,
+            self.predicted + other.predicted, self.correct + other.correct, self.matchable + other.matchable
         )
 
     @property
     def precision(self) -> float:
-        """Share of the predicted matches that are right; nan if nothing was predicted."""
+        """Fraction of the predicted matches that are right; nan if nothing was predicted."""
         return _ratio(self.correct, self.predicted)
 
     @property
     def recall(self) -> float:
-        """Share of the true matches that were predicted; nan if there are none."""
+        """Fraction of the true matches that were predicted; nan if there are none."""
         return _ratio(self.correct, self.matchable)
 
 

@@ -51,7 +51,7 @@ class SuperPointObjective(Objective):
             logits, descriptors = logits.float(), descriptors.float()
             detector = F.cross_entropy(logits, batch.cells)
             found = logits.detach().argmax(1)
-            parts = {"detector": detector, "found": _share(found == batch.cells, batch.cells != NO_CORNER)}
+            parts = {"detector": detector, "found": _fraction(found == batch.cells, batch.cells != NO_CORNER)}
             if not len(batch.homography):
                 nothing = torch.zeros(1, 0, dtype=torch.long)
                 return Output(detector, torch.zeros(1, 0, 0), Labels(nothing, nothing), parts)
@@ -82,5 +82,5 @@ def _same_place(homography: Tensor, cells: tuple[int, int] | torch.Size) -> tupl
     return same, Labels(matches0, matches1)
 
 
-def _share(right: Tensor, where: Tensor) -> Tensor:
+def _fraction(right: Tensor, where: Tensor) -> Tensor:
     return (right & where).sum() / where.sum().clamp(min=1)

@@ -215,7 +215,7 @@ def find_corners(
     device: torch.device,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Tensor]:
-    """Find the corners of all photographs and keep them in a file; one that was begun is gone on with.
+    """Find the corners of all photographs and keep them in a file. Resumes a partial file.
 
     Parameters
     ----------

@@ -7,7 +7,6 @@ on many, and finished chunks can be kept on disk and used again.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,10 +22,11 @@ from numpy.typing import NDArray
 from ... import features as extractors
 from ...errors import ArgumentError, InputError
 from ...features import Extractor
-from ...io.files import atomic, read_json
+from ...io.files import atomic
 from ...types import Features
 from ..data import ground_truth, homographies, photometric, scenes
 from ..data._random import seeded
+from ..data.claims import claim
 from ..data.ground_truth import IGNORED, Labels
 from ..data.photographs import PhotoCache
 from ..data.posed import PosedPool
@@ -60,14 +60,14 @@ class PairConfig:
     photometric : str
         Preset of `tiepoint.training.data.photometric.PhotometricConfig`.
     scenes : float in [0, 1]
-        Share of chunks that show rendered scenes instead of homographies.
+        Fraction of chunks that show rendered scenes instead of homographies.
     posed : float in [0, 1]
-        Share of chunks of photographs whose depth and pose are known, see `tiepoint.training.data.posed.PosedPool`.
+        Fraction of chunks of photographs whose depth and pose are known, see `tiepoint.training.data.posed.PosedPool`.
     real : float in [0, 1]
-        Share of chunks of photographs that overlap, matched by a teacher, see
+        Fraction of chunks of photographs that overlap, matched by a teacher, see
         `tiepoint.training.data.real_pairs.RealPool`.
     negatives : float in [0, 1]
-        Share of pairs that show two unrelated photographs, so that the matcher learns to say "no".
+        Fraction of pairs that show two unrelated photographs, so that the matcher learns to say "no".
     """
 
     features: str = "sift"
@@ -99,10 +99,10 @@ class PairConfig:
     def __post_init__(self) -> None:
         for name in ("scenes", "posed", "real", "negatives"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ArgumentError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
+                raise ArgumentError(f"{name} is a fraction between 0 and 1, not {getattr(self, name)}")
         if self.scenes + self.posed + self.real > 1:
             raise ArgumentError(
-                f"scenes, posed, real ({self.scenes}, {self.posed}, {self.real}) are shares of one whole: more than 1"
+                f"scenes, posed, real ({self.scenes}, {self.posed}, {self.real}) are fractions that sum to more than 1"
             )
 
 
@@ -141,7 +141,7 @@ class ChunkMaker:
         real: RealPool | None = None,
     ) -> None:
         if (config.posed and posed is None) or (config.real and real is None):
-            raise ArgumentError("a share of posed photographs or of real pairs is asked for, but none are given")
+            raise ArgumentError("posed photographs or real pairs are asked for, but none are given")
         self.real = real
         self.photos, self.config, self.seed, self.held_out, self.posed = photos, config, seed, held_out, posed
         self.device = torch.device(device)
@@ -190,22 +190,12 @@ class ChunkMaker:
         if self.folder is None:
             return
         names = hashlib.sha256(repr((self.photos.names, self.photos.sizes.tolist())).encode()).hexdigest()
-        told: dict[str, Any] = {"seed": self.seed, "photographs": names, **asdict(self.config)}
+        mine: dict[str, Any] = {"seed": self.seed, "photographs": names, **asdict(self.config)}
         if self.posed is not None:
-            told["posed photographs"] = self.posed.digest
+            mine["posed photographs"] = self.posed.digest
         if self.real is not None:
-            told["real pairs"] = self.real.digest
-        mine = json.loads(json.dumps(told))
-        note = self.folder / "pairs.json"
-        if note.exists():
-            theirs = read_json(note)
-            if differing := [name for name in mine if mine[name] != theirs.get(name)]:
-                what = "; ".join(f"{name} is {theirs.get(name)} there and {mine[name]} here" for name in differing)
-                raise InputError(f"{self.folder} holds chunks of other pairs: {what}. Give another folder")
-            return
-        with atomic(note) as unfinished:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(mine, indent=1))
+            mine["real pairs"] = self.real.digest
+        claim(self.folder / "pairs.json", mine, "chunks of other pairs")
 
     def _make(self, chunk: int) -> tuple[Batch, list[torch.Tensor]]:
         generator = seeded(self.seed, chunk, self.held_out)
@@ -255,11 +245,7 @@ class ChunkMaker:
         def label(b: int, f0: Features, f1: Features) -> Labels:
             size = torch.tensor([f0.image_size], dtype=torch.float32)
             return ground_truth.from_homography(
-                f0.keypoints[None].cpu(),
-                f1.keypoints[None].cpu(),
-                pairs.homography[b : b + 1].cpu(),
-                size,
-                size,
+                f0.keypoints[None].cpu(), f1.keypoints[None].cpu(), pairs.homography[b : b + 1].cpu(), size, size
             )
 
         yield from self._relit(pairs.images0, pairs.images1, label, generator, rows[:, None])
@@ -268,9 +254,7 @@ class ChunkMaker:
         config = self.config
         rows = self.photos.draw(_PER_SCENE * CHUNK, generator, self.held_out)
         textures = self.photos.sample(rows, (TEXTURE, TEXTURE), generator, self.device)
-        roll360 = config.max_roll > 3
-        scene = SceneConfig.roll360(config.size) if roll360 else SceneConfig.standard(config.size)
-        pairs = scenes.make_pairs(textures, CHUNK, scene, generator)
+        pairs = scenes.make_pairs(textures, CHUNK, SceneConfig.rolled(config.size, config.max_roll), generator)
 
         def label(b: int, f0: Features, f1: Features) -> Labels:
             of_pair = {

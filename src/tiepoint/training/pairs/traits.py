@@ -47,10 +47,7 @@ def try_extractor(photos: PhotoCache, pairs: PairConfig, device: torch.device) -
         Its descriptors are binary; or what `tiepoint.features.load` raises.
     """
     extractor = extractors.load(
-        pairs.features,
-        device=device,
-        max_keypoints=pairs.keypoints,
-        detection_threshold=pairs.detection_threshold,
+        pairs.features, device=device, max_keypoints=pairs.keypoints, detection_threshold=pairs.detection_threshold
     )
     generator = torch.Generator().manual_seed(0)
     views = photos.sample(photos.draw(5, generator), pairs.size, generator)

@@ -1,4 +1,4 @@
-"""Pairs of pictures with exact correspondences: what an extractor learns from.
+"""Pairs of pictures with exact correspondences: the training data of an extractor.
 
 Made as the pairs for matchers are (`homographies`, `scenes`, `photometric`), but nothing is extracted: pictures go to
 the network, and `Views.carry` says where any point of one lies in the other.
@@ -38,7 +38,7 @@ class ViewConfig:
     photometric : str
         Preset of `tiepoint.training.data.photometric.PhotometricConfig`.
     scenes : float in [0, 1]
-        Share of steps that show rendered scenes instead of homographies.
+        Fraction of steps that show rendered scenes instead of homographies.
     """
 
     size: tuple[int, int] = (480, 640)
@@ -50,7 +50,7 @@ class ViewConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.scenes <= 1:
-            raise ArgumentError(f"scenes is a share between 0 and 1, not {self.scenes}")
+            raise ArgumentError(f"scenes is a fraction between 0 and 1, not {self.scenes}")
 
 
 class Carried(NamedTuple):
@@ -208,9 +208,7 @@ class ViewMaker:
         config = self.config
         rows = self.photos.draw(6 * CHUNK, generator, self.held_out)
         textures = self.photos.sample(rows, (TEXTURE, TEXTURE), generator, self.device)
-        rolled = config.max_roll > 3
-        wanted = SceneConfig.roll360(config.size) if rolled else SceneConfig.standard(config.size)
-        pairs = scenes.make_pairs(textures, CHUNK, wanted, generator)
+        pairs = scenes.make_pairs(textures, CHUNK, SceneConfig.rolled(config.size, config.max_roll), generator)
         images = self._relight(pairs.images0, pairs.images1, generator)
         return Views(
             images=images,

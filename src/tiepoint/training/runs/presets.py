@@ -164,13 +164,7 @@ FEATURE_PRESETS = {
         model=_CAIRN,
         views=ViewConfig((240, 320), photometric="mild", max_scale=3.0, scenes=0.1),
         fit=FitConfig(
-            steps=6_000,
-            learning_rate=2e-3,
-            warmup=100,
-            ema=0.998,
-            log_every=20,
-            evaluate_every=250,
-            save_every=25,
+            steps=6_000, learning_rate=2e-3, warmup=100, ema=0.998, log_every=20, evaluate_every=250, save_every=25
         ),
         keypoints=256,
     ),
