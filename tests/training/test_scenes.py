@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from tiepoint.errors import ArgumentError
 from tiepoint.training.data import raycast
-from tiepoint.training.data.raycast import BOX, CYLINDER, ELLIPSOID, NOTHING, ROOM, TERRAIN, TextureAtlas, World
+from tiepoint.training.data.raycast import BOX, CYLINDER, ELLIPSOID, NOTHING, ROOM, TERRAIN, World
 from tiepoint.training.data.scene_layouts import SceneConfig, yaw_rotation
 from tiepoint.training.data.scenes import ScenePairs, make_pairs
+from tiepoint.training.data.textures import TextureAtlas
 
 KINDS = ("room", "street", "facade", "terrain", "table")
 

@@ -1,4 +1,4 @@
-"""Random parameters for batches: a few numbers per pair, drawn on the CPU so that every device gets the same ones."""
+"""Random parameters for batches: drawn on the CPU, so that every device gets the same numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of photographs -> one memory-mapped file of pixels, decoded once and shared by all workers.
+"""Decodes a folder of photographs once, into one memory-mapped file that all workers read.
 
 The file holds a magic word, the photographs' RGB bytes one after the other, a JSON index, its length, and the magic
 word again: as in Parquet the index comes last, so the file is written in one pass however large the folder is.
@@ -167,7 +167,7 @@ class PhotoCache:
 def build_cache(
     folder: str | os.PathLike[str], path: str | os.PathLike[str], long_side: int = 640, held_out: float = 0.05
 ) -> PhotoCache:
-    """Decode every photograph under a folder into one cache file, or open that file if it is still true.
+    """Decode every photograph under a folder into one cache file, or open that file if it is up to date.
 
     The cache is rebuilt when a photograph was added, removed or changed, or when the arguments differ. It is written
     beside its place and moved there when complete, so a reader never sees half of one.

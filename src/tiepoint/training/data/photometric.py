@@ -1,4 +1,4 @@
-"""The same view under another light, through another lens, by another camera.
+"""Photometric augmentation: the same view under another light, through another lens, by another camera.
 
 Changes come in the order in which they happen to a photograph: seasons pass (plants, sky, snow), light falls (colour,
 shadows, night), passes air and lens (fog, rain, glow, vignette, blur), meets the sensor (spectrum, exposure, noise),

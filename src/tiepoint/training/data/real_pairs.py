@@ -2,7 +2,7 @@
 
 No homography of one photograph shows what a camera sees from two places, hours or years apart. A teacher describes the
 student's keypoints and matches them. Matches that agree with one epipolar geometry or one homography are taken as true,
-and keypoints that the teacher is sure have no partner as unmatchable. The others are ignored. Pairs that no geometry
+and keypoints without a partner, by a confident teacher, as unmatchable. The others are ignored. Pairs that no geometry
 confirms are left out.
 """
 
@@ -44,7 +44,7 @@ _MOST_PHOTOGRAPHS = 4000  # that are compared with each other
 
 @dataclass(frozen=True)
 class RealPairConfig:
-    """Which pairs are looked for, and who matches them.
+    """Which pairs are looked for, and which extractor's LightGlue matches them.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class RealPool:
     photos : PhotoCache
         The collection.
     config : RealPairConfig
-        Who matches.
+        The teacher and the student.
     folder : path
         One file for each candidate; made if need be.
     pairs : path or None

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 from ...errors import ArgumentError
 from ._random import Draw
-from .raycast import NOTHING, Light, TextureAtlas, World, cast, shade
+from .raycast import NOTHING, Light, World, cast, shade
 from .scene_layouts import CAMERAS, ROOM_SLOT, TEXTURES_PER_SCENE, Cameras, SceneConfig, make_scenes, move_objects
+from .textures import TextureAtlas
 
 _PROBE = (12, 16)  # rows and columns of rays with which those overlaps are measured
 # On a CPU, one view at a time stays in its cache; on a GPU the limit is memory (about 1 kB a ray).

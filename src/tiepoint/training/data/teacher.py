@@ -1,9 +1,9 @@
-"""What another extractor says about Cairn's keypoints: a teacher's answers, made once and read in every step.
+"""A teacher's descriptors of Cairn's keypoints: made once, read in every step.
 
 Cairn finds the keypoints of every photograph of the pool, the teacher describes them, each in the photograph reduced by
 the octave that the keypoint was found on: Cairn measures scale, and a teacher that does not would describe a large
-keypoint by the texture at its centre. The answers lie as NumPy arrays
-in one folder, memory-mapped, each photograph in its own rows, so they can be made in several goes.
+keypoint by the texture at its centre. The answers are memory-mapped NumPy arrays in one
+folder, each photograph in its own rows, so that making them can be interrupted and resumed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every objective is: a module that turns the pairs of a step into a loss."""
+"""Base of all objectives: a module that turns the pairs of a step into a loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..data.ground_truth import Labels
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """One forward pass: the loss of a batch, and what the matcher would report.
+    """One forward pass: the loss of a batch, and the predicted assignment.
 
     Attributes
     ----------
@@ -20,9 +20,9 @@ class Output:
     log_p : tensor (B, N, M)
         Log assignment of the last layer.
     labels : Labels
-        What it should have been.
+        Ground truth.
     parts : dict of scalar tensors
-        Other numbers worth a column in the metrics.
+        Other columns of the metrics.
     threshold : float
         P above which a mutual maximum of ``log_p`` is reported as a match.
     """

@@ -1,14 +1,14 @@
-"""What Cairn minimises: where keypoints are, which are worth keeping, what they look like.
+"""Objective of Cairn: where keypoints are, which are worth keeping, what they look like.
 
-Nothing teaches it: no corners are marked by hand or by another detector. Two pictures of a pair are looked at as they
-will be in use, and what should have come out follows from their geometry (`Views.carry`):
+It needs no corners marked by hand or by another detector. Two pictures of a pair are processed as in use, and the
+targets follow from their geometry (`Views.carry`):
 
 - **where**: what is a keypoint in one picture should be the peak of its neighbourhood in the other. Cross-entropy of
   the logits around the place it is carried to; and the distance of two keypoints that correspond, which the soft
   arg-max makes differentiable (as in ALIKE, arXiv 2112.02906), for the fraction of a pixel.
 - **which**: the rank of a keypoint is the logit of "mutual nearest neighbours match it correctly", learned by watching
   whether they do (or whether the matcher does that is trained with it, see `joint`). Keypoints that the other
-  picture does not show teach nothing.
+  picture does not show are left out.
 - **direction**: that of the partner, turned as the picture was turned.
 - **what**: a dual soft-max over all keypoints of a pair, in which keypoints too near to a partner to be told from it
   take no part (as in DISK, arXiv 2006.13566, but without sampling: the correspondence is known).

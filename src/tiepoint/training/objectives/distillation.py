@@ -10,8 +10,8 @@ The teacher sees the photograph as it is, the student two views of it, warped an
 - **answer**: squared distance between the teacher's descriptor and a linear map of the student's, as in EdgePoint2
   (arXiv 2504.17280), which is learned too and not needed afterwards.
 - **relations**: Kullback-Leibler divergence between the soft-max over the teacher's similarities of one keypoint to all
-  others, of all photographs of the batch, and that over the student's: what looks alike to the teacher shall look alike
-  to the student.
+  others, of all photographs of the batch, and that over the student's: what is similar for the teacher
+  becomes similar for the student.
 - **what**: a dual soft-max over the keypoints of a pair, whose correspondence is known; for descriptors turned by the
   keypoint's own direction, as they are matched first, and turned by the true angle, as they are matched after
   `tiepoint.matchers.lightglue.align`. It keeps precision.
@@ -56,7 +56,7 @@ class Student(nn.Module):
 
 
 class DistillationObjective(Objective):
-    """The descriptor learns what a teacher says, as the module describes.
+    """The descriptor learns from a teacher, as the module describes.
 
     Parameters
     ----------

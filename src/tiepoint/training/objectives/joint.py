@@ -1,6 +1,6 @@
 """Cairn and a LightGlue trained on together: what a keypoint is worth is decided by the matcher that uses it.
 
-To what Cairn minimises by itself (`features`) comes LightGlue's assignment loss on the keypoints just found. Its
+LightGlue's assignment loss on the keypoints just found is added to Cairn's own loss (`cairn`). Its
 gradient goes through the descriptors into the describer, so these learn to tell apart what the matcher confuses. Which
 keypoints are kept is a choice without a gradient; but their ranks learn from whether the *matcher* matched them
 rightly, in place of nearest neighbours, so the detector keeps those that serve it.
@@ -82,7 +82,7 @@ class EndToEndObjective(CairnObjective):
     def match(
         self, batch: Views, found: Keypoints, described: Description, similarity: Tensor, labels: Labels
     ) -> Comparison:
-        """Match by the LightGlue, and tell its loss.
+        """Match by the LightGlue; its output holds its loss.
 
         Parameters are those of `CairnObjective.match`. One pair more is made of the first two: of unrelated pictures.
         """

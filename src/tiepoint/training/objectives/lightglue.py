@@ -1,4 +1,4 @@
-"""What LightGlue minimises: first the loss of its assignments, then that of its confidence classifiers."""
+"""Objectives of LightGlue: its assignments, then its confidence classifiers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training minimises: the labels' negative log-likelihood, the confidence classifiers' cross-entropy.
+"""Losses of matchers: negative log-likelihood of the labels, cross-entropy of the confidence classifiers.
 
 All losses are computed in float32 whatever the network ran in, and ignore keypoints labelled `IGNORED`, which
 includes padding. Scores of padded keypoints must be ``-inf`` (or belong to a soft-max that excluded them):
@@ -201,7 +201,7 @@ class MatchStatistics:
 
 @torch.no_grad()
 def predicted_partners(scores: torch.Tensor, threshold: float = 0.1) -> torch.Tensor:
-    """Return what a matcher would report: int64 (B, N), mutual arg-max with P above ``threshold``, else `UNMATCHABLE`.
+    """Return the matches to report (B, N): mutual arg-max with P above ``threshold``, else `UNMATCHABLE`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What SuperGlue minimises."""
+"""Objective of SuperGlue."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Batch(Tensors):
-    """Features of B pairs, at most N of each picture, and what is true of them.
+    """Features of B pairs, at most N of each picture, and their labels.
 
     Pictures are ordered pair by pair: rows 2p and 2p + 1 are the two pictures of pair p. Pictures with fewer
     than N keypoints are padded with zeros.
@@ -111,7 +111,7 @@ class Batch(Tensors):
         return both[:, 0], both[:, 1], there[:, 0], there[:, 1]
 
     def head(self, keypoints: int) -> Batch:
-        """Keep the best ``keypoints`` of each picture; a point whose partner went is ignored from now on."""
+        """Keep the best ``keypoints`` of each picture; a point whose partner was dropped is ignored from now on."""
         n = keypoints
         matches = [torch.where(m[:, :n] >= n, IGNORED, m[:, :n]) for m in (self.matches0, self.matches1)]
         per_point = {
@@ -130,11 +130,10 @@ class Batch(Tensors):
     def reframed(self, random: np.random.Generator, largest: float = 2.5) -> Batch:
         """Pretend that every picture is a part of a larger one, taken with the camera rolled.
 
-        A matcher sees photographs only through keypoints, so what would cost another extraction costs nothing: one set
-        of features stands for many frames. Points gather in a part of the frame as dense as in photographs with more of
-        them, small scales come with large photographs, and nothing depends on the position in the frame. Where the
-        extractor measures orientations (its descriptors then do not change when the camera rolls) pictures are turned,
-        too.
+        A matcher sees photographs only through keypoints, so one extraction serves many frames. Points are then as
+        dense as in photographs with more of them, small scales occur in large photographs, and nothing depends on the
+        position in the frame. Where the extractor measures orientations (its descriptors then do not change when the
+        camera rolls) pictures are rolled, too.
 
         Parameters
         ----------

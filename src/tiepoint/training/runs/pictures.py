@@ -1,4 +1,4 @@
-"""Pictures of training pairs: what is true of them, and what a matcher says; TensorBoard."""
+"""Pictures of training pairs with their labels or with predicted matches; TensorBoard."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Board:
         return cls(SummaryWriter(str(folder / "tensorboard")), batch, drawing)
 
     def look(self, output: Output) -> None:
-        """Keep what a matcher says about the pairs."""
+        """Keep the predicted matches of the pairs."""
         self.predictions = predicted_partners(output.log_p, output.threshold).cpu()
 
     def add(self, row: dict[str, Any]) -> None:

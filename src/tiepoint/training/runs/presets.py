@@ -1,4 +1,4 @@
-"""Settings that go together: how large the matcher, which pairs, how long."""
+"""Presets: size of the network, training pairs, schedule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MatcherPreset:
     model : LightGlueConfig
         Size of the matcher; what depends on the extractor is filled in from its first features.
     pairs : PairConfig
-        Which pairs are made, and whose features are taken.
+        Which pairs are made, of which features.
     fit : FitConfig
         Optimiser and schedule.
     batch : int

@@ -1,4 +1,4 @@
-"""The weights of a run as one file to use, to ship, or to give to other programs."""
+"""Exports the weights of a run as one file, for tiepoint or for other programs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def export_weights(
     Returns
     -------
     path, note : Path, str
-        What was written, and what its user must know (or nothing).
+        What was written, and a note for its user (or an empty text).
 
     Raises
     ------
@@ -92,7 +92,7 @@ def newest_weights(run: str | os.PathLike[str], calibrated: bool = True) -> Path
     Raises
     ------
     InputError
-        There is none yet, or an earlier stage was trained on after a later one.
+        There is none yet, or an earlier stage was trained again after a later one.
     """
     run = Path(run)
     matcher, confidence, last = (
@@ -105,7 +105,7 @@ def newest_weights(run: str | os.PathLike[str], calibrated: bool = True) -> Path
     seen = read_config(stage)["config"]["matcher"] if (stage / "config.json").is_file() else None
     if seen and matcher.is_file() and seen != weights.sha256(matcher):
         raise InputError(
-            f"{run}: the matcher was trained on after its confidence stage; delete {stage} and run "
+            f"{run}: the matcher was trained again after its confidence stage; delete {stage} and run "
             f"'tiepoint train confidence {run}' again"
         )
     if not calibrated or not last.is_file():
