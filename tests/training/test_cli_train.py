@@ -24,6 +24,7 @@ from tiepoint.matchers.lightglue import LightGlue, LightGlueConfig, from_upstrea
 from tiepoint.training.loop import FitConfig
 from tiepoint.training.pairs.maker import PairConfig
 from tiepoint.training.runs import presets
+from tiepoint.training.runs.matcher import MatcherSettings, train
 
 MINIATURE = presets.MatcherPreset(
     model=LightGlueConfig(dim=64, heads=2, layers=2),
@@ -357,6 +358,14 @@ def test_ctrl_c_or_a_clusters_sigterm_saves_and_says_so(images: Path, tmp_path: 
     assert running.returncode == 130 and "interrupted" in err and "Traceback" not in err
     assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] >= 2
     assert (run / "weights.safetensors").exists()
+
+
+def test_asked_to_stop_while_pairs_are_made(images: Path, tmp_path: Path) -> None:
+    settings = MatcherSettings(images=images, output=tmp_path / "run", preset=MINIATURE, workers=0, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, stop=lambda: True)
+    assert len(list((tmp_path / "run" / "chunks").glob("train-*"))) == 1, "of two"
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_presets_are_consistent() -> None:

@@ -387,7 +387,7 @@ def calibrate_file(
     seed : int
         Of the pairs.
     cache : path, optional
-        Where decoded photographs are kept, see `tiepoint.training.runs.matcher.prepare`; by default nowhere.
+        File of decoded photographs, which several runs can use; by default none is kept.
     workers : int
         Processes that make pairs.
     device : torch.device or str, optional

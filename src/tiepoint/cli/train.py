@@ -284,7 +284,7 @@ def _watched() -> Iterator[tuple[Callable[[str, dict[str, Any]], None], Callable
         if asked:
             raise KeyboardInterrupt
         asked = True
-        say("tiepoint: saving after this step; once more to stop at once")
+        say("tiepoint: saving, then stopping; once more to stop at once")
 
     text, console = TextColumn("{task.description}", markup=False), Console(stderr=True)
     bar, minutely = Progress(text, BarColumn(), console=console, disable=not is_terminal()), Minutely()

@@ -246,6 +246,8 @@ class Task:
         claim(self.folder, self.config, self.paths, self.processes)
         for done, total in self.ahead():
             report(self.making, {"done": done, "total": total})
+            if stop():
+                raise KeyboardInterrupt
         self.processes.barrier()
         held_out = self.held_out() if self.processes.rank == 0 else []
         reference = self.folder / self.reference_file
