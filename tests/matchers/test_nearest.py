@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -168,6 +169,53 @@ def test_an_image_against_itself_is_its_own_swap(n: int) -> None:
     a = features(np.concatenate([rows, rows[: n // 2], rows + 1e-4]))
     found = NearestNeighbour("mine", ratio=None)(a, a)
     assert_identical(found.swapped(), found)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(60, 150), st.integers(60, 150)),
+    st.sampled_from([0.0, 1e-8, 1e-7, 1e-6, 1e-3]),
+    st.sampled_from([2, 32, 128]),
+    st.sampled_from([None, 0.8, 1.0]),
+)
+def test_near_ties_are_settled_as_in_float64(
+    seed: int, sizes: tuple[int, int], apart: float, dim: int, ratio: float | None
+) -> None:
+    """Sets full of descriptors that float32 products cannot tell apart, against all products in float64."""
+    rng = np.random.default_rng(seed)
+    palette = rng.normal(size=(20, dim))
+    a, b = (features(palette[rng.integers(0, 20, n)] + apart * rng.normal(size=(n, dim)), n) for n in sizes)
+    similarity = torch.from_numpy(a.descriptors.double().numpy() @ b.descriptors.double().numpy().T).float().numpy()
+    expected = []
+    for i in range(len(a)):
+        j = int(similarity[i].argmax())  # the lowest index among equals
+        second = max(np.delete(similarity[i], j).max(), np.delete(similarity[:, j], i).max())
+        d, d2 = (np.sqrt(np.maximum(2 - 2 * s, np.float32(0))) for s in (similarity[i, j], second))
+        if int(similarity[:, j].argmax()) == i and (ratio is None or d < np.float32(ratio) * d2):
+            expected.append([i, j])
+    assert NearestNeighbour("mine", ratio=ratio)(a, b).indices.tolist() == expected
+
+
+@pytest.mark.parametrize("ratio", [None, 0.8])
+def test_sift_of_photographs_is_matched_as_in_float64(data_dir: Path, ratio: float | None) -> None:
+    extractor = tp.features.load("sift", max_keypoints=1500)
+    a, b = (extractor(data_dir / "eval" / "fountain" / "images" / f"000{n}.jpg") for n in range(2))
+    similarity = (a.descriptors.double() @ b.descriptors.double().T).float()
+    two0, two1 = similarity.topk(2, dim=1), similarity.topk(2, dim=0)
+    i = torch.arange(len(a))
+    j = two0.indices[:, 0]
+    i = i[two1.indices[0][j] == i]
+    j = j[i]
+    d, d2 = (
+        (2 - 2 * s).clamp(min=0).sqrt()
+        for s in (two0.values[i, 0], torch.maximum(two0.values[i, 1], two1.values[1, j]))
+    )
+    keep = d < (ratio or torch.inf) * d2
+    found = NearestNeighbour("sift", ratio=ratio)(a, b)
+    np.testing.assert_array_equal(found.indices, torch.stack([i, j], 1)[keep])
+    np.testing.assert_array_equal(found.scores, (1 - d / d2)[keep])
+    assert len(found) > 200
 
 
 @KINDS

@@ -1,8 +1,13 @@
-"""Mutual nearest neighbours with Lowe's ratio test: the matcher of hand-made features, the bar for learned ones.
+"""Mutual nearest neighbours with Lowe's ratio test: the matcher of handcrafted features, the bar for learned ones.
 
-Every distance follows from one matrix product. For unit vectors the L2 distance is d² = 2 - 2 a·b; for strings of
-D bits written as ±1 the Hamming distance is (D - a·b) / 2. On a CPU the product is also twenty times as fast as XOR
-and bit counting written in tensor operations (2048 x 2048 x 256 bits: 27 ms against 528 ms with a table of bytes).
+Every distance follows from a dot product. For unit vectors the L2 distance is d² = 2 - 2 a·b; for strings of D bits
+written as ±1 the Hamming distance is (D - a·b) / 2. On a CPU the product is also twenty times as fast as XOR and bit
+counting written in tensor operations (2048 x 2048 x 256 bits: 27 ms against 528 ms with a table of bytes).
+
+Bits as ±1 have products that float32 sums exactly. The products of unit vectors are defined as float64 sums rounded to
+float32: what the order of summation does is far below that rounding, so two descriptors have the same similarity
+wherever they stand. Ties are ties, and swapping the images changes nothing. A product in float32 is twice as fast and
+decides nearly every row, because its error has a bound; only what lies within that bound is computed in float64.
 """
 
 from __future__ import annotations
@@ -18,11 +23,11 @@ from ..errors import ArgumentError
 from ..types import Features, Matches
 from .base import Matcher, Pair, make_matches
 
-# Lowe's value, for hand-made descriptors. Learned ones are evaluated by the mutual check alone in their papers.
+# Lowe's value, for handcrafted descriptors. Learned ones are evaluated by the mutual check alone in their papers.
 _DEFAULT_RATIO = {"sift": 0.8, "orb": 0.8, "brief": 0.8, "surf": 0.8, "hog": 0.8}
 
-# Elements of the similarity matrix that exist at one time: 128 MiB in float64.
-_BLOCK_ELEMENTS = 1 << 24
+_BLOCK_ELEMENTS = 1 << 20  # of the similarity matrix that exist at one time: 4 MiB, which caches hold
+_GROUPS = 16  # columns whose maximum stands for them in the search of a row's largest
 
 
 class NearestNeighbour(Matcher):
@@ -103,20 +108,29 @@ class NearestNeighbour(Matcher):
         return [self._match(*pair) for pair in pairs]
 
     def _match(self, features0: Features, features1: Features) -> Matches:
-        nearest0, nearest1, best, second0, second1 = _two_nearest(_vectors(features0), _vectors(features1))
-        index0 = torch.arange(len(features0), device=self.device)
-        index0 = index0[nearest1[nearest0] == index0]
-        index1 = nearest0[index0]
-        distance = _distance(best[index0], features0)
-        runner_up = _distance(torch.maximum(second0[index0], second1[index1]), features0)
-        keep = torch.ones_like(index0, dtype=torch.bool)
+        vectors0, vectors1 = _vectors(features0), _vectors(features1)
+        nearest0, best0, second0 = _two_nearest(vectors0, vectors1)
+        # Whom the first image rejects need not be looked for from the second.
+        index0 = torch.nonzero(self._accepts(_distance(best0, features0), _distance(second0, features0)))[:, 0]
+        columns, place = torch.unique(nearest0[index0], return_inverse=True)
+        nearest1, _, second1 = _two_nearest(vectors1[columns], vectors0)
+        mutual = nearest1[place] == index0
+        index0, place = index0[mutual], place[mutual]
+        distance = _distance(best0[index0], features0)
+        runner_up = _distance(torch.maximum(second0[index0], second1[place]), features0)
+        keep = self._accepts(distance, runner_up)
+        scores = torch.where(runner_up > 0, 1 - distance / runner_up, 0)[keep]
+        matches = torch.stack([index0, columns[place]], dim=1)[keep]
+        return make_matches(features0, features1, matches.cpu().numpy(), scores.cpu().numpy())
+
+    def _accepts(self, distance: torch.Tensor, runner_up: torch.Tensor) -> torch.Tensor:
+        """Whether distances pass the ratio test against the second nearest and the limit."""
+        keep = torch.ones_like(distance, dtype=torch.bool)
         if self.ratio is not None:
             keep &= distance < self.ratio * runner_up
         if self.max_distance is not None:
             keep &= distance <= self.max_distance
-        scores = torch.where(runner_up > 0, 1 - distance / runner_up, 0)[keep]
-        matches = torch.stack([index0, index1], dim=1)[keep]
-        return make_matches(features0, features1, matches.cpu().numpy(), scores.cpu().numpy())
+        return keep
 
 
 def candidates(features0: Features, features1: Features, most: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -167,18 +181,11 @@ def _ranked(a: torch.Tensor, b: torch.Tensor, most: int) -> NDArray[np.int64]:
 
 
 def _vectors(features: Features) -> torch.Tensor:
-    """Return descriptors as vectors whose dot products are exact enough that rounding decides nothing.
-
-    Bits become ±1, whose products float32 sums exactly. Unit vectors become float64; `_two_nearest` rounds
-    their products to float32. What the order of summation does is far below that rounding, so two descriptors
-    have the same similarity wherever in the matrix they stand: ties are ties, and swapping changes nothing. In
-    float32 throughout, the product of seven descriptors with themselves is already not symmetric.
-    """
+    """Return descriptors as float32 vectors, bits as ±1."""
     if features.is_binary:
         shifts = torch.arange(8, dtype=torch.uint8, device=features.device)
         return (features.descriptors[:, :, None] >> shifts & 1).flatten(1).float() * 2 - 1
-    # Apple's GPUs have no float64.
-    return features.descriptors if features.device.type == "mps" else features.descriptors.double()
+    return features.descriptors
 
 
 def _distance(similarity: torch.Tensor, features: Features) -> torch.Tensor:
@@ -188,43 +195,66 @@ def _distance(similarity: torch.Tensor, features: Features) -> torch.Tensor:
     return (2 - 2 * similarity).clamp(min=0).sqrt()
 
 
-def _two_nearest(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Find the two largest dot products of each row of ``a`` (N, D) over ``b`` (M, D), and the reverse.
+def _two_nearest(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Find the two largest dot products of each row of ``a`` (N, D) over the rows of ``b`` (M, D).
 
     Works through blocks of rows of ``a``, so that memory does not grow with N x M.
 
     Returns
     -------
-    nearest0, nearest1 : int64 tensors (N,), (M,)
-        The partner with the largest dot product; the lowest index among equals.
-    best0 : float32 tensor (N,)
-        The largest dot product.
-    second0, second1 : float32 tensors (N,), (M,)
-        The second largest; -inf where there is only one partner.
+    nearest : int64 tensor (N,)
+        The row of ``b`` with the largest dot product; the lowest index among equals.
+    best, second : float32 tensors (N,)
+        The largest and the second largest dot product; the latter -inf where there is only one row.
     """
-    rows = max(1, _BLOCK_ELEMENTS // len(b))
-    nearest0, best0, second0 = [], [], []
-    nearest1 = torch.zeros(len(b), dtype=torch.int64, device=a.device)
-    best1 = torch.full((len(b),), -torch.inf, device=a.device)
-    second1 = best1.clone()
-    for start in range(0, len(a), rows):
-        similarity = (a[start : start + rows] @ b.T).float()
+    # Apple's GPUs have no float64; few columns are not worth two steps; float32 is exact for ±1.
+    if b.device.type == "mps" or len(b) < 4 * _GROUPS or _is_exact(b):
+        return _two_nearest_exactly(a, b)
+    width = -(-len(b) // _GROUPS)
+    padded = torch.nn.functional.pad(b, (0, 0, 0, width * _GROUPS - len(b)))
+    rows = max(1, _BLOCK_ELEMENTS // len(padded))
+    block = a.new_empty(min(rows, len(a)), len(padded))
+    # Bound of the error of a float32 sum of D products, in whatever order: Higham 2002, section 3.1; twice, because two
+    # sums are compared.
+    slack = 2 * a.shape[1] * 2.0**-24 * float(a.norm(dim=1).max() * b.norm(dim=1).max()) if len(a) else 0.0
+    in_group = torch.arange(_GROUPS, device=a.device) * width
+    columns, gaps = [], []
+    for part in a.split(rows):
+        similarity = torch.mm(part, padded.T, out=block[: len(part)])
+        similarity[:, len(b) :] = -torch.inf
+        groups, number = similarity.view(len(part), _GROUPS, width).amax(1).topk(3)
+        members = (number[:, :2, None] + in_group).flatten(1)
+        values, place = similarity.gather(1, members).topk(3)
+        columns.append(members.gather(1, place[:, :2]))
+        gaps.append(values[:, 1] - torch.maximum(values[:, 2], groups[:, 2]))
+    two = torch.cat(columns)
+    # The nearest two are known, except where a third is as near as float32 can tell.
+    first, other = ((a.double() * b[two[:, k]].double()).sum(1).float() for k in (0, 1))
+    swap = (other > first) | ((other == first) & (two[:, 1] < two[:, 0]))
+    nearest = torch.where(swap, two[:, 1], two[:, 0])
+    best, second = torch.maximum(first, other), torch.minimum(first, other)
+    unsure = torch.nonzero(~(torch.cat(gaps) > slack))[:, 0]
+    nearest[unsure], best[unsure], second[unsure] = _two_nearest_exactly(a[unsure], b)
+    return nearest, best, second
 
-        column_best, column_nearest = similarity.max(dim=0)
-        similarity.scatter_(0, column_nearest[None], -torch.inf)
-        column_second = similarity.amax(dim=0)
-        similarity.scatter_(0, column_nearest[None], column_best[None])
-        # The second best so far is the worse of the two bests, or one of the two seconds.
-        second1 = torch.maximum(torch.minimum(best1, column_best), torch.maximum(second1, column_second))
-        nearest1 = torch.where(column_best > best1, column_nearest + start, nearest1)
-        best1 = torch.maximum(best1, column_best)
 
-        row_best, row_nearest = similarity.max(dim=1)
-        similarity.scatter_(1, row_nearest[:, None], -torch.inf)
-        nearest0.append(row_nearest)
-        best0.append(row_best)
-        second0.append(similarity.amax(dim=1))
-    return torch.cat(nearest0), nearest1, torch.cat(best0), torch.cat(second0), second1
+def _is_exact(vectors: torch.Tensor) -> bool:
+    """Whether these are bits as ±1."""
+    return bool((vectors.abs() == 1).all())
+
+
+def _two_nearest_exactly(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`_two_nearest` by definition."""
+    if not (b.device.type == "mps" or _is_exact(b)):
+        a, b = a.double(), b.double()
+    found = []
+    for part in a.split(max(1, _BLOCK_ELEMENTS // len(b))):
+        similarity = (part @ b.T).float()
+        best, nearest = similarity.max(dim=1)
+        similarity.scatter_(1, nearest[:, None], -torch.inf)
+        found.append((nearest, best, similarity.amax(dim=1)))
+    nearest, best, second = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return nearest, best, second
 
 
 __all__ = ["NearestNeighbour", "candidates"]
