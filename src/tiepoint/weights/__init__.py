@@ -5,6 +5,7 @@ the official file; only `pull` downloads. `load` also takes the path of a file o
 file is described in `registry`, with its licence.
 """
 
+from .download import pull
 from .registry import WEIGHTS_FOR, Carrier, Entry
 from .store import (
     NonCommercialWeightsWarning,
@@ -16,7 +17,6 @@ from .store import (
     load,
     load_into,
     locate,
-    pull,
     read_config,
     resolve,
     save,

