@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 import tiepoint as tp
 from tiepoint import weights
 from tiepoint.errors import ArgumentError, WeightsError
-from tiepoint.features.cairn import CELL, RADIUS, RINGS_PER_OCTAVE, Cairn, CairnConfig, CairnNet, Scores, pyramid
+from tiepoint.features.cairn import CELL, Cairn, CairnConfig, CairnNet, Scores, pyramid
+from tiepoint.features.cairn.config import RADIUS, RINGS_PER_OCTAVE
 from tiepoint.types import Features
 
 SMALL = CairnConfig(levels=4, width=8, rings=10, angles=16, channels=16, dim=32)
