@@ -120,7 +120,7 @@ def align(
 
     Examples
     --------
-    >>> d = F.normalize(torch.randn(50, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    >>> d = torch.nn.functional.normalize(torch.randn(50, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     >>> p = torch.cat([torch.linspace(-1, 1, 100).view(50, 2), torch.ones(50, 2)], 1)
     >>> moved = p + torch.tensor([0.3, -0.2, 0, 0])
     >>> a, b = align(d, d, p, moved, 640, 640)
