@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 
 from tiepoint.geometry import Camera
 from tiepoint.io.video import Frame, read_frames
-from tiepoint.mapping.online.track import Pose, Tracker, write_tum
+from tiepoint.mapping.exchange.tum import Pose, write_tum
+from tiepoint.mapping.online.track import Tracker
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "eval" / "kitti"

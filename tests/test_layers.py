@@ -40,9 +40,6 @@ HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Files above 500 lines, and why they stay whole.
 LONG = {
     "features/cairn.py": "the network, its detector and its descriptors are one model",
-    "mapping/cluster.py": "the driver and the workers of one Ray job, which share its messages",
-    "mapping/online/track.py": "one state machine: start, follow, add key frames, adjust, find again",
-    "mapping/run.py": "the order of all steps of a map, and what resumes them",
     "training/data/raycast.py": "one ray caster, surfaces and light together",
     "training/data/scene_layouts.py": "one generator of rooms and façades",
     "training/runs/matcher.py": "is being split",

@@ -220,7 +220,7 @@ def test_arguments(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="at least 1"):
         reconstruct(folder / "database.db", folder, tmp_path, threads=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be written"):
         reconstruct(folder / "database.db", folder, tmp_path / "file")
 
 

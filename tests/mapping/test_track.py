@@ -17,7 +17,8 @@ from tiepoint.cli.track import draw_path
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.geometry import Camera
 from tiepoint.io.video import Frame
-from tiepoint.mapping.online.track import State, Tracker, write_tum
+from tiepoint.mapping.exchange.tum import write_tum
+from tiepoint.mapping.online.track import State, Tracker
 
 pytest.importorskip("pycolmap")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._arrays import homogeneous
 from .camera import Camera
 from .epipolar import (
     essential_from_pose,
@@ -24,6 +25,7 @@ __all__ = [
     "estimate_homography",
     "estimate_relative_pose",
     "fundamental_from_pose",
+    "homogeneous",
     "pose_error",
     "relative_pose",
     "reprojection_error",

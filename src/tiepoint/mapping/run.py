@@ -1,16 +1,16 @@
 """From a folder of photographs, or a video, to cameras and points: `map_photographs`, all steps in one call.
 
-Everything it knows between the steps is in one folder, which a run that was interrupted finds again::
+All state between the steps is in one folder, from which an interrupted run resumes::
 
     OUT/database.db      features, matches, two-view geometries: a COLMAP database
-    OUT/settings.json    what the database was made with; what a rerun does with other options: see `inputs`
+    OUT/settings.json    settings of the database; for reruns with other options see `inputs`
     OUT/frames/          of a video: its key frames
     OUT/sparse/0/        COLMAP's model, the largest first; sparse/1 … where nothing connects the photographs
     OUT/quality.json     how good the models are, image by image
     OUT/points.ply       of the largest model: its points, OUT/trajectory.txt: its cameras (TUM format),
     OUT/text/            the same as COLMAP's text files, and
     OUT/undistorted/     photographs and cameras for gsplat and nerfstudio; these two on request
-    OUT/scene.html       something to look at
+    OUT/scene.html       a page that shows the models in a browser
     OUT/report.json      what `MapResult.summary` says
 """
 
@@ -149,8 +149,8 @@ def map_photographs(
 ) -> MapResult:
     """Find out where photographs were taken, and what they show, in three dimensions.
 
-    Run again after it was interrupted, or with other photographs in the folder or other options: what is done is not
-    done again, and what depends on a change is (`tiepoint.mapping.inputs`).
+    Call it again to resume an interrupted run, or after photographs or options changed: finished work is not repeated,
+    except what depends on a change (`tiepoint.mapping.inputs`).
 
     Parameters
     ----------
@@ -159,10 +159,10 @@ def map_photographs(
     output : path
         A folder, made if need be; see the module for what it will hold. It must not lie in that of the photographs.
     pairs : {"auto", "exhaustive", "sequential", "retrieval", "position"} or path
-        Which pairs to match: all; those near in the order of the names (of EXIF times, where the names tell none), and
-        loops; those that look alike; those taken near each other, by GPS, and where a photograph has none, those that
-        look alike; or a text file of two names a line. Auto is all for up to 100 photographs,
-        sequential for a video, and retrieval, joined with position where EXIF knows it, for all others.
+        Which pairs to match: all; neighbours in the order of the names (of EXIF times, where the names have no order)
+        and loops; by image retrieval; those taken near each other by GPS, and by image retrieval for photographs
+        without; or a text file of two names a line. Auto is all for up to 100 photographs, sequential for a video, and
+        retrieval, joined with position where EXIF has it, for all others.
     features, matcher : str
         Names, or ``"auto"``, as in `tiepoint.match`.
     trust_doppelgangers : bool

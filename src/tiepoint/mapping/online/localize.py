@@ -346,12 +346,12 @@ class Localizer:
             raise ArgumentError(
                 f"{name}: is {picture.size[0]}x{picture.size[1]} pixels, but the camera {camera.width}x{camera.height}"
             )
-        told = camera is not None or focal is not None
-        if not told and is_path and (exif := camera_of(name)).has_prior_focal_length:
+        given = camera is not None or focal is not None
+        if not given and is_path and (exif := camera_of(name)).has_prior_focal_length:
             focal = float(exif.focal_length)
         features = self.extractor(picture)
         similar = self._similar(features)
-        own = None if told else self._camera_of_map(similar, picture.size, name)
+        own = None if given else self._camera_of_map(similar, picture.size, name)
         names = tuple(self._images[i][0] for i in similar)
         pairs = self._matches_with_points(features, similar)
         pixels = features.keypoints.cpu().numpy()[pairs[:, 0]]

@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from ... import geometry, pipeline
 from ...errors import ArgumentError, InputError
 from ...features import Extractor, ExtractorOptions
-from ...geometry import Camera
+from ...geometry import Camera, homogeneous
 from ...geometry.absolute import AbsolutePose, estimate_absolute_pose
 from ...geometry.colmap import import_pycolmap, to_colmap
 from ...io.video import Frame
 from ...matchers import Matcher
 from ...matchers.overlay import without_overlay
 from ...types import Features, Matches
-from ..exchange.tum import Pose, write_tum
+from ..exchange.tum import Pose
 from ..pairs.retrieval import unit_descriptors
 
 if TYPE_CHECKING:
@@ -139,10 +139,8 @@ class Tracker:
     ------
     ArgumentError
         An unknown name, or an option out of range.
-    WeightsError
-        The extractor or matcher needs weights that are not on this machine.
-    MissingDependencyError
-        pycolmap is not installed.
+    WeightsError, MissingDependencyError
+        Weights of the extractor or matcher, or pycolmap, are not on this machine.
 
     Examples
     --------
@@ -184,7 +182,7 @@ class Tracker:
         self._start_over()
 
     def __call__(self, frame: Frame) -> State:
-        """Take the next frame, and say where the camera is.
+        """Take the next frame, and return where the camera is.
 
         Raises
         ------
@@ -241,12 +239,9 @@ class Tracker:
 
     def _start(self, view: _View) -> State:
         """Try to make a map from the first waiting frame and this one."""
-        if not self._waiting:
-            self._waiting = [(view, None)]
-            return self._state("starting")
-        first = self._waiting[0][0]
-        matches = self._match(first, view)
-        if len(matches) < LEAST_MATCHES:  # the first is out of sight, or was a bad picture
+        first = self._waiting[0][0] if self._waiting else None
+        matches = None if first is None else self._match(first, view)
+        if first is None or matches is None or len(matches) < LEAST_MATCHES:  # the first is out of sight, or blurred
             self._waiting = [(view, None)]
             return self._state("starting")
         self._wait(view, matches)
@@ -258,7 +253,7 @@ class Tracker:
             return self._state("starting")
         rows = matches.indices[found.inliers]
         x0, x1 = first.rays[rows[:, 0]], view.rays[rows[:, 1]]
-        if np.median(_angles(_homogeneous(x0) @ found.R.T, _homogeneous(x1))) < START_ANGLE:
+        if np.median(_angles(homogeneous(x0) @ found.R.T, homogeneous(x1))) < START_ANGLE:
             return self._state("starting")
         world, good = self._triangulate((np.eye(3), np.zeros(3)), (found.R, found.t), x0, x1)
         if good.sum() < LEAST_POINTS:
@@ -399,7 +394,7 @@ class Tracker:
         pycolmap = import_pycolmap()
         image = pycolmap.Image(
             name=view.frame.name,
-            keypoints=to_colmap(self._ideal.project(_homogeneous(view.rays))),
+            keypoints=to_colmap(self._ideal.project(homogeneous(view.rays))),
             camera_id=1,
             image_id=view.image_id,
         )
@@ -499,13 +494,6 @@ class Tracker:
         return State(status, pose, inliers, is_key_frame, self.reconstruction.num_points3D(), len(self._views))
 
 
-def _homogeneous(points: Array) -> Array:
-    return np.column_stack([points, np.ones(len(points))])
-
-
 def _angles(a: Array, b: Array) -> Array:
     """Return the angles (N,) between vectors (N, 3), in radians."""
     return np.arctan2(np.linalg.norm(np.cross(a, b), axis=1), (a * b).sum(axis=1))
-
-
-__all__ = ["Pose", "State", "Tracker", "write_tum"]

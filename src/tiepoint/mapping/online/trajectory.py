@@ -20,8 +20,9 @@ from ...io import files, video
 from ...io.images import ImageSource, read_image
 from ...io.video import Frame
 from ...matchers import Matcher
+from ..exchange.tum import Pose, write_tum
 from ..steps.images import parse_camera
-from .track import Pose, State, Tracker, write_tum
+from .track import State, Tracker
 
 if TYPE_CHECKING:
     import pycolmap

@@ -1,7 +1,7 @@
 """A model -> the user's frame: metres, east-north-up by GPS, or the frame of positions that were measured.
 
-What a mapper makes has a frame and a scale of its own. `to_positions` moves it by the similarity that most of the known
-positions of cameras agree with, `to_distances` only scales it. Everything that is written later follows the model.
+A mapper chooses frame and scale arbitrarily. `to_positions` moves a model by the similarity that most of the known
+positions of cameras agree with, `to_distances` only scales it. All files that are written later are in the new frame.
 """
 
 from __future__ import annotations
@@ -242,10 +242,10 @@ def to_positions(
 
     def fit(tolerance: float) -> tuple[Any, NDArray[np.float64]]:
         options = pycolmap.RANSACOptions(max_error=tolerance, random_seed=seed, max_num_trials=2000)
-        told = pycolmap.estimate_sim3d_robust(source, target, options)
-        if told is None:
+        estimate = pycolmap.estimate_sim3d_robust(source, target, options)
+        if estimate is None:
             return None, np.full(len(here), np.inf)
-        found = told["tgt_from_src"]
+        found = estimate["tgt_from_src"]
         moved = found.scale * source @ found.rotation.matrix().T + found.translation
         return found, np.linalg.norm(moved - target, axis=1)
 

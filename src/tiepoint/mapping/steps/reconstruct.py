@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...errors import ArgumentError, InputError
 from ...geometry.colmap import import_pycolmap
-from ...io.files import atomic_folder, scratch_folder, write_json
+from ...io.files import atomic_folder, make_folder, scratch_folder, write_json
 from ...io.images import read_image
 from ...io.model_files import write_model
 from ..store import Store, registered
@@ -44,7 +44,7 @@ class ImageQuality:
 
 @dataclass(frozen=True)
 class Quality:
-    """What a model is worth, as far as it can tell itself.
+    """Quality of a model, measured without ground truth.
 
     Attributes
     ----------
@@ -118,9 +118,9 @@ class Scene:
     left_out : dict
         Name of each image that is in no model -> why.
     judgements : tuple of Judgement
-        One for each model: whether it is to be believed.
+        One for each model: how far it can be trusted.
     notes : tuple of str
-        How the models hang together, and which were thrown away.
+        How the models are connected, and which were rejected.
     """
 
     folder: Path
@@ -223,11 +223,7 @@ def reconstruct(
     if threads is not None and threads < 1:
         raise ArgumentError(f"threads must be at least 1, not {threads}")
     collection = _Collection.of(Path(database))
-    target = Path(output)
-    try:
-        target.mkdir(parents=True, exist_ok=True)  # before the long work, not after
-    except OSError as error:
-        raise InputError(f"{target}: cannot be made: {error.strerror or error}; give another folder") from error
+    target = make_folder(output)  # before the long work, not after
     with scratch_folder() as work, _quiet():
         found = _map(
             Path(database), work, mapper, refine_cameras, seed, threads or -1, on_image, collection.camera_models
@@ -242,7 +238,7 @@ def reconstruct(
             _adjust(model, refine_cameras, threads or -1)
     with Store.open(database, create=False) as store:
         judged = [judge(model, store, collection.verified, len(collection.names)) for model in models]
-        kept = [place for place, told in enumerate(judged) if told.verdict != "no 3D"]
+        kept = [place for place, judgement in enumerate(judged) if judgement.verdict != "no 3D"]
         models = tuple(models[place] for place in kept)
         if not models:
             begun = {image.image_id: image.camera for image in store.images()}
@@ -257,8 +253,8 @@ def reconstruct(
         for number, model in enumerate(models):
             (folder / str(number)).mkdir()
             write_model(model, folder / str(number))
-    thrown = [told.reasons[0] for told in judged if told.verdict == "no 3D"]
-    notes = [f"a model was thrown away: {reason}" for reason in thrown]
+    rejected = [judgement.reasons[0] for judgement in judged if judgement.verdict == "no 3D"]
+    notes = [f"a model was rejected: {reason}" for reason in rejected]
     scene = Scene(
         folder=target,
         models=models,
@@ -358,7 +354,7 @@ class _Collection:
         return collection
 
     def connections(self, models: tuple[pycolmap.Reconstruction, ...]) -> list[str]:
-        """Return how each model but the first hangs together with the first, a line each."""
+        """Return how each model but the first is connected with the first, a line each."""
         notes = []
         inside = [set(model.reg_image_ids()) for model in models]
         for number, images in enumerate(inside[1:], start=1):
@@ -472,7 +468,7 @@ def _colour(model: pycolmap.Reconstruction, folder: Path, bands: Sequence[int] |
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence COLMAP's log, which tells of every image and every iteration."""
+    """Silence COLMAP's log, which reports every image and every iteration."""
     logging = import_pycolmap().logging
     before = logging.minloglevel
     logging.minloglevel = logging.FATAL

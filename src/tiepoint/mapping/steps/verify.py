@@ -2,7 +2,7 @@
 
 COLMAP's own estimator decides, so that its mappers get what they expect: an essential matrix where the focal lengths
 are known, a fundamental matrix where they are not, a homography where the scene is flat or the camera only turned; and
-matches of a watermark are told from those of a scene. It releases Python's lock, so threads use all cores.
+matches of a watermark are recognised. It releases Python's lock, so threads use all cores.
 """
 
 from __future__ import annotations
