@@ -32,7 +32,7 @@ from ..io.images import check_bands
 from .store import FileFingerprints, Fingerprint, NewImage, Store
 
 if TYPE_CHECKING:
-    from .run import MapSettings
+    from .settings import MapSettings
 
 OUTPUTS = (
     "database.db", "database.db-wal", "database.db-shm", "settings.json", "sparse", "quality.json", "points.ply",

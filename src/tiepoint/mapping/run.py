@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,14 @@ import numpy as np
 import torch
 
 from .. import pipeline
-from ..devices import pick_device
 from ..errors import ArgumentError, InputError
-from ..features import ExtractorOptions
-from ..geometry.colmap import import_pycolmap
 from ..io import video
 from ..io.files import make_folder, write_json
 from ..io.folders import find_masks, times_in_names
-from ..io.images import check_bands
 from . import cluster
 from .exchange import colmap as exports
 from .inputs import (
     FileChanges,
-    check_inputs_survive,
     follow_files,
     read_begun,
     same_video,
@@ -50,10 +45,11 @@ from .inputs import (
 )
 from .pairs.choose import PAIR_CHOICES, ChosenPairs, PairChoice, choose_pairs, match_chosen
 from .progress import Progress, Report, silent
+from .settings import MapSettings
 from .steps.align import Aligner, Alignment, aligner_for
 from .steps.doppelgangers import SuspiciousPair, hide_doppelgangers
 from .steps.extract import Extraction, extract_into
-from .steps.images import Share, is_file, new_images
+from .steps.images import Share, new_images
 from .steps.match import Matching, match_into
 from .steps.reconstruct import Mapper, Scene, reconstruct
 from .store import Fingerprint, NewImage, Store, pair_ids
@@ -264,76 +260,6 @@ def map_photographs(
     result = MapResult(out, scene, choice, extraction, matching, skipped, hidden, notes, log.seconds, alignments)
     write_json(out / "report.json", result.summary())
     return result
-
-
-@dataclass(frozen=True)
-class MapSettings:
-    """What `map_photographs` was asked for; the fields are its arguments."""
-
-    photographs: Path
-    output: Path
-    pairs: PairChoice | str | os.PathLike[str]
-    features: str
-    matcher: str
-    trust_doppelgangers: bool
-    mapper: Mapper
-    max_keypoints: int | None
-    long_side: int | None
-    masks: Path | None
-    bands: tuple[int, ...] | None
-    cameras: Share
-    camera_model: str
-    focal: float | None
-    camera: str | None
-    fix_cameras: bool
-    refine: bool
-    undistort: bool
-    text: bool
-    align: str | os.PathLike[str] | None
-    scale: str | os.PathLike[str] | None
-    fresh: bool
-    device: torch.device
-    workers: int | None
-    ray: str | None
-    seed: int
-
-    @classmethod
-    def of(cls, arguments: dict[str, Any]) -> MapSettings:
-        """Take the arguments of `map_photographs`, with paths, device and bands in one form."""
-        values = {one.name: arguments[one.name] for one in fields(cls)}
-        values |= {"photographs": Path(values["photographs"]), "output": Path(values["output"])}
-        values |= {"device": pick_device(values["device"]), "bands": check_bands(values["bands"])}
-        return cls(**{**values, "masks": None if values["masks"] is None else Path(values["masks"])})
-
-    @property
-    def extractor_options(self) -> ExtractorOptions:
-        """What the extractor is to be loaded with."""
-        return ExtractorOptions(max_keypoints=self.max_keypoints, long_side=self.long_side, bands=self.bands)
-
-    @property
-    def chooses_cameras(self) -> bool:
-        """Whether any option says what the cameras are."""
-        return (self.cameras, self.camera_model, self.focal, self.camera) != ("auto", "SIMPLE_RADIAL", None, None)
-
-    def check(self) -> None:
-        """Refuse before the work begins what can be known to fail."""
-        import_pycolmap()
-        if self.ray is not None:
-            cluster.import_ray()
-        source, out = self.photographs, self.output
-        if not source.exists():
-            raise InputError(f"{source}: no such file or folder; give a folder of photographs, or a video")
-        if source.is_file() and source.suffix.lower() not in video.VIDEO_SUFFIXES:
-            raise InputError(f"{source}: is not a video by its name; give a folder of photographs, or a video")
-        if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-            raise ArgumentError(
-                f"{out}: lies in the folder of the photographs, and would be taken for some; choose another"
-            )
-        inputs = [Path(one) for one in (self.pairs, self.camera, self.align, self.scale) if one and is_file(one)]
-        check_inputs_survive(out, source, [*inputs, *([self.masks] if self.masks is not None else [])])
-        if self.pairs not in PAIR_CHOICES and not Path(self.pairs).is_file():
-            choices = ", ".join(PAIR_CHOICES)
-            raise ArgumentError(f"pairs are a text file, or one of {choices}; {str(self.pairs)!r} is neither")
 
 
 @dataclass(frozen=True)
