@@ -18,7 +18,7 @@ import tiepoint as tp
 from tiepoint import Features, Matches
 from tiepoint.errors import ArgumentError
 from tiepoint.matchers import nearest
-from tiepoint.matchers.base import Matcher, _comes_before, make_matches
+from tiepoint.matchers.base import Matcher, comes_before, make_matches
 from tiepoint.matchers.nearest import NearestNeighbour
 
 
@@ -266,10 +266,10 @@ def test_order_falls_back_to_descriptors_scores_and_size() -> None:
         replace(base, image_size=(200, 100)),
     ]
     for other in later:
-        assert _comes_before(base, other) and not _comes_before(other, base)
-    assert not _comes_before(base, base)
+        assert comes_before(base, other) and not comes_before(other, base)
+    assert not comes_before(base, base)
     # Fewer keypoints come first, wherever they are.
-    assert _comes_before(later[0].select(torch.arange(3)), base)
+    assert comes_before(later[0].select(torch.arange(3)), base)
 
 
 def test_scores_rank_by_the_ratio_of_distances() -> None:

@@ -160,7 +160,7 @@ def candidates(features0: Features, features1: Features, most: int) -> tuple[NDA
     """
     if min(len(features0), len(features1)) == 0:
         return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
-    a, b = _vectors(features0), _vectors(features1)
+    a, b = _exact(_vectors(features0), _vectors(features1))
     forth, back = _ranked(a, b, most), _ranked(b, a, most)
     pairs = np.array(sorted(set(map(tuple, forth.tolist())) & {(i, j) for j, i in back.tolist()}), np.int64)
     pairs = pairs.reshape(-1, 2)
@@ -207,8 +207,7 @@ def _two_nearest(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.
     best, second : float32 tensors (N,)
         The largest and the second largest dot product; the latter -inf where there is only one row.
     """
-    # Apple's GPUs have no float64; few columns are not worth two steps; float32 is exact for ±1.
-    if b.device.type == "mps" or len(b) < 4 * _GROUPS or _is_exact(b):
+    if _exact(a, b)[1] is b or len(b) < 4 * _GROUPS:  # few columns are not worth two steps
         return _two_nearest_exactly(a, b)
     width = -(-len(b) // _GROUPS)
     padded = torch.nn.functional.pad(b, (0, 0, 0, width * _GROUPS - len(b)))
@@ -238,15 +237,16 @@ def _two_nearest(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.
     return nearest, best, second
 
 
-def _is_exact(vectors: torch.Tensor) -> bool:
-    """Whether these are bits as ±1."""
-    return bool((vectors.abs() == 1).all())
+def _exact(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return vectors whose products no rounding decides: in float64, but for ±1 and on Apple's GPUs, which lack it."""
+    if a.device.type == "mps" or all(bool((vectors.abs() == 1).all()) for vectors in (a, b)):
+        return a, b
+    return a.double(), b.double()
 
 
 def _two_nearest_exactly(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`_two_nearest` by definition."""
-    if not (b.device.type == "mps" or _is_exact(b)):
-        a, b = a.double(), b.double()
+    a, b = _exact(a, b)
     found = []
     for part in a.split(max(1, _BLOCK_ELEMENTS // len(b))):
         similarity = (part @ b.T).float()
