@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
@@ -96,6 +97,27 @@ def test_map_of_a_room_with_bad_photographs_among_good_ones(server: Server, room
         assert server.get(f"{path}/files/{name}").content
     assert server.get(f"{path}/files/points.ply").content.startswith(b"ply")
     assert server.get(f"{path}/files/report.json").json()["output"] == "map"
+
+
+def test_a_video_is_mapped_and_one_that_is_none_is_one_message(server: Server, tmp_path: Path) -> None:
+    world, path = Room(), tmp_path / "walk.avi"
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (320, 240))
+    for i in range(60):
+        video.write(world.photograph(look((0.04 * i - 1, 0.01 * i, 0.02 * i)))[:, :, ::-1])
+    video.release()
+    mapped = server.post("/maps", [("walk.avi", path.read_bytes())], **FIELDS).json()["id"]
+    broken = server.post("/maps", [("broken.avi", bytes(5000))], **FIELDS).json()["id"]
+    job = server.wait(f"/maps/{mapped}")
+    assert job["state"] == "done", job["error"]
+    assert job["result"]["models"][0]["registered"] >= 3
+    assert job["title"] == "walk.avi"
+    job = server.wait(f"/maps/{broken}")
+    assert job["state"] == "failed"
+    assert "broken.avi" in job["error"]
+    assert str(server.folder) not in job["error"]
+    both = server.post("/maps", [("walk.avi", b"x"), ("a.png", b"x")], **FIELDS)
+    assert both.status_code == 422
+    assert "not of both" in both.json()["detail"]
 
 
 def bomb(width: int, height: int) -> bytes:

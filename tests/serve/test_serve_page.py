@@ -142,6 +142,26 @@ def test_a_dropped_folder_and_names_that_are_html(browser: Any, server: Server, 
     watched.close()
 
 
+def test_the_token_is_asked_for_once(browser: Any, tmp_path: Path) -> None:
+    token = "sixteen letters or more"
+    server = Server(tmp_path / "folder", TIEPOINT_TOKEN=token)
+    try:
+        watched = Watched(browser, server.address)
+        page = watched.page
+        page.fill("#token", "some other sixteen letters")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=That is not the token.")
+        watched.errors.clear()  # the browser reports the answer 401 as one
+        page.fill("#token", token)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#options select", state="attached")
+        page.reload()
+        page.wait_for_selector("#options select", state="attached")
+        watched.close()
+    finally:
+        server.stop()
+
+
 def test_no_foreign_script_runs(browser: Any, server: Server) -> None:
     watched = watch(browser, server)
     watched.page.evaluate(
