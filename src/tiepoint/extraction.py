@@ -131,8 +131,7 @@ def extract(
         raise InputError("there are no images to extract features from; give one at least")
     masked = None if masks is None else find_masks(masks, list(sources))
     name = features if isinstance(features, str) else features.name
-    weights = name.partition("@")[2]
-    read = [*(sources.values() if are_paths else ()), *(masked or {}).values(), *([weights] if weights else [])]
+    read = [*(sources.values() if are_paths else ()), *(masked or {}).values(), *pipeline.weights_files(features)]
     writer = None if output is None else FeatureWriter(output, inputs=read)
     if isinstance(features, str):
         name = pipeline.choose(features)[0]

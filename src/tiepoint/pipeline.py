@@ -14,12 +14,11 @@ from typing import NamedTuple
 import torch
 
 from . import features as extractors
-from . import matchers, weights
+from . import matchers, names, weights
 from .devices import pick_device
 from .errors import ArgumentError
 from .features import Extractor, ExtractorOptions
 from .matchers import Matcher
-from .names import split
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str
     """
     if features != "auto" and matcher != "auto":
         return features, matcher, f"{features} + {matcher}, as asked"
-    members = split(features, extractors.names())
+    members = names.split(features, extractors.names())
     if len(members) > 1:
         chosen = [choose(member)[1] for member in members]
         matcher = chosen[0] if len(set(chosen)) == 1 else "+".join(chosen)
@@ -187,9 +186,22 @@ def another(extractor: Extractor) -> Callable[[], tuple[Extractor, Matcher]] | N
 
     It has the number of keypoints and the long side of ``extractor``, and its own threshold and radius.
     """
-    here = split(extractor.name, extractors.names())
+    here = names.split(extractor.name, extractors.names())
     other = next((choice for choice in PREFERENCES if choice.features not in here and choice.is_usable()), None)
     if other is None:
         return None
     options = replace(extractor.options, detection_threshold=None, nms_radius=None)
     return lambda: load(other.features, other.matcher, extractor.device, options)[:2]
+
+
+def weights_files(*parts: str | Extractor | Matcher) -> list[str]:
+    """Return the files that names of extractors and matchers hold: FILE of ``cairn@FILE``; none of what is loaded.
+
+    Examples
+    --------
+    >>> weights_files("cairn@mine.safetensors+sift", "lightglue", "superglue@theirs.pth")
+    ['mine.safetensors', 'theirs.pth']
+    """
+    known = [*extractors.names(), *matchers.names()]
+    named = (names.split(part, known) for part in parts if isinstance(part, str))
+    return [file for one in named for file in map(names.weights_file, one) if file]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 import tiepoint as tp
 from textured_room import CAMERA, Pose, Room, look, rotation_error
@@ -189,3 +190,25 @@ def test_a_scene_that_cannot_be_written_to(scene: Path, monkeypatch: pytest.Monk
     assert sorted(path.relative_to(copy) for path in copy.rglob("*")) == before
     with Store.open(copy / "database.db", read_only=True) as store, pytest.raises(InputError, match="readonly"):
         store.write_features([(1, store.features(1))])
+
+
+def test_photographs_of_every_kind_are_found(scene: Path, tmp_path: Path) -> None:
+    pixels = np.asarray(PIL.Image.open(scene / "near.png").convert("RGB"))
+    kinds = [scene / "near.png", pixels, PIL.Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1)]
+    seen = []
+    by_path, *others = tp.localize(
+        kinds, scene, [tmp_path / "poses.csv"], focal=260.0, progress=lambda *args: seen.append(args)
+    )
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert by_path.pose is not None and by_path.name == str(scene / "near.png")
+    for other in others:
+        assert other.pose is not None
+        np.testing.assert_allclose(other.pose.centre, by_path.pose.centre, atol=1e-6)
+    assert len((tmp_path / "poses.csv").read_text().splitlines()) == 5
+    same = tp.localize(pixels, scene, camera="SIMPLE_PINHOLE:260,160,120")[0]
+    assert same.pose is not None
+    np.testing.assert_allclose(same.pose.centre, by_path.pose.centre, atol=1e-3)
+    with pytest.raises(ArgumentError, match="exclude each other"):
+        tp.localize(pixels, scene, camera="SIMPLE_PINHOLE:260,160,120", focal=260.0)
+    (broken,) = tp.localize(np.zeros((4, 4, 2), np.uint8), scene)
+    assert broken.pose is None and not broken.readable and "shape (4, 4, 2)" in broken.problem

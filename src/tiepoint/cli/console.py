@@ -195,15 +195,6 @@ class Minutely:
         self._over.set()
 
 
-def weights_files(*names: str) -> list[str]:
-    """Return the files that names of extractors and matchers hold: FILE of ``cairn@FILE``."""
-    from .. import features, matchers
-    from ..names import split, weights_file
-
-    known = [*features.names(), *matchers.names()]
-    return [file for name in names for file in map(weights_file, split(name, known)) if file]
-
-
 def show_warning(
     message: Warning | str,
     category: type[Warning],

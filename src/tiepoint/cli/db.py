@@ -16,7 +16,7 @@ DatabaseArgument = Annotated[Path, typer.Argument(metavar="DATABASE", help="A CO
 
 @app.command("info")
 def info(database: DatabaseArgument, json: JsonOption = False) -> None:
-    """Say what a database holds."""
+    """Print what a database holds."""
     import numpy as np
 
     from ..mapping.store import Store
@@ -45,7 +45,7 @@ def info(database: DatabaseArgument, json: JsonOption = False) -> None:
 
 @app.command("import")
 def import_(
-    database: Annotated[Path, typer.Argument(metavar="DATABASE", help="Made if it does not exist.")],
+    database: Annotated[Path, typer.Argument(metavar="DATABASE", help="The database; created if it does not exist.")],
     images: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of photographs to enter first, with cameras from their EXIF."),
@@ -66,7 +66,7 @@ def import_(
 ) -> None:
     """Read photographs, features and matches into a database.
 
-    The same again changes nothing. Features of an image replace those that were there, and its matches.
+    Running it again changes nothing. New features of an image replace its old features and matches.
     """
     from ..errors import ArgumentError
     from ..mapping.exchange import hloc

@@ -7,11 +7,11 @@ from .weights import found
 
 
 def info(json: JsonOption = False) -> None:
-    """Tell versions, device, CPU features, threads, and the weights found: all that a bug report needs."""
+    """Print versions, device, CPU features, threads and the weights found: what a bug report needs."""
     from .. import devices, features, matchers, pipeline, weights
     from .._version import __version__
 
-    told = {
+    report = {
         "tiepoint": __version__,
         **devices.describe(),
         "extractors": features.names(),
@@ -21,25 +21,25 @@ def info(json: JsonOption = False) -> None:
         "weights": {name: path for name in weights.entries() if (path := found(name)) is not None},
     }
     if json:
-        print_json(told)
+        print_json(report)
         return
 
     def versions(packages: dict[str, str | None]) -> str:
         return ", ".join(f"{name} {version or '(not installed)'}" for name, version in packages.items())
 
-    cpu = told["cpu"]
+    cpu = report["cpu"]
     lines = {
-        "tiepoint": told["tiepoint"],
-        "python": f"{told['python']} on {told['platform']}",
-        "packages": versions(told["packages"]),
-        "optional": versions(told["optional_packages"]),
-        "device": told["device"],
+        "tiepoint": report["tiepoint"],
+        "python": f"{report['python']} on {report['platform']}",
+        "packages": versions(report["packages"]),
+        "optional": versions(report["optional_packages"]),
+        "device": report["device"],
         "cpu": ", ".join([cpu["model"], f"{cpu['cores']} cores", f"{cpu['threads']} threads", *cpu["features"]]),
-        "extractors": ", ".join(told["extractors"]),
-        "matchers": ", ".join(told["matchers"]),
-        "auto": told["auto"],
-        "weights": ", ".join(told["weights"]) or "none found",
-        "cache": told["cache"],
+        "extractors": ", ".join(report["extractors"]),
+        "matchers": ", ".join(report["matchers"]),
+        "auto": report["auto"],
+        "weights": ", ".join(report["weights"]) or "none found",
+        "cache": report["cache"],
     }
     for name, text in lines.items():
         print(f"{name:<11}{text}")

@@ -18,7 +18,6 @@ from .console import (
     NmsRadiusOption,
     ThresholdOption,
     print_json,
-    weights_files,
 )
 
 # Those of `tiepoint.effort` and `tiepoint.two_view`, which import torch; a test compares.
@@ -80,6 +79,7 @@ def match(
     top-left pixel.
     """
     from ..io import files
+    from ..pipeline import weights_files
     from ..two_view import FILES, match
 
     for path in output:

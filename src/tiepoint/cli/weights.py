@@ -59,7 +59,7 @@ def list_weights(json: JsonOption = False) -> None:
 
 @app.command()
 def pull(names: NamesArgument, json: JsonOption = False) -> None:
-    """Download weights into the cache; an interrupted download continues where it stopped."""
+    """Download weights into the cache; an interrupted download is resumed."""
     from .. import weights
 
     paths = {}
@@ -88,7 +88,7 @@ def pull(names: NamesArgument, json: JsonOption = False) -> None:
 
 @app.command()
 def path(names: NamesArgument, json: JsonOption = False) -> None:
-    """Print where weights lie on this machine."""
+    """Print the paths of weights on this machine."""
     from .. import weights
 
     _report({name: str(weights.resolve(name)) for name in names}, json)

@@ -169,10 +169,9 @@ def localize(
             queries.append(one)
     if not queries:
         raise InputError("there are no photographs to find; give one at least")
-    weights = matcher.partition("@")[2]
     paths = [one for one in (*queries, camera) if isinstance(one, (str, os.PathLike))]
     for path in output:
-        files.check_output(path, FILES, inputs=[*paths, *([weights] if weights else [])])
+        files.check_output(path, FILES, inputs=[*paths, *pipeline.weights_files(matcher)])
     localizer = Localizer.open(model, matcher, device, candidates=candidates)
     results = []
     for number, query in enumerate(queries, start=1):

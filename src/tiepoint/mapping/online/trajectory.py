@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import pipeline
 from ...errors import InputError
 from ...features import Extractor
 from ...geometry import Camera
@@ -135,9 +136,8 @@ def track(
         print(path.poses[-1].centre)
     """
     if output is not None:
-        weights = [part.partition("@")[2] for part in (features, matcher) if isinstance(part, str) and "@" in part]
         paths = [one for one in (source, camera) if isinstance(one, (str, os.PathLike))]
-        files.check_output(output, (".txt",), inputs=[*paths, *weights])
+        files.check_output(output, (".txt",), inputs=[*paths, *pipeline.weights_files(features, matcher)])
     if isinstance(source, (int, str, os.PathLike)):
         frames = video.read_frames(source, bands=bands)
     else:

@@ -1,0 +1,61 @@
+"""`tiepoint.track`: a whole sequence at once, of photographs in memory, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import tiepoint as tp
+from textured_room import CAMERA, Room, look
+from tiepoint.errors import ArgumentError, InputError
+
+pytest.importorskip("pycolmap")
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[NDArray[np.uint8]]:
+    """What a camera sees that moves to the right."""
+    room = Room()
+    return [room.photograph(look((0.12 * n - 0.5, 0.0, 0.0)), CAMERA) for n in range(8)]
+
+
+def test_frames_of_every_kind_give_one_path(frames: list[NDArray[np.uint8]], tmp_path: Path) -> None:
+    for n, frame in enumerate(frames):
+        PIL.Image.fromarray(frame).save(tmp_path / f"{n}.png")
+    seen = []
+    expected = tp.track(tmp_path, focal=260.0, progress=lambda state, frame: seen.append((state.status, frame.index)))
+    assert [index for _, index in seen] == list(range(8)) and seen[-1][0] == "tracked"
+    centres = np.array([pose.centre for pose in expected.poses])
+    steps = np.diff(centres, axis=0)
+    assert len(centres) > 4 and (steps[:, 0] > 0).all() and np.abs(steps[:, 1:]).max() < 0.2 * steps[:, 0].min()
+    mixed = [torch.from_numpy(f).permute(2, 0, 1) if n % 2 else PIL.Image.fromarray(f) for n, f in enumerate(frames)]
+    found = tp.track(mixed, tmp_path / "path.txt", camera=CAMERA)
+    np.testing.assert_allclose([pose.centre for pose in found.poses], centres, atol=1e-6)
+    assert len(np.loadtxt(tmp_path / "path.txt")) == len(centres)
+    assert repr(found) == f"<Trajectory: {len(centres)} of 8 frames have a pose, {found.lost} were lost>"
+
+
+def test_ctrl_c_and_a_broken_source_leave_the_path_so_far(frames: list[NDArray[np.uint8]]) -> None:
+    def broken(error: BaseException) -> Iterator[NDArray[np.uint8]]:
+        yield from frames[:3]
+        raise error
+
+    stopped = tp.track(broken(KeyboardInterrupt()), focal=260.0)
+    assert stopped.interrupted and stopped.frames == 3 and not stopped.problem
+    torn = tp.track(broken(InputError("the stream broke off")), focal=260.0)
+    assert not torn.interrupted and torn.frames == 3 and torn.problem == "the stream broke off"
+
+
+def test_what_cannot_be_tracked(frames: list[NDArray[np.uint8]], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no frames"):
+        tp.track([])
+    with pytest.raises(ArgumentError, match="must end in"):
+        tp.track(frames, tmp_path / "path.csv")
+    with pytest.raises(ArgumentError, match="exclude each other"):
+        tp.track(frames, camera="SIMPLE_PINHOLE:260,160,120", focal=260.0)
