@@ -22,6 +22,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "map": tp.map,
     "localize": tp.localize,
     "track": tp.track,
+    "calibrate": tp.calibrate,
     "evaluate": tp.evaluate,
     "bench": tp.evaluation.bench,
     "train matcher": tp.training.MatcherSettings,  # what tiepoint.train takes

@@ -356,7 +356,7 @@ def calibrate_file(
     cache: str | os.PathLike[str] | None = None,
     workers: int = 1,
     seed: int = 0,
-    device: torch.device | str | None = None,
+    device: torch.device | str | None = "auto",
     progress: Callable[[int, int], None] = lambda related, unrelated: None,
 ) -> tuple[Calibration, Path]:
     """Calibrate a run or a weights file on photographs, and write weights with thresholds in their metadata.
@@ -390,8 +390,8 @@ def calibrate_file(
         File of decoded photographs, which several runs can use; by default none is kept.
     workers : int
         Processes that make pairs.
-    device : torch.device or str, optional
-        Where to match.
+    device : torch.device or str
+        Where to match; ``"auto"`` is `tiepoint.devices.best_device`.
     match_threshold : float, optional
         Least score of a match, stored with the weights; by default theirs.
     progress : callable

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from .console import DeviceOption, JsonOption, is_terminal, none_if_auto, print_json, print_table
+from .console import DeviceOption, JsonOption, is_terminal, print_json, print_table
 
 
 def calibrate(
@@ -86,7 +86,7 @@ def calibrate(
         result, path = calibrate_file(
             target, images, keep=keep, confidence=confidence, pairs=pairs, features=features, count=count,
             match_threshold=match_threshold, max_keypoints=max_keypoints, output=output, cache=cache, workers=workers,
-            seed=seed, device=none_if_auto(device), progress=show,
+            seed=seed, device=device, progress=show,
         )  # fmt: skip
     finally:
         if status:

@@ -48,11 +48,6 @@ def parse_bands(text: str | None) -> tuple[int, ...] | None:
         raise ArgumentError(f"--bands {text!r}: give one or three numbers from 1 on, such as 4,3,2") from error
 
 
-def none_if_auto(name: str) -> str | None:
-    """Return None, the library's word for its own choice, for ``auto``, the command line's."""
-    return None if name == "auto" else name
-
-
 # The callbacks turn what is typed into what the functions of `tiepoint` take, so that a verb hands its options on.
 FeaturesOption = Annotated[
     str,

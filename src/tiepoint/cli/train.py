@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from .console import DeviceOption, JsonOption, Minutely, is_terminal, none_if_auto, print_json, print_table, say
+from .console import DeviceOption, JsonOption, Minutely, is_terminal, print_json, print_table, say
 
 app = typer.Typer(help="Train on your own photographs: features; or matcher, then confidence.", no_args_is_help=True)
 
@@ -106,10 +106,10 @@ def matcher(
     from ..training.runs import matcher as runs
 
     settings = runs.MatcherSettings(
-        images=images, output=output, seed=seed, cache=cache, workers=workers, device=none_if_auto(device),
+        images=images, output=output, seed=seed, cache=cache, workers=workers, device=device,
         features=features, preset=preset, kind=kind, start=start, posed=posed, posed_share=posed_share, teacher=teacher,
-        pairs=none_if_auto(pairs), pairs_share=pairs_share, light=light, steps=steps, minutes=minutes, batch=batch,
-        detection_threshold=detection_threshold, average=average, compile=compile, save_memory=save_memory,
+        pairs=None if pairs == "auto" else pairs, pairs_share=pairs_share, light=light, steps=steps, minutes=minutes,
+        batch=batch, detection_threshold=detection_threshold, average=average, compile=compile, save_memory=save_memory,
     )  # fmt: skip
     if dry_run:
         _print_dry_run(_quietly(runs.dry_run, settings), json)
@@ -167,7 +167,7 @@ def features(
     from ..training.runs import features as runs
 
     settings = runs.FeatureSettings(
-        images=images, output=output, seed=seed, cache=cache, workers=workers, device=none_if_auto(device),
+        images=images, output=output, seed=seed, cache=cache, workers=workers, device=device,
         preset=preset, start=start, matcher=matcher, teacher=teacher, answers=answers, light=light, steps=steps,
         minutes=minutes, batch=batch, average=average, compile=compile,
     )  # fmt: skip
@@ -212,7 +212,7 @@ def superpoint(
         seed=seed,
         cache=cache,
         workers=workers,
-        device=none_if_auto(device),
+        device=device,
         preset=preset,
     )
     with _watched() as (report, stop):
@@ -236,7 +236,7 @@ def confidence(
     from ..training.runs.matcher import train_confidence
 
     with _watched() as (report, stop):
-        row = train_confidence(run, steps, workers, none_if_auto(device), report, stop)
+        row = train_confidence(run, steps, workers, device, report, stop)
     if _printed(row, run / "confidence", json):
         return
     print(f"cross-entropy on held-out pairs {row['held_out_loss']:.3f} (knowing nothing: 0.693)")
