@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from .geometry import estimate_fundamental, estimate_homography, reprojection_error, sampson_error, transform
 from .matchers.base import comes_before, make_matches
 from .matchers.nearest import candidates
+from .matchers.union import one_to_one
 from .types import Features, Group, Matches
 
 THRESHOLD = 3 / 1024  # of the long side of photograph 1: how far from a homography its matches may lie
@@ -113,7 +114,7 @@ def _sequential(features0: Features, features1: Features, matches: Matches, inst
             break
         errors = reprojection_error(estimate.model, points0[rows], points1[rows])
         rows_in = rows[estimate.inliers]
-        chosen = _one_to_one(pairs[rows_in], errors[estimate.inliers])
+        chosen = one_to_one(pairs[rows_in], errors[estimate.inliers])
         if len(chosen) < LEAST:
             break
         mine = rows_in[chosen]
@@ -160,20 +161,6 @@ def _coherent(features0: Features, features1: Features, pairs: NDArray[np.int64]
         error = np.linalg.norm(steps0 @ turn[rows].transpose(0, 2, 1) - steps1, axis=2)
         agree[rows] = (around & (error <= COARSE * scale[rows, None] * distance)).sum(axis=1)
     return agree >= AGREE
-
-
-def _one_to_one(pairs: NDArray[np.int64], errors: Array) -> NDArray[np.int64]:
-    """Return rows such that no keypoint appears twice; the smaller error goes first."""
-    rows: list[int] = []
-    used0: set[int] = set()
-    used1: set[int] = set()
-    for k in np.argsort(errors, kind="stable").tolist():
-        i, j = pairs[k].tolist()
-        if i not in used0 and j not in used1:
-            used0.add(i)
-            used1.add(j)
-            rows.append(k)
-    return np.array(rows, np.int64)
 
 
 def _want_the_same(first: Group, second: Group) -> bool:

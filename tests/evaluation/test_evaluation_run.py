@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import tiepoint as tp
 from tiepoint import evaluation
 from tiepoint.errors import ArgumentError, InputError
 from tiepoint.evaluation import EvalPair, HomographyTruth, Picture, PoseTruth, Row, Run, evaluate_pairs, summarise
@@ -248,6 +249,33 @@ def test_combinations() -> None:
     for wrong in ("shift+nearest", "sift+furthest", ""):
         with pytest.raises(ArgumentError, match="there are"):
             evaluation.parse_combination(wrong)
+
+
+def test_effort(data_dir, tmp_path) -> None:
+    """Two efforts of one combination are two lines of one table, each with rows of its own."""
+    both = evaluation.evaluate(
+        data_dir / "eval",
+        ["sift+nearest"],
+        sets=["graf"],
+        limit=1,
+        max_keypoints=600,
+        effort=["fast", "auto"],
+        output=tmp_path,
+    )
+    assert [run.label for run in both] == ["sift+nearest", "sift+nearest, auto"]
+    assert {path.name for path in tmp_path.glob("*.jsonl")} == {"sift+nearest.jsonl", "sift+nearest-auto.jsonl"}
+    fast, auto = (run.rows[0] for run in both)
+    assert fast.failure is None and auto.failure is None
+    assert both[1].configuration["effort"] == "auto" and "effort" not in both[0].configuration
+    pair = evaluation.load_pairs(data_dir / "eval", ["graf"], 1)[0]
+    images = pair.image0.read(), pair.image1.read()
+    expected = [
+        tp.match(*images, "sift", "nearest", max_keypoints=600, long_side=None, effort=effort)
+        for effort in ("fast", "auto")
+    ]
+    assert [fast.matches, auto.matches] == [len(found) for found in expected]
+    with pytest.raises(ArgumentError, match="no effort is called 'heroic'"):
+        evaluation.evaluate(data_dir / "eval", ["sift+nearest"], effort=["heroic"])
 
 
 def test_sift_on_real_photographs(data_dir, tmp_path) -> None:

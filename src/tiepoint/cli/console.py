@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
@@ -111,6 +111,8 @@ CameraOption = Annotated[
         help="The camera as COLMAP writes it: OPENCV:700,700,640,360,-0.1,0.01,0,0, or a cameras.txt.",
     ),
 ]
+Effort = Literal["fast", "auto", "thorough"]  # those of `tiepoint.effort`, which imports torch; a test compares
+EFFORT = "fast: one pass. auto: further attempts while the result is not convincing. thorough: all attempts."
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …", show_default=True)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else, on stdout.")]
 

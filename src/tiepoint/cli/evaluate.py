@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
 
-from .console import DeviceOption, JsonOption, LongSideOption, MaxKeypointsOption, bar, print_json
+from .console import EFFORT, DeviceOption, Effort, JsonOption, LongSideOption, MaxKeypointsOption, bar, print_json
 
 CombinationsArgument = Annotated[
     list[str],
@@ -31,6 +31,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many pairs of each set.")] = None,
     max_keypoints: MaxKeypointsOption = 2048,
     long_side: LongSideOption = None,
+    effort: Annotated[list[str], typer.Option("--effort", help=f"{EFFORT} May be repeated.")] = ["fast"],  # noqa: B006
     device: DeviceOption = "auto",
     output: Annotated[
         Path | None,
@@ -50,6 +51,7 @@ def evaluate(
             limit=limit,
             max_keypoints=max_keypoints,
             long_side=long_side,
+            effort=cast("list[Effort]", effort),  # typer takes no list of choices; evaluate checks
             device=device,
             output=output,
             fresh=fresh,

@@ -13,6 +13,7 @@ from .console import (
     BandsOption,
     CameraOption,
     DeviceOption,
+    Effort,
     FeaturesOption,
     JsonOption,
     LongSideOption,
@@ -47,6 +48,12 @@ def map_photographs(
     ] = "auto",
     features: FeaturesOption = "auto",
     matcher: MatcherOption = "auto",
+    effort: Annotated[
+        Effort,
+        typer.Option(
+            help="Try harder on pairs of images with few partners, and between models, as match --effort does."
+        ),
+    ] = "fast",
     trust_doppelgangers: Annotated[
         bool,
         typer.Option("--trust-doppelgangers", help="Use pairs that match but seem to show two different places."),
@@ -126,6 +133,7 @@ def map_photographs(
             pairs=pairs,
             features=features,
             matcher=matcher,
+            effort=effort,
             trust_doppelgangers=trust_doppelgangers,
             mapper=mapper,
             max_keypoints=max_keypoints,

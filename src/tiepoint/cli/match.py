@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from .console import (
+    EFFORT,
     BandsOption,
     DeviceOption,
+    Effort,
     FeaturesOption,
     JsonOption,
     LongSideOption,
@@ -20,8 +22,7 @@ from .console import (
     print_json,
 )
 
-# Those of `tiepoint.effort` and `tiepoint.two_view`, which import torch; a test compares.
-Effort = Literal["fast", "auto", "thorough"]
+# Those of `tiepoint.two_view`, which imports torch; a test compares.
 Geometry = Literal["homography", "fundamental", "essential"]
 Picture = Literal["matches", "attempts", "pruning", "scores"]
 
@@ -46,12 +47,7 @@ def match(
     mask0: Annotated[Path | None, typer.Option(help="Mask: black where A must have no keypoints.")] = None,
     mask1: Annotated[Path | None, typer.Option(help="Mask: black where B must have no keypoints.")] = None,
     bands: BandsOption = None,
-    effort: Annotated[
-        Effort,
-        typer.Option(
-            help="fast: one pass. auto: further attempts while the result is not convincing. thorough: all attempts."
-        ),
-    ] = "fast",
+    effort: Annotated[Effort, typer.Option(help=EFFORT)] = "fast",
     budget: Annotated[float | None, typer.Option(help="No further attempt starts after this many seconds.")] = None,
     instances: Annotated[
         int | None,

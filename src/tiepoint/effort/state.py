@@ -90,9 +90,10 @@ class State:
         extractor: Extractor,
         matcher: Matcher,
         second: Callable[[], tuple[Extractor, Matcher]] | None = None,
+        features: tuple[Features, Features] | None = None,
     ) -> State:
-        """Extract both photographs; nothing is matched yet."""
-        features = extractor(images[0]), extractor(images[1])
+        """Extract both photographs, unless their features are known; nothing is matched yet."""
+        features = features or (extractor(images[0]), extractor(images[1]))
         nothing = no_matches(*features)
         detected = len(features[0]), len(features[1])
         return cls(images, extractor, matcher, features, detected, nothing, np.zeros(0, np.int64), (), second)

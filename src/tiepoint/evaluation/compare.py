@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from ..devices import pick_device
+from ..effort import Effort
 from .run import Row, Run, parse_combination, run
 from .tables import save
 
@@ -21,6 +23,7 @@ def evaluate(
     limit: int | None = None,
     max_keypoints: int | None = 2048,
     long_side: int | None = None,
+    effort: Sequence[Effort] = ("fast",),
     device: torch.device | str | None = "auto",
     output: str | Path | None = None,
     fresh: bool = False,
@@ -36,6 +39,8 @@ def evaluate(
         ``"features+matcher"``, each a name or ``name@WEIGHTS``; see `parse_combination`.
     sets, limit, max_keypoints, long_side
         As in `run`. At full size by default: errors are measured in pixels of the images of the set.
+    effort : sequence of {"fast", "auto", "thorough"}
+        Measure each combination at each of these, see `tiepoint.match`.
     device : torch.device or str
         Where networks run; ``"auto"`` is `tiepoint.devices.best_device`.
     output : path, optional
@@ -48,7 +53,7 @@ def evaluate(
     Returns
     -------
     list of Run
-        One for each combination, for `tiepoint.evaluation.rich_tables` and `tiepoint.evaluation.save`.
+        One for each combination and effort, for `tiepoint.evaluation.rich_tables` and `tiepoint.evaluation.save`.
 
     Raises
     ------
@@ -68,7 +73,7 @@ def evaluate(
     """
     where = str(pick_device(device))
     runs = []
-    for combination in dict.fromkeys(map(parse_combination, combinations)):
+    for combination, level in product(dict.fromkeys(map(parse_combination, combinations)), dict.fromkeys(effort)):
         runs.append(
             run(
                 data,
@@ -80,6 +85,7 @@ def evaluate(
                 device=where,
                 output=output,
                 resume=not fresh,
+                effort=level,
                 progress=None if progress is None else partial(progress, combination.label),
             )
         )

@@ -11,6 +11,8 @@ The protocol, the same for every combination:
   best of several, chosen on the test data.
 - Where the extractor predicts covariances of its keypoints, they weight the final fit (`tiepoint.geometry.refine`), as
   they do in `tiepoint.match`.
+- With another effort than ``fast`` the seconds of matching include reading the images again and extracting from warped
+  ones.
 - A pair without a model has no error in its row and counts as an infinite one. So does a pair that raised: it
   becomes a row with the message, and the run goes on.
 
@@ -31,9 +33,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .. import effort as ladder
 from .. import features as extractors
 from .. import matchers, pipeline
 from ..devices import environment
+from ..effort import Effort
 from ..errors import ArgumentError, InputError
 from ..features import ExtractorOptions
 from ..geometry.camera import Camera
@@ -52,6 +56,7 @@ CACHED_PICTURES = 128
 
 Extract = Callable[[Image], Features]
 Match = Callable[[Features, Features], Matches]
+Solve = Callable[[EvalPair, Features, Features], tuple[Matches, Features, Features]]
 Progress = Callable[["Row", int, int], None]
 
 
@@ -139,6 +144,7 @@ def run(
     output: str | Path | None = None,
     resume: bool = True,
     progress: Progress | None = None,
+    effort: Effort = "fast",
 ) -> Run:
     """Evaluate an extractor and a matcher, both by name.
 
@@ -161,6 +167,8 @@ def run(
         Continue a file of the same configuration; False starts it again.
     progress : callable or None
         Called with (row, number done, number of all) after every pair.
+    effort : {"fast", "auto", "thorough"}
+        As in `tiepoint.match`.
 
     Returns
     -------
@@ -173,6 +181,7 @@ def run(
     WeightsError, MissingDependencyError
         The extractor or the matcher cannot be loaded.
     """
+    ladder.check(effort, None)
     pairs = load_pairs(data, sets, limit)
     combination = Combination(features, matcher)
     options = ExtractorOptions(max_keypoints=max_keypoints, long_side=long_side)
@@ -189,10 +198,22 @@ def run(
         if Path(file).is_file():
             configuration[f"sha256 of {file}"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         short.append(f"{name}@{Path(file).name}" if file else name)
+    label = combination.label
+    if effort != "fast":
+        configuration["effort"] = effort
+        label, short[-1] = f"{label}, {effort}", f"{short[-1]}-{effort}"
     path = None
     if output is not None:
         path = check_output(make_folder(output) / f"{'+'.join(short)}.jsonl", None, inputs=[data])
-    return evaluate_pairs(pairs, extract, match, combination.label, configuration, path, resume, progress)
+
+    def climb(pair: EvalPair, features0: Features, features1: Features) -> tuple[Matches, Features, Features]:
+        images = pair.image0.read(), pair.image1.read()
+        start = ladder.State.begin(images, extract, match, pipeline.another(extract), (features0, features1))
+        state = ladder.climb(start, effort)
+        return state.matches, *state.features
+
+    solve = None if effort == "fast" else climb
+    return evaluate_pairs(pairs, extract, match, label, configuration, path, resume, progress, solve)
 
 
 class Combination(NamedTuple):
@@ -257,11 +278,13 @@ def evaluate_pairs(
     path: Path | None = None,
     resume: bool = True,
     progress: Progress | None = None,
+    solve: Solve | None = None,
 ) -> Run:
     """Evaluate any two callables: ``Image -> Features`` and ``(Features, Features) -> Matches``.
 
     The parameters are those of `run`; ``path`` is the file of rows itself. `run` calls this with tiepoint's
-    own extractors and matchers, ``benchmarks/`` with those of other packages.
+    own extractors and matchers, ``benchmarks/`` with those of other packages. ``solve``, instead of ``match``, may look
+    at the images again: it gets the pair and its features, and returns the matches and the features they index.
 
     Examples
     --------
@@ -296,7 +319,7 @@ def evaluate_pairs(
     for done, pair in enumerate(pairs, start=1):
         row = known.get((pair.set, pair.name))
         if row is None:
-            row = _measure(pair, extracted, match)
+            row = _measure(pair, extracted, solve or (lambda _, first, second: (match(first, second), first, second)))
             if path is not None:
                 with explained(path), path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(row)) + "\n")
@@ -344,13 +367,14 @@ def _continue(
     return first_environment, {(row.set, row.pair): row for row in rows if row.failure is None}
 
 
-def _measure(pair: EvalPair, extracted: Callable[[Picture], tuple[Features, float]], match: Match) -> Row:
+def _measure(pair: EvalPair, extracted: Callable[[Picture], tuple[Features, float]], solve: Solve) -> Row:
     """Extract, match, and compare with the ground truth; whatever goes wrong becomes a row."""
     kind = "homography" if isinstance(pair.truth, HomographyTruth) else "pose"
     try:
         features0, seconds0 = extracted(pair.image0)
         features1, seconds1 = extracted(pair.image1)
-        matches, match_seconds = timed(lambda: match(features0, features1))
+        found, match_seconds = timed(lambda: solve(pair, features0, features1))
+        matches, features0, features1 = found
         return Row(
             pair.set,
             pair.name,

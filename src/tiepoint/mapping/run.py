@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from .. import pipeline
+from ..effort import Effort
 from ..errors import ArgumentError, InputError
 from ..io import video
 from ..io.files import make_folder, write_json
@@ -48,6 +49,7 @@ from .progress import Progress, Report, silent
 from .settings import MapSettings
 from .steps.align import Aligner, Alignment, aligner_for
 from .steps.doppelgangers import SuspiciousPair, hide_doppelgangers
+from .steps.effort import try_harder
 from .steps.extract import Extraction, extract_into
 from .steps.images import Share, new_images
 from .steps.match import Matching, match_into
@@ -120,6 +122,7 @@ def map_photographs(
     pairs: PairChoice | str | os.PathLike[str] = "auto",
     features: str = "auto",
     matcher: str = "auto",
+    effort: Effort = "fast",
     trust_doppelgangers: bool = False,
     mapper: Mapper = "incremental",
     max_keypoints: int | None = 2048,
@@ -161,6 +164,9 @@ def map_photographs(
         retrieval, joined with position where EXIF has it, for all others.
     features, matcher : str
         Names, or ``"auto"``, as in `tiepoint.match`.
+    effort : {"fast", "auto", "thorough"}
+        Try harder, as in `tiepoint.match`, on pairs that one pass did not solve: of images with few partners, and
+        between models (`tiepoint.mapping.steps.effort`). Run again, they are tried again.
     trust_doppelgangers : bool
         Use pairs that match but seem to show two different places that look alike. By default they are hidden from the
         mapper (`tiepoint.mapping.steps.doppelgangers`); the database keeps them.
@@ -250,6 +256,13 @@ def map_photographs(
         with log.lap("matches"):
             chosen = choose_pairs(store, photos.folder, pairs, photos.video is not None, report)
             matching = _match(store, asked, chosen, partial(match, store, matcher=pairer, report=report), settings, log)
+        if effort != "fast":
+            with log.lap("effort"):
+                second = pipeline.another(extractor)
+                spent = try_harder(
+                    store, photos.folder, extractor, pairer, effort, second=second, masks=asked.masks, report=report
+                )
+            log.notes.append(f"effort {effort}: {spent.solved} of {spent.tried} pairs that one pass left were solved")
         with log.lap("doppelgangers"):
             hidden = () if trust_doppelgangers else tuple(hide_doppelgangers(store))
     with log.lap("model"):

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from .. import effort as ladder
 from ..devices import pick_device
+from ..effort import Effort
 from ..errors import ArgumentError, InputError
 from ..features import ExtractorOptions
 from ..geometry.colmap import import_pycolmap
@@ -31,6 +33,7 @@ class MapSettings:
     pairs: PairChoice | str | os.PathLike[str]
     features: str
     matcher: str
+    effort: Effort
     trust_doppelgangers: bool
     mapper: Mapper
     max_keypoints: int | None
@@ -85,6 +88,7 @@ class MapSettings:
             raise ArgumentError(
                 f"{out}: lies in the folder of the photographs, and would be taken for some; choose another"
             )
+        ladder.check(self.effort, None)
         inputs = [Path(one) for one in (self.pairs, self.camera, self.align, self.scale) if one and is_file(one)]
         check_inputs_survive(out, source, [*inputs, *([self.masks] if self.masks is not None else [])])
         if self.pairs not in PAIR_CHOICES and not Path(self.pairs).is_file():

@@ -6,6 +6,8 @@ photographs. Of rivals the better score stays.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,6 +55,26 @@ def undisputed(
     return stay0, stay1
 
 
+def one_to_one(pairs: NDArray[np.int64], costs: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """Return rows of ``pairs`` (K, 2) such that no number appears twice in a column; the smaller cost goes first.
+
+    Examples
+    --------
+    >>> one_to_one(np.array([[0, 0], [0, 1], [2, 1]]), np.array([0.2, 0.1, 0.3]))
+    array([1])
+    """
+    rows: list[int] = []
+    used0: set[int] = set()
+    used1: set[int] = set()
+    for k in np.argsort(costs, kind="stable").tolist():
+        i, j = pairs[k].tolist()
+        if i not in used0 and j not in used1:
+            used0.add(i)
+            used1.add(j)
+            rows.append(k)
+    return np.array(rows, np.int64)
+
+
 def _rivals(
     first: Matches, second: Matches, radii: tuple[float, float], same_keypoints: tuple[bool, bool]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -74,4 +96,4 @@ def _rivals(
     return np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs])
 
 
-__all__ = ["undisputed"]
+__all__ = ["one_to_one", "undisputed"]
