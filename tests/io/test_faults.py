@@ -257,7 +257,7 @@ def test_a_camera_that_is_taken_away_leaves_a_path(
 def test_a_source_that_fails_on_the_way_leaves_a_path(
     tmp_path: Path, texture: np.ndarray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def frames(source: object) -> Iterator[video.Frame]:
+    def frames(source: object, **options: object) -> Iterator[video.Frame]:
         yield video.Frame(0, 0.0, texture, "a")
         yield video.Frame(1, 0.1, np.roll(texture, 4, 1), "b")
         raise InputError("the stream broke off")
@@ -420,7 +420,7 @@ def test_evaluation_on_a_disk_that_cannot_be_written(
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     data = next(path.parent for path in sorted((data_dir / "eval").glob("*/pairs.json")))
-    assert main(["eval", "sift+nearest", "--data", str(data), "--limit", "1", "-o", str(in_the_way / "out")]) == 3
+    assert main(["evaluate", "sift+nearest", "--data", str(data), "--limit", "1", "-o", str(in_the_way / "out")]) == 3
     err = said(capsys)
     assert "cannot be written" in err
     assert "bug" not in err
