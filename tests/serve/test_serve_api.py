@@ -97,6 +97,7 @@ def test_map_of_a_room_with_bad_photographs_among_good_ones(server: Server, room
         assert server.get(f"{path}/files/{name}").content
     assert server.get(f"{path}/files/points.ply").content.startswith(b"ply")
     assert server.get(f"{path}/files/report.json").json()["output"] == "map"
+    assert "<h1>holiday</h1>" in server.get(f"{path}/files/scene.html").text
 
 
 def test_a_video_is_mapped_and_one_that_is_none_is_one_message(server: Server, tmp_path: Path) -> None:

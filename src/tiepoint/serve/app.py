@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from .._version import __version__
+from ..errors import InputError
 from ..io.html import content_policy, fill_template
 from ..io.video import VIDEO_SUFFIXES
 from .choices import MapOptions, MatchOptions, choices
@@ -63,6 +64,12 @@ def create_app(jobs: Jobs, limits: Limits, *, host: str, token: str | None, name
     async def refused(request: Request, error: Refused) -> Response:
         # The rest of an upload is not read, so the connection is of no further use.
         return JSONResponse({"detail": error.message}, error.status, {"Connection": "close"})
+
+    @app.exception_handler(OSError)
+    @app.exception_handler(InputError)
+    async def unwritable(request: Request, error: Exception) -> Response:
+        reason = getattr(error, "strerror", None) or error.__cause__ or error
+        return JSONResponse({"detail": f"The server cannot store this: {reason}"}, 507, {"Connection": "close"})
 
     @app.get("/", include_in_schema=False)
     async def home() -> Response:
@@ -224,10 +231,17 @@ def _job(job_id: str, kind: Kind, arrived: Upload) -> Job:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise Refused(422, f"{where}: {first['msg'].removeprefix('Value error, ')}.") from error
-    title = " – ".join(labels) if kind == "match" or videos else f"{len(labels)} photographs, {labels[0]} …"
+    title = " – ".join(labels) if kind == "match" or videos else f"{len(labels)} photographs, {_common(labels)}"
     return Job(
         id=job_id, kind=kind, title=title, options=options.model_dump(), files=arrived.files, notes=arrived.left_out
     )
+
+
+def _common(labels: Sequence[str]) -> str:
+    """Return the folder of photographs, or the first and the last of them."""
+    folders = {label.rpartition("/")[0] for label in labels}
+    folder = folders.pop() if len(folders) == 1 else ""
+    return folder or f"{labels[0]} … {labels[-1]}"
 
 
 async def _events(job: Job, jobs: Jobs) -> AsyncIterator[str]:

@@ -46,7 +46,13 @@ class Runner(threading.Thread):
                 job.state, job.begun, job.starts = "running", time.time(), job.starts + 1
                 job.step = Step(name="starting")
                 self.jobs.save(job)
-            self._do(job)
+            try:
+                self._do(job)
+            except Exception as error:  # such as a full disk: the queue goes on
+                self._end_worker()
+                with self.jobs.changed:
+                    job.state, job.step, job.ended = "failed", None, time.time()
+                    job.error = f"The server could not work on this: {error}"
         self._end_worker()
 
     def close(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -76,7 +78,8 @@ def run_match(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> 
 
 def run_map(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> dict[str, Any]:
     """Map photographs or a video; see `run`."""
-    photos, out, labels = folder / "photos", folder / "map", job["files"]
+    photos, labels = folder / "photos", job["files"]
+    out = folder / "map" / scene_name(list(labels.values()))
     videos = [name for name in labels if not name.endswith(SUFFIXES)]
     if not videos:
         tell("step", {"name": "reading the photographs"})
@@ -119,6 +122,19 @@ def run_map(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> di
     for name in ("scene.html", "points.ply", "trajectory.txt", "sparse.zip", "report.json"):
         tell("output", name)
     return summary
+
+
+def scene_name(labels: Sequence[str]) -> str:
+    """Return what to call a map: the folder or the video that was given, in letters that any system takes.
+
+    Examples
+    --------
+    >>> scene_name(["my castle/1.jpg", "my castle/2.jpg"]), scene_name(["walk.mp4"]), scene_name(["1.jpg", "2.jpg"])
+    ('my_castle', 'walk', 'photographs')
+    """
+    folder, _ = Counter(label.rpartition("/")[0] for label in labels).most_common(1)[0]
+    name = PurePath(labels[0]).stem if len(labels) == 1 else PurePath(folder).name
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:40] or "photographs"
 
 
 def check_size(path: Path, label: str, pixels: int) -> None:
