@@ -4,8 +4,9 @@
     python benchmarks/hostile.py --cases 10000 --seed 7 --kind models
 
 Valid files of every kind are made, and then bent: bytes are flipped, files cut off, sizes and names and types in them
-replaced. Every case runs in a process whose memory is limited, under a clock; a crash of the process counts, too. What
-is neither a result that makes sense nor one of tiepoint's own errors is printed with the number that makes it again,
+replaced. Every case runs in a process whose memory and CPU time are limited; a crash of the process counts, too, and
+so does waiting for something that never comes. The time is the CPU's, so that a busy machine changes nothing. What is
+neither a result that makes sense nor one of tiepoint's own errors is printed with the number that makes it again,
 and the exit code is then 1.
 """
 
@@ -19,6 +20,7 @@ import random
 import resource
 import select
 import shutil
+import signal
 import sqlite3
 import struct
 import subprocess
@@ -33,7 +35,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-SECONDS = 20.0  # for one case
+SECONDS = 20.0  # of CPU time for one case; also the wait after which a process that uses none counts as stuck
 MEMORY = 3 << 30  # bytes beyond what the libraries take
 ODD = [0, 1, -1, 2**31, 2**32 - 1, 2**63 - 1, 10**6, 0.5, 1e300, "x", "", None, True, [], [1], {}, "a" * 1000]
 
@@ -466,7 +468,8 @@ def work(kind: str, seed: int, first: int, count: int) -> None:
             shutil.rmtree(Path(folder, "case"), ignore_errors=True)
             case = KINDS[kind](kinds, random.Random(f"{kind} {seed} {number}"))
             print(json.dumps({"begun": number}), flush=True)
-            begin = time.monotonic()
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # SIGPROF ends the process
+            begin = time.process_time()
             try:
                 case()
                 outcome = "right"
@@ -476,8 +479,15 @@ def work(kind: str, seed: int, first: int, count: int) -> None:
                     outcome = "refused"
             except BaseException as error:
                 outcome = f"{type(error).__name__}: {error}"[:300]
-            seconds, memory = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            seconds, memory = time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             print(json.dumps({"done": number, "outcome": outcome, "seconds": seconds, "memory": memory}), flush=True)
+
+
+def ticks(process: int) -> int:
+    """Return the CPU time that a process has used, of all its threads, in the system's clock ticks."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def run(kind: str, seed: int, count: int) -> list[dict[str, Any]]:
@@ -488,22 +498,29 @@ def run(kind: str, seed: int, count: int) -> list[dict[str, Any]]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENCV_LOG_LEVEL": "OFF"}
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
             assert process.stdout is not None
-            begun, fate = False, ""
+            begun, fate, used = False, "crashed", -1
             while True:
-                ready, _, _ = select.select([process.stdout], [], [], SECONDS if begun else 120)
-                line = process.stdout.readline() if ready else b""
-                if not line:
-                    fate = "crashed" if ready else f"hangs: more than {SECONDS:g} s"
+                ready, _, _ = select.select([process.stdout], [], [], SECONDS)
+                if not ready:
+                    before, used = used, ticks(process.pid)
+                    if used != before:
+                        continue
+                    fate = f"hangs: used no CPU time for {SECONDS:g} s"
                     process.kill()
+                    break
+                line = process.stdout.readline()
+                if not line:
                     break
                 said = json.loads(line)
                 begun = "begun" in said
                 if "done" in said:
                     rows.append(said)
         if len(rows) < count:
-            if not begun:
-                raise SystemExit(f"{kind}: the process ended between cases ({fate}, {process.returncode})")
+            if process.returncode == -signal.SIGPROF:
+                fate = f"hangs: more than {SECONDS:g} s of CPU time"
             fate = f"{fate} ({process.returncode})"
+            if not begun:
+                raise SystemExit(f"{kind}: the process ended before case {len(rows)} began: {fate}")
             rows.append({"done": len(rows), "outcome": fate, "seconds": SECONDS, "memory": 0})
     return rows
 

@@ -129,6 +129,7 @@ def test_other_pairs_map_too_and_are_chosen_again(
         (["nowhere", "-o", "out"], 3, "no such file"),
         (["empty", "-o", "out"], 3, "a map needs two"),
         (["unrelated", "-o", "out", *CLASSIC], 3, "in none of its 1 matched pairs"),
+        (["unrelated", "-o", "out", *CLASSIC, "--pairs", "none.txt"], 3, "none.txt"),
         (["unrelated", "-o", "unrelated/out"], 2, "choose another"),
         (["unrelated", "-o", "out", "--pairs", "some"], 2, "exhaustive"),
         (["unrelated", "-o", "out", *CLASSIC, "--pairs", "position"], 3, "GPS"),
@@ -146,10 +147,13 @@ def test_errors_are_one_message(
     for n in range(2):
         cv2.imwrite(f"unrelated/{n}.png", wall(10 + n)[:240, :320])
     Path("text.txt").write_text("not a video")
+    Path("none.txt").write_text("0.png 7.png\n")
     ran = tiepoint("map", *arguments)
     assert ran.code == code
     assert words in ran.err
     assert "bug" not in ran.err
+    assert "verify" not in ran.err  # those are steps of `map`, not the user's
+    assert ("overlap more" in ran.err) == ("matched pairs" in words)  # never where none were matched
     assert ran.out == ""
 
 

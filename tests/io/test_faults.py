@@ -379,15 +379,21 @@ def children(parent: int) -> set[int]:
 
 
 @linux_only
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGKILL", -9)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGKILL", -9)])
 def test_no_worker_outlives_a_map_that_was_stopped(photos: Path, texture: np.ndarray, name: str, code: int) -> None:
     for i in range(20, 60):
         PIL.Image.fromarray(np.roll(texture, (i, 3 * i), (0, 1)).repeat(5, 0).repeat(5, 1)).save(photos / f"{i}.png")
     words = [sys.executable, "-m", "tiepoint", "map", "photos", "-o", "out", "--features", "sift", "--workers", "2"]
     with subprocess.Popen(
-        words, cwd=photos.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        words,
+        cwd=photos.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # `nohup pytest` would hand on SIG_IGN
     ) as run:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 120
         database = photos.parent / "out/database.db"
         while time.monotonic() < deadline:
             with sqlite3.connect(database) if database.exists() else sqlite3.connect(":memory:") as db:

@@ -528,3 +528,36 @@ def test_a_log_that_cannot_be_moved_into_the_database_is_said_and_kept(database:
     with Store.open(database, create=False) as store:
         assert len(store.features(1)) == 300
     assert sorted(path.name for path in database.parent.iterdir()) == ["database.db"]
+
+
+FULL_LOG = """
+import os, resource, sys, torch
+from pathlib import Path
+from tiepoint.errors import InputError
+from tiepoint.mapping import Store
+from tiepoint.types import Features
+path = Path(sys.argv[1])
+many = Features(torch.ones(300, 2), torch.ones(300), torch.ones(300, 64), (640, 480), "mine")
+store = Store.open(path)
+if sys.argv[2] == "after a write":
+    store.write_features([(1, many)])
+limit = max(os.stat(place).st_size for place in (path, f"{path}-wal"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    store.write_features([(2, many)])
+except InputError as error:
+    print("refused", error)
+store.close()
+"""
+
+
+@pytest.mark.parametrize("when", ["at once", "after a write"])
+def test_a_write_that_fails_on_a_full_disk_leaves_no_log(when: str, database: Path) -> None:
+    """Only the database is left once the store is closed, with all that was written before."""
+    words = [sys.executable, "-c", FULL_LOG, str(database), when]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("refused"), done.stdout
+    assert [path.name for path in database.parent.iterdir()] == ["database.db"]
+    with Store.open(database, create=False) as store:
+        assert [len(store.features(i)) for i in (1, 2)] == [300 if when == "after a write" else 3, 3]

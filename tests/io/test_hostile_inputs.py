@@ -585,6 +585,40 @@ def test_command_line_with_bad_mask(tmp_path, capfd):
     assert "mask.png" in capfd.readouterr().err and not out.exists()
 
 
+@posix_only
+def test_a_page_called_a_photograph_starts_no_other_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow opens PostScript by running Ghostscript, which tiepoint never lets it do."""
+    from PIL import EpsImagePlugin
+
+    from tiepoint.io.decoding import is_picture
+    from tiepoint.mapping.steps.images import camera_of
+
+    started, programs = tmp_path / "started", tmp_path / "bin"
+    programs.mkdir()
+    (programs / "gs").write_text(f"#!/bin/sh\necho x >> '{started}'\n")
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # to be looked for again
+    page, whole = tmp_path / "page.jpg", tmp_path / "whole.png"
+    page.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\nshowpage\n%%EOF\n")
+    whole.write_bytes(encode("PNG"))
+    with pytest.raises(Exception, match=r".*"), PIL.Image.open(page) as picture:
+        picture.load()
+    assert started.exists()  # this is how it would look
+    started.unlink()
+    for read in (
+        lambda: tp.read_image(page),
+        lambda: tp.read_image(whole, page),  # as a mask
+        lambda: tp.match(page, whole, features="sift", matcher="nearest"),
+        lambda: camera_of(page),
+    ):
+        with pytest.raises(InputError, match="not an image"):
+            read()
+    assert not is_picture(page)
+    assert main(["extract", str(page), "-f", "sift", "-o", str(tmp_path / "out.npz")]) == 3
+    assert not started.exists()
+
+
 @pytest.mark.parametrize("name", ["one pixel", "black", "fully transparent", "letters of the world", "stereo pair"])
 def test_command_line_with_odd_file(name, tmp_path, capfd):
     file_name, data, _ = odd_but_fine()[name]

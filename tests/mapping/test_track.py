@@ -203,6 +203,31 @@ def test_command_line(walk: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["track", str(folder), "-o", str(tmp_path / "path.csv")]) == 2
 
 
+def test_bands_on_the_command_line(walk: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The path of the named bands is that of the colour pictures which they hold."""
+    tifffile = pytest.importorskip("tifffile")
+    bands, colours = tmp_path / "bands", tmp_path / "colours"
+    for folder in (bands, colours):
+        folder.mkdir()
+    for i, picture in enumerate(walk[1][:6]):
+        empty = np.zeros_like(picture[..., 0])
+        five = np.dstack([empty, picture[..., ::-1], empty])  # blue, green and red are bands 2, 3 and 4
+        tifffile.imwrite(bands / f"{i}.tif", five, photometric="minisblack", planarconfig="contig")
+        cv2.imwrite(str(colours / f"{i}.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    options = ["--camera", "SIMPLE_PINHOLE,260,160,120", "-m", "nearest", "-k", "700"]
+    named, plain = tmp_path / "named.txt", tmp_path / "plain.txt"
+    assert main(["track", str(bands), "-o", str(named), *options]) == 3
+    assert "has 5 bands" in capsys.readouterr().err
+    assert not named.exists() or named.read_text().count("\n") <= 1
+    assert main(["track", str(bands), "-o", str(named), "--bands", "4,3,2", *options]) == 0
+    assert main(["track", str(colours), "-o", str(plain), *options]) == 0
+    np.testing.assert_array_equal(np.loadtxt(named), np.loadtxt(plain))
+    assert len(np.loadtxt(plain)) == 6
+    assert main(["track", str(bands), "-o", str(named), "--bands", "6", *options]) == 3
+    assert "no band 6" in capsys.readouterr().err
+    assert main(["track", str(bands), "-o", str(named), "--bands", "4,x", *options]) == 2
+
+
 def test_the_drawn_path_keeps_its_shape() -> None:
     circle = [(float(np.cos(a)), float(np.sin(a))) for a in np.linspace(0, 2 * np.pi, 200)]
     drawn = draw_path(circle, 60, 21)
