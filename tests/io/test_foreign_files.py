@@ -531,20 +531,21 @@ def test_a_log_that_cannot_be_moved_into_the_database_is_said_and_kept(database:
 
 
 FULL_LOG = """
-import os, resource, sys, torch
+import resource, sys, torch
 from pathlib import Path
 from tiepoint.errors import InputError
 from tiepoint.mapping import Store
 from tiepoint.types import Features
 path = Path(sys.argv[1])
-many = Features(torch.ones(300, 2), torch.ones(300), torch.ones(300, 64), (640, 480), "mine")
+def features(n):
+    return Features(torch.ones(n, 2), torch.ones(n), torch.ones(n, 64), (640, 480), "mine")
 store = Store.open(path)
 if sys.argv[2] == "after a write":
-    store.write_features([(1, many)])
-limit = max(os.stat(place).st_size for place in (path, f"{path}-wal"))
+    store.write_features([(1, features(300))])
+limit = path.stat().st_size + 100_000  # room for the first, not for the second
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
-    store.write_features([(2, many)])
+    store.write_features([(2, features(3000))])
 except InputError as error:
     print("refused", error)
 store.close()

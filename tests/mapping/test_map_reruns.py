@@ -434,8 +434,26 @@ def test_an_input_where_the_map_writes_is_refused(again: Again, place: str) -> N
     assert len(list(inside.iterdir())) == 4
 
 
+@pytest.mark.parametrize(("made", "option"), [("sparse", None), ("points.ply", None), ("database.db", "--fresh")])
+def test_what_no_map_has_written_is_neither_replaced_nor_deleted(
+    again: Again, tiepoint: Any, tmp_path: Path, made: str, option: str | None
+) -> None:
+    """As a project of COLMAP's has it: ``project/images``, ``project/database.db`` and ``project/sparse/0``."""
+    project = tmp_path / "project"
+    project.mkdir()
+    copy = shutil.copytree if (again.out / made).is_dir() else shutil.copy
+    copy(again.out / made, project / made)
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    ran = tiepoint("map", again.photos, "-o", project, *CLASSIC, *([option] if option else []))
+    assert ran.code == 2
+    assert f"holds {made}, but no settings.json" in ran.err
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+
+
 def test_a_database_brought_along_keeps_its_cameras_until_an_option_says_otherwise(again: Again) -> None:
-    (again.out / "settings.json").unlink()
+    for path in again.out.iterdir():
+        if path.name != "database.db":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     with Store.open(again.out / "database.db") as store, store.file.transaction() as db:
         db.execute("DELETE FROM tiepoint_files")
         db.execute("DELETE FROM tiepoint_cameras")

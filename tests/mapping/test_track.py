@@ -209,7 +209,7 @@ def test_bands_on_the_command_line(walk: tuple, tmp_path: Path, capsys: pytest.C
     bands, colours = tmp_path / "bands", tmp_path / "colours"
     for folder in (bands, colours):
         folder.mkdir()
-    for i, picture in enumerate(walk[1][:6]):
+    for i, picture in enumerate(walk[1][:10]):
         empty = np.zeros_like(picture[..., 0])
         five = np.dstack([empty, picture[..., ::-1], empty])  # blue, green and red are bands 2, 3 and 4
         tifffile.imwrite(bands / f"{i}.tif", five, photometric="minisblack", planarconfig="contig")
@@ -218,11 +218,11 @@ def test_bands_on_the_command_line(walk: tuple, tmp_path: Path, capsys: pytest.C
     named, plain = tmp_path / "named.txt", tmp_path / "plain.txt"
     assert main(["track", str(bands), "-o", str(named), *options]) == 3
     assert "has 5 bands" in capsys.readouterr().err
-    assert not named.exists() or named.read_text().count("\n") <= 1
+    assert not named.exists()
     assert main(["track", str(bands), "-o", str(named), "--bands", "4,3,2", *options]) == 0
     assert main(["track", str(colours), "-o", str(plain), *options]) == 0
     np.testing.assert_array_equal(np.loadtxt(named), np.loadtxt(plain))
-    assert len(np.loadtxt(plain)) == 6
+    assert len(np.loadtxt(plain)) == 10
     assert main(["track", str(bands), "-o", str(named), "--bands", "6", *options]) == 3
     assert "no band 6" in capsys.readouterr().err
     assert main(["track", str(bands), "-o", str(named), "--bands", "4,x", *options]) == 2

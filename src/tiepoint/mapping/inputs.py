@@ -17,6 +17,7 @@ features, matcher, keypoints, long side   refused: nothing of the scene would be
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -239,7 +240,7 @@ def same_video(output: Path, video: Path, begun: dict[str, Any]) -> dict[str, An
 
 def start_over(output: Path, source: Path) -> None:
     """Delete what an earlier ``tiepoint map`` wrote into a folder, and nothing else."""
-    if not any((output / name).exists() for name in ("database.db", "settings.json")):
+    if not (output / "settings.json").exists():
         return
     # Key frames are no one's photographs only where they were made of this video.
     for name in (*OUTPUTS, *(("frames",) if source.is_file() else ())):
@@ -248,6 +249,23 @@ def start_over(output: Path, source: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def check_outputs_are_ours(output: Path, fresh: bool) -> None:
+    """Raise `ArgumentError` if a map would replace, or a fresh one delete, what ``tiepoint map`` has not written.
+
+    It writes ``settings.json`` before anything but the database. Without one, a model is that of COLMAP, say; only a
+    database may be brought along.
+    """
+    if (output / "settings.json").exists():
+        return
+    kept = () if fresh else ("database.db", "database.db-wal", "database.db-shm")
+    foreign = [name for name in OUTPUTS if name not in kept and os.path.lexists(output / name)]
+    if foreign:
+        raise ArgumentError(
+            f"{output}: holds {_some(foreign)}, but no settings.json: this is not from 'tiepoint map', and would be "
+            "lost; move it away, or choose another folder"
+        )
 
 
 def check_inputs_survive(output: Path, source: Path, others: Sequence[Path]) -> None:

@@ -18,7 +18,7 @@ from ..geometry.colmap import import_pycolmap
 from ..io import video
 from ..io.images import check_bands
 from . import cluster
-from .inputs import check_inputs_survive
+from .inputs import check_inputs_survive, check_outputs_are_ours
 from .pairs.choose import PAIR_CHOICES, PairChoice
 from .steps.images import Share, is_file
 from .steps.reconstruct import Mapper
@@ -90,6 +90,7 @@ class MapSettings:
             )
         ladder.check(self.effort, None)
         inputs = [Path(one) for one in (self.pairs, self.camera, self.align, self.scale) if one and is_file(one)]
+        check_outputs_are_ours(out, self.fresh)
         check_inputs_survive(out, source, [*inputs, *([self.masks] if self.masks is not None else [])])
         if self.pairs not in PAIR_CHOICES and not Path(self.pairs).is_file():
             choices = ", ".join(PAIR_CHOICES)
