@@ -42,9 +42,41 @@ ALLOWED_SKIPS = re.compile(
 )
 unexpected_skips: list[tuple[str, str]] = []
 
+# Files whose tests make maps, train, start processes or run networks for long; `make fast-test` leaves them out.
+# Single tests elsewhere say so themselves by pytest.mark.slow.
+SLOW = {
+    "test_cli_map.py",
+    "test_cli_train.py",
+    "test_cluster.py",
+    "test_distillation.py",
+    "test_doppelgangers.py",
+    "test_effort.py",
+    "test_examples.py",
+    "test_faults.py",
+    "test_localize.py",
+    "test_map_cases.py",
+    "test_map_reruns.py",
+    "test_real_pairs.py",
+    "test_reconstruct.py",
+    "test_retrieval.py",
+    "test_serve_api.py",
+    "test_serve_page.py",
+    "test_small_pairs.py",
+    "test_track.py",
+    "test_train_cairn.py",
+    "test_train_superpoint.py",
+    "test_try_harder.py",
+}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--strict-skips", action="store_true", help="fail if a test is skipped for an unlisted reason")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

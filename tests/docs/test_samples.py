@@ -24,10 +24,9 @@ TEXT = {page.relative_to(ROOT).as_posix(): page.read_text("utf-8") for page in P
 BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 # Their commands are run as well, not only their Python.
 WHOLE = ("README.md", "docs/tutorials")
-# What takes minutes even on tiny inputs; `tests/training/test_cli_train.py` runs these verbs, in this order.
-TOO_LONG = re.compile(r"tiepoint (train (?!.*--dry-run)|calibrate|export-weights|match .*mine\.safetensors)")
-# Fragments that go on from a sample of the page before, on a cluster: `tests/mapping/test_cluster.py` runs these calls.
-NOT_RUN = {"docs/guide/cluster.md"}
+# Run elsewhere: `tests/mapping/test_cluster.py` makes the calls of the cluster's fragments, and
+# `tests/training/test_cli_train.py` gives the commands of the training tutorial, in its order, at a size of seconds.
+NOT_RUN = {"docs/guide/cluster.md", "docs/tutorials/train.md"}
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
@@ -107,7 +106,7 @@ def test_samples_run(
         elif language in ("", "sh") and is_whole(name):
             for line in code.splitlines():
                 line = line.split("#")[0].strip()
-                if line.startswith("tiepoint ") and not TOO_LONG.match(line):
+                if line.startswith("tiepoint "):
                     evaluated = line.replace("--data tests/data", f"--data {shlex.quote(str(ROOT / 'tests' / 'data'))}")
                     ran = tiepoint(*shlex.split(evaluated)[1:])
                     assert ran.code == 0, f"{line}: {ran.err}"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import SLOW
+
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = re.findall(
     r"^\| (\d+) \| (.+?) \| (.+?) \|$", (ROOT / "docs" / "where-is-what.md").read_text("utf-8"), re.MULTILINE
@@ -25,3 +27,7 @@ def test_files_exist(question: str, files: str) -> None:
     assert names
     for name in names:
         assert (ROOT / "src" / "tiepoint" / name).is_file(), f"{question} {name}"
+
+
+def test_slow_files_exist() -> None:
+    assert {file.name for file in (ROOT / "tests").rglob("test_*.py")} >= SLOW
