@@ -240,6 +240,41 @@ def test_masks_are_counted(tiepoint: Any, photographs: Path, tmp_path: Path) -> 
     assert ran.code == 3 and "no mask of any of the 1 photographs" in ran.err and not (tmp_path / "f.npz").exists()
 
 
+@pytest.mark.parametrize("place", ["photographs/masks", "photographs"])
+def test_masks_beside_the_photographs_are_no_photographs(tiepoint: Any, tmp_path: Path, place: str) -> None:
+    folder, masks = save_views(tmp_path / "photographs", ["0.png", "1.png", "2.png"]), tmp_path / place
+    masks.mkdir(exist_ok=True)
+    half = np.full((240, 320), 255, np.uint8)
+    half[:, :80] = 0
+    for n in range(3):
+        cv2.imwrite(str(masks / f"{n}.png.png"), half)
+    ran = tiepoint("map", folder, "-o", tmp_path / "out", *CLASSIC, "--masks", masks, "--json")
+    assert ran.code == 0, ran.err
+    report = json.loads(ran.out)
+    assert (report["models"][0]["total"], report["left_out"], report["images"]["failed"]) == (3, {}, {})
+    assert "masks: 3 of 3 photographs have one" in report["notes"]
+    extract = ["extract", folder, "-o", tmp_path / "features.h5", "-f", "sift", "-k", "50", "--masks", masks, "--json"]
+    ran = tiepoint(*extract)
+    assert ran.code == 0, ran.err
+    assert set(json.loads(ran.out)["keypoints"]) == {"0.png", "1.png", "2.png"}
+
+
+def test_names_too_long_to_be_undistorted_are_refused_before_the_work(tiepoint: Any, tmp_path: Path) -> None:
+    names = ["a" * 244 + ".png", "b" * 243 + ".png", "c.png"]
+    folder = save_views(tmp_path / "photographs", names)
+    command = ["map", folder, "-o", tmp_path / "out", *CLASSIC]
+    ran = tiepoint(*command, "--undistort")
+    assert ran.code == 2
+    assert "the name is too long" in ran.err
+    assert not (tmp_path / "out/database.db").exists()
+    (folder / names[0]).rename(folder / "a.png")
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    cv2.imwrite(str(masks / f"{names[1]}.png"), np.full((240, 320), 255, np.uint8))
+    assert tiepoint(*command, "--undistort", "--masks", masks).code == 0
+    assert (tmp_path / "out/undistorted/images" / names[1]).exists()
+
+
 def test_a_pair_list_with_scores_folders_and_both_directions(tiepoint: Any, photographs: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.txt"
     options = ["map", photographs, "-o", tmp_path / "out", *CLASSIC, "--pairs", pairs, "--json"]

@@ -18,7 +18,7 @@ from .errors import ArgumentError, InputError
 from .features import Extractor
 from .io.arrays import FeatureWriter
 from .io.files import check_image_name, printable
-from .io.folders import find_images, find_masks
+from .io.folders import find_images, find_masks, without_masks
 from .io.images import ImageSource, as_list
 from .types import Features
 
@@ -129,6 +129,10 @@ def extract(
         raise ArgumentError("masks is a folder, for photographs that are given by their paths")
     if not sources:
         raise InputError("there are no images to extract features from; give one at least")
+    if masks is not None and sources:
+        name, path = next(iter(sources.items()))
+        folder = path.parents[name.count("/")]  # to which the names are relative
+        sources = {name: sources[name] for name in without_masks(sources, folder, Path(masks))}
     masked = None if masks is None else find_masks(masks, list(sources))
     name = features if isinstance(features, str) else features.name
     read = [*(sources.values() if are_paths else ()), *(masked or {}).values(), *pipeline.weights_files(features)]

@@ -158,7 +158,8 @@ def test_wrong_contents_are_named(database: Path, statement: str) -> None:
     with closing(sqlite3.connect(database)) as db, db:
         db.execute("PRAGMA foreign_keys = OFF")
         assert db.execute(statement).rowcount > 0
-    with pytest.raises(InputError, match=r"database\.db: damaged"):
+    lacking = ".*refers to 77, which is not there" if "77" in statement else ""
+    with pytest.raises(InputError, match=rf"database\.db: damaged{lacking}"):
         read_all(database)
 
 

@@ -126,7 +126,18 @@ def test_files_name_the_first_bad_line(tmp_path: Path) -> None:
     assert alignment.read_distances(path, ["a.jpg", "b.jpg", "c.jpg"])[1] == ("b.jpg", "c.jpg", 1.0)
     with pytest.raises(InputError, match=r"line 2: there is no photograph c\.jpg"):
         alignment.read_distances(path, ["a.jpg", "b.jpg"])
-    for wrong in ("a.jpg,b.jpg", "a.jpg,b.jpg,-1", "a.jpg,a.jpg,1", "a.jpg,b.jpg,nan"):
+    for much in ("1e200", "nan", "-inf"):
+        path.write_text(f"a.jpg 1 2 3\nb.jpg 1 {much} 2\nc.jpg 1 1 1\n")
+        with pytest.raises(InputError, match="line 2"):
+            alignment.read_positions(path, ["a.jpg", "b.jpg", "c.jpg"])
+    for wrong in (
+        "a.jpg,b.jpg,1e300",
+        "a.jpg,b.jpg,1e-300",
+        "a.jpg,b.jpg",
+        "a.jpg,b.jpg,-1",
+        "a.jpg,a.jpg,1",
+        "a.jpg,b.jpg,nan",
+    ):
         with pytest.raises(ArgumentError, match="METRES"):
             alignment.read_distances(wrong, ["a.jpg", "b.jpg"])
 

@@ -240,6 +240,7 @@ def test_option_camera(again: Again, tmp_path: Path) -> None:
         ("SIMPLE_PINHOLE:300,x", "numbers"),
         ("SIMPLE_PINHOLE:300,900,120", "principal point"),
         ("LENS:1", "no camera model"),
+        ("nowhere/cameras.txt", "no such file"),
         ("", "no camera model"),
         ("SIMPLE_PINHOLE:" + "3" * 400, "SIMPLE_PINHOLE takes 3"),
     ):
@@ -321,7 +322,7 @@ def test_a_photograph_that_is_removed_leaves_with_its_pairs(again: Again) -> Non
     assert len(again.pairs()) == 3
     assert (report["models"][0]["registered"], report["models"][0]["total"]) == (3, 3)
     assert report["left_out"] == {}
-    assert any("3.png" in note and "gone" in note for note in report["notes"])
+    assert any("3.png" in note and "removed" in note for note in report["notes"])
     cv2.imwrite(str(again.photos / "3.png"), view(1.05))  # and comes back
     assert again()[1]["models"][0]["registered"] == 4
 

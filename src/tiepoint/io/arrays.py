@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, InputError, MissingDependencyError
 from ..types import Features
-from .files import atomic, check_image_name, check_output, make_folder
+from .files import LONGEST_NAME, atomic, check_image_name, check_output, make_folder
 
 
 def write_csv(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
@@ -57,8 +57,6 @@ def feature_arrays(features: Features) -> dict[str, NDArray[Any]]:
             arrays[name] = value.detach().cpu().numpy()
     return {name: arrays[name] for name in FEATURE_ARRAYS if name in arrays}
 
-
-_LONGEST_NAME = 255  # bytes, on all usual file systems
 
 FEATURE_ARRAYS = ("keypoints", "scores", "descriptors", "scales", "orientations", "covariances", "image_size")
 
@@ -120,7 +118,7 @@ class FeatureWriter:
                     f"{name!r}: the name is not valid UTF-8, and a {self.kind} file cannot hold it; rename the file, "
                     "or write to a folder"
                 ) from error
-        elif len(os.fsencode(Path(name).name)) + len(".npz") > _LONGEST_NAME:
+        elif len(os.fsencode(Path(name).name)) + len(".npz") > LONGEST_NAME:
             raise InputError(f"{name}: the name is too long for a file {Path(name).name[:20]}….npz; rename the image")
 
     def write(self, name: str, features: Features) -> None:

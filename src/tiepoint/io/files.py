@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from ..errors import ArgumentError, InputError, MissingDependencyError
 
+LONGEST_NAME = 255  # bytes of a file name, on all usual file systems
 _NEEDED_PACKAGES = {".h5": ("h5py", "hdf5")} | dict.fromkeys((".png", ".jpg", ".pdf", ".svg"), ("matplotlib", "viz"))
 
 

@@ -170,6 +170,29 @@ def mask_of(folder: Path | None, name: str) -> Path | None:
     return path if os.path.lexists(path) else None  # a link that leads nowhere is an error when it is read
 
 
+def without_masks(names: Iterable[str], folder: Path, masks: Path | None) -> list[str]:
+    """Leave out the names of images in a folder that are masks, where the folder of masks is the same or lies in it.
+
+    Examples
+    --------
+    >>> without_masks(["a.jpg", "masks/a.jpg.png"], Path("photos"), Path("photos/masks"))
+    ['a.jpg']
+    >>> without_masks(["a.jpg", "a.jpg.png"], Path("photos"), Path("photos"))
+    ['a.jpg']
+    """
+    names = list(names)
+    if masks is None:
+        return names
+    root, place = Path(os.path.realpath(folder)), Path(os.path.realpath(masks))
+    if place == root:
+        known = set(names)
+        return [name for name in names if not (name.endswith(".png") and name.removesuffix(".png") in known)]
+    if not place.is_relative_to(root):
+        return names
+    prefix = f"{place.relative_to(root).as_posix()}/"
+    return [name for name in names if not name.startswith(prefix)]
+
+
 def natural_key(name: str) -> Any:
     """Return a key to sort names by in which numbers count as numbers: frame2 comes before frame10.
 

@@ -33,7 +33,7 @@ from ..effort import Effort
 from ..errors import ArgumentError, InputError
 from ..io import video
 from ..io.files import make_folder, write_json
-from ..io.folders import find_masks, times_in_names
+from ..io.folders import find_masks, list_images, times_in_names, without_masks
 from . import cluster
 from .exchange import colmap as exports
 from .inputs import (
@@ -321,12 +321,13 @@ def _look_at_photographs(asked: MapSettings, begun: dict[str, Any], log: _Log) -
         times = {frame.name: frame.time for frame in kept}
         source, share = asked.output / "frames", "all" if share == "auto" else share
     with log.lap("cameras"):
-        found, skipped = new_images(source, None, share, asked.camera_model, asked.focal, asked.camera, asked.bands)
+        names = None if asked.masks is None else without_masks(list_images(source), source, asked.masks)
+        found, skipped = new_images(source, names, share, asked.camera_model, asked.focal, asked.camera, asked.bands)
     if len(found) < 2:
         reasons = "".join(f"\n  {name}: {why}" for name, why in skipped)
         raise InputError(f"{source}: holds {len(found)} photographs that can be used, and a map needs two{reasons}")
     if asked.undistort:
-        exports.check_can_be_undistorted(image.camera for image in found)
+        exports.check_can_be_undistorted((image.camera for image in found), [image.name for image in found])
     aligner, note = aligner_for(asked.align, asked.scale, found, asked.seed)
     log.notes += [note] if note else []
     guessed = sum(not image.camera.has_prior_focal_length for image in found)
@@ -355,7 +356,8 @@ def _follow_photographs(store: Store, asked: MapSettings, photos: _Photographs, 
     """Make the store hold the photographs and cameras as they are now."""
     changes, recalibrated = follow_files(store, photos.folder, photos.images, asked.masks, own_cameras)
     if asked.undistort:
-        exports.check_can_be_undistorted(image.camera for image in store.images())
+        images = store.images()
+        exports.check_can_be_undistorted((image.camera for image in images), [image.name for image in images])
     if changes != FileChanges():
         log.notes.append(f"photographs that changed since the last run: {changes}")
     if recalibrated:

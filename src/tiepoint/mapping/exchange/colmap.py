@@ -10,7 +10,7 @@ import copy
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,7 +21,15 @@ from ...errors import ArgumentError, InputError
 from ...geometry.colmap import import_pycolmap
 from ...io import model_files
 from ...io.exif import read_exif
-from ...io.files import atomic, atomic_folder, check_image_name, check_output_folder, write_json
+from ...io.files import (
+    LONGEST_NAME,
+    atomic,
+    atomic_folder,
+    check_image_name,
+    check_output_folder,
+    printable,
+    write_json,
+)
 from ...io.folders import mask_of, natural_key
 from ...io.images import read_image
 from ..store import registered
@@ -168,7 +176,7 @@ def write_undistorted(
     pycolmap = import_pycolmap()
     source, mask_folder = Path(images), None if masks is None else Path(masks)
     check_output_folder(folder, inputs=[source, mask_folder])
-    check_can_be_undistorted(model.cameras.values())
+    check_can_be_undistorted(model.cameras.values(), [image.name for image in registered(model)])
     for image in registered(model):
         check_image_name(image.name, "the model")
     straight, options = copy.deepcopy(model), pycolmap.UndistortCameraOptions()
@@ -220,12 +228,19 @@ def write_undistorted(
         write_json(temporary / "transforms.json", _transforms(straight, masked))
 
 
-def check_can_be_undistorted(cameras: Iterable[pycolmap.Camera]) -> None:
-    """Raise `ArgumentError` if one of them sees more than any pinhole camera can."""
+def check_can_be_undistorted(cameras: Iterable[pycolmap.Camera], names: Iterable[str]) -> None:
+    """Raise `ArgumentError` if a camera sees more than any pinhole camera can, or a name is too long for a mask's."""
     if any(camera.is_spherical() for camera in cameras):
         raise ArgumentError(
             "panoramas (EQUIRECTANGULAR) cannot be undistorted to one picture each; leave out --undistort"
         )
+    for name in names:
+        part = PurePosixPath(name).name
+        if len(os.fsencode(part)) > LONGEST_NAME - 2 * len(".png"):  # a.tif becomes a.tif.png, its mask a.tif.png.png
+            raise ArgumentError(
+                f"{printable(part[:40])}…: the name is too long for that of an undistorted photograph with its mask; "
+                "rename it, or leave out --undistort"
+            )
 
 
 def _is_pinhole(camera: pycolmap.Camera) -> bool:

@@ -29,6 +29,7 @@ Place = tuple[float, float, float]
 Distance = tuple[str, str, float]
 
 LEAST_POSITIONS = 3
+MOST_METRES = 1e9  # from the origin, or between cameras: beyond, points do not fit into the float32 of a .ply
 LINE = 0.02  # width of the positions over their length: of thinner ones nothing tells how the model lies around them
 TOLERANCES = 12  # halvings, from the extent of the positions on, that are tried
 MARGIN = 3.0  # times the error of the best half: beyond, a position is wrong
@@ -173,10 +174,10 @@ def read_positions(path: str | os.PathLike[str], names: Sequence[str]) -> dict[s
         fields = line.replace(",", " ").rsplit(maxsplit=3)
         try:
             name, position = fields[0].strip(), np.array([float(value) for value in fields[1:]])
-            if position.shape != (3,) or not np.isfinite(position).all():
+            if position.shape != (3,) or not (np.abs(position) < MOST_METRES).all():  # NaN too
                 raise ValueError
         except (ValueError, IndexError) as error:
-            raise InputError(f"{target}: line {number}: not NAME X Y Z") from error
+            raise InputError(f"{target}: line {number}: not NAME X Y Z in metres") from error
         if name in known:
             found[name] = position
     if len(found) < LEAST_POSITIONS:
@@ -206,7 +207,7 @@ def read_distances(text: str | os.PathLike[str], names: Sequence[str]) -> list[D
         fields = [part.strip() for part in (line.split(",") if "," in line else line.split())]
         try:
             first, second, length = fields[0], fields[1], float(fields[2])
-            if len(fields) != 3 or not 0 < length < np.inf or first == second:
+            if len(fields) != 3 or not 1 / MOST_METRES < length < MOST_METRES or first == second:
                 raise ValueError
         except (ValueError, IndexError) as error:
             raise ArgumentError(f"{where}: give A.jpg,B.jpg,METRES, or a file with such lines") from error

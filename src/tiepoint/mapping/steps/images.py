@@ -321,6 +321,8 @@ def given_cameras(
         if not cameras:
             raise InputError(f"{path}: holds no camera; a line is ID MODEL WIDTH HEIGHT PARAMETERS")
     else:
+        if path.suffix.lower() == ".txt":
+            raise ArgumentError(f"--camera {text}: no such file; give a cameras.txt, or MODEL:PARAMETERS")
         name, *values = str(text).replace(":", " ").replace(",", " ").split() or [""]
         try:
             numbers = [float(value) for value in values]
@@ -340,9 +342,8 @@ def _colmap_camera(model: str, size: Size, params: list[float]) -> pycolmap.Came
     pycolmap = import_pycolmap()
     camera = pycolmap.Camera.create_from_model_name(0, model, 1.0, *size)
     if len(params) != len(camera.params) or not all(map(math.isfinite, params)):
-        raise ArgumentError(
-            f"{model} takes {len(camera.params)} finite numbers ({camera.params_info}), not {len(params)}"
-        )
+        given = ",".join(f"{value:g}" for value in params) or "none"
+        raise ArgumentError(f"{model} takes {len(camera.params)} finite numbers ({camera.params_info}), not {given}")
     camera.params = params
     camera.has_prior_focal_length = True
     return camera

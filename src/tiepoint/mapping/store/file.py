@@ -120,6 +120,8 @@ class DatabaseFile:
             raise
         except (ValueError, TypeError, KeyError, IndexError, OverflowError, np.linalg.LinAlgError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if isinstance(error, KeyError):  # whose text is the key alone
+                reason = f"refers to {reason}, which is not there"
             raise InputError(
                 f"{self.path}: damaged: {what} ({reason}); go back to a copy, or start with a new one"
             ) from error
