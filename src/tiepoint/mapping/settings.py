@@ -90,8 +90,8 @@ class MapSettings:
             )
         ladder.check(self.effort, None)
         inputs = [Path(one) for one in (self.pairs, self.camera, self.align, self.scale) if one and is_file(one)]
-        check_outputs_are_ours(out, self.fresh)
         check_inputs_survive(out, source, [*inputs, *([self.masks] if self.masks is not None else [])])
+        check_outputs_are_ours(out, self.fresh)
         if self.pairs not in PAIR_CHOICES and not Path(self.pairs).is_file():
             choices = ", ".join(PAIR_CHOICES)
             raise ArgumentError(f"pairs are a text file, or one of {choices}; {str(self.pairs)!r} is neither")
