@@ -270,6 +270,10 @@ def _load(source: ImageSource, max_pixels: int, bands: tuple[int, ...] | None = 
 
 def _channels_last(tensor: torch.Tensor) -> NDArray[Any]:
     """Return a tensor (H, W), (C, H, W) or (1, C, H, W) as an array (H, W) or (H, W, C)."""
+    if tensor.is_nested or tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+        raise InputError(
+            "<tensor>: is nested, sparse, quantised, or on the device meta; give a dense tensor that holds its values"
+        )
     one = tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor
     if one.ndim not in (2, 3):
         raise InputError(
