@@ -111,6 +111,22 @@ def test_other_verbs_keep_their_inputs(photos: Path, tmp_path: Path, capsys: pyt
     assert tree(tmp_path) == before
 
 
+@posix_only
+def test_links_in_a_folder_of_features_do_not_lead_to_photographs(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, elsewhere = tmp_path / "features", tmp_path / "elsewhere.bin"
+    folder.mkdir()
+    (folder / "00.png.npz").symlink_to(photos / "00.png")
+    (folder / "01.png.npz").symlink_to(elsewhere)
+    before = tree(photos)
+    assert main(["extract", str(photos), "-o", str(folder), "-f", "sift", "-k", "50"]) == 3
+    assert "is one of the inputs" in said(capsys)
+    assert tree(photos) == before
+    assert np.load(elsewhere)["keypoints"].shape == (50, 2)  # a link to anything else is followed
+    assert {path.name for path in folder.iterdir()} == {f"{i:02}.png.npz" for i in range(20)}
+
+
 def test_folders_that_are_replaced_hold_no_inputs(photos: Path, tmp_path: Path) -> None:
     scene = tmp_path / "scene"
     inside = scene / "undistorted" / "images"

@@ -81,10 +81,10 @@ class FeatureWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
-        self.path = Path(path)
+        self.path, self._inputs = Path(path), tuple(inputs)
         self.kind = self.path.suffix.lower()
         if self.kind in (".h5", ".npz"):
-            check_output(self.path, (".h5", ".npz"), inputs=inputs)
+            check_output(self.path, (".h5", ".npz"), inputs=self._inputs)
         elif self.kind and not self.path.is_dir():
             raise ArgumentError(f"{self.path}: the output is a folder, or a file ending in .npz or .h5")
         elif self.path.exists() and not self.path.is_dir():
@@ -120,6 +120,11 @@ class FeatureWriter:
                 ) from error
         elif len(os.fsencode(Path(name).name)) + len(".npz") > LONGEST_NAME:
             raise InputError(f"{name}: the name is too long for a file {Path(name).name[:20]}….npz; rename the image")
+        elif (target := self.path / f"{name}.npz").is_symlink():  # followed, so that it may lead to a photograph
+            try:
+                check_output(target, (".npz",), inputs=self._inputs)
+            except ArgumentError as error:
+                raise InputError(str(error)) from error
 
     def write(self, name: str, features: Features) -> None:
         """Write the features of the image called ``name`` (a relative path with forward slashes)."""

@@ -118,7 +118,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     with explained(path):
         final = _regular(Path(path))
         _remove_leftovers(final.parent)
-        temporary = _beside(final, final.suffix)
+        temporary = _beside(final, Path(path).suffix)  # numpy and others add it where it lacks
         try:
             yield temporary
             temporary.replace(final)
