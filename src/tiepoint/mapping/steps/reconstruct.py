@@ -173,8 +173,8 @@ def reconstruct(
     refine_keypoints : bool
         Also align each track's keypoints to a fraction of a pixel (`tiepoint.mapping.steps.refine`), from the
         photographs at full size. With SIFT at 1600 pixels it takes a quarter to a third off the reprojection error
-        (fountain 0.22 to 0.15 px, entry 0.25 to 0.19, sceaux 0.35 to 0.27), and changes the cameras' positions by no
-        more than two different mappers do (medians: fountain 0.018 to 0.022 %, entry 0.028 to 0.026 % of the extent).
+        (fountain 0.22 to 0.15 px, entry 0.25 to 0.19, sceaux 0.35 to 0.27), but does not make the cameras'
+        positions better (medians: fountain 0.018 to 0.022 %, entry 0.028 to 0.026 % of the extent).
     bands : one or three ints, optional
         Which bands of the photographs to use for colours and ``refine_keypoints``, see `tiepoint.read_image`.
     seed : int
