@@ -20,8 +20,12 @@ class Watched:
         self.page = self.context.new_page()
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
+        self.page.on("console", self._hear)
         self.page.goto(address)
+
+    def _hear(self, line: Any) -> None:
+        if line.type == "error":
+            self.errors.append(f"{line.text} {line.location.get('url', '')}")
 
     def close(self) -> None:
         self.context.close()

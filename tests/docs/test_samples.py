@@ -54,6 +54,7 @@ def inputs(small_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     images = small_pairs / "viewpoint" / "images"
     named = {"a": images / "ruins.webp", "b": images / "ruins-viewpoint.webp", "c": images / "paris.webp"}
+    named |= {"product": images / "ruins.webp", "shelf": images / "ruins-viewpoint.webp"}
     views = sorted((small_pairs / "views").iterdir())
     named |= {f"photos/{view.stem}": view for view in views} | {"query": views[3]}
     for name, source in named.items():

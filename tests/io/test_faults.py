@@ -335,6 +335,8 @@ def test_each_verb_asks_for_its_packages_first(
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     Path("photos/a.jpg").write_text("no photograph")
+    for module in [name for name in sys.modules if name.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, module)  # another test may have imported it
     monkeypatch.setitem(sys.modules, package, None)
     before = tree(tmp_path)
     assert main(words) == 5, said(capsys)

@@ -104,7 +104,7 @@ REFUSED = {
 }
 APPLIED = {
     "pairs", "trust_doppelgangers", "mapper", "masks", "cameras", "camera_model", "focal", "camera", "fix_cameras",
-    "refine", "undistort", "text", "align", "scale", "fresh",
+    "effort", "refine", "undistort", "text", "align", "scale", "fresh",
 }  # fmt: skip
 NO_PART_OF_THE_RESULT = {"photographs", "output", "device", "workers", "ray", "report"}
 ONLY_FROM_PYTHON = {"seed"}  # of the mapper, which runs each time
@@ -265,6 +265,11 @@ def test_option_fix_cameras(again: Again) -> None:
     ran, _ = again("--fix-cameras", base=without_focal())
     assert ran.code == 2
     assert "--focal" in ran.err
+
+
+def test_option_effort(again: Again) -> None:
+    assert any(note.startswith("effort auto: ") for note in again("--effort", "auto")[1]["notes"])
+    assert not any(note.startswith("effort") for note in again()[1]["notes"])
 
 
 def test_option_refine(again: Again) -> None:

@@ -257,7 +257,11 @@ def test_colours_path_and_keys(opened: Any) -> None:
     assert np.abs(shot(opened, "#space") - photo).max(axis=2).sum() > 1000
     opened.focus("#space")
     opened.keyboard.press("n")
-    assert opened.text_content("#through-name") == "a/0.jpg"
+    until(opened, "document.querySelector('#through-name').textContent === 'a/0.jpg'")
+    opened.keyboard.press("n")
+    until(opened, "document.querySelector('#through-name').textContent === 'a/1.jpg'")
+    opened.keyboard.press("p")
+    until(opened, "document.querySelector('#through-name').textContent === 'a/0.jpg'")
     opened.keyboard.press("ArrowLeft")
     opened.wait_for_selector("#photo", state="hidden")
 

@@ -45,7 +45,7 @@ def without_overlay(
     --------
     >>> import torch
     >>> rng = np.random.default_rng(0)
-    >>> x0 = rng.uniform(0, 640, (100, 2)).astype(np.float32)
+    >>> x0 = rng.uniform(0, 420, (100, 2)).astype(np.float32)
     >>> x1 = x0 + np.float32([20, 5])
     >>> x0[:10] = x1[:10] = np.float32([600, 460]) + np.arange(10)[:, None]  # a clock
     >>> f0, f1 = (Features(torch.from_numpy(x), torch.ones(100), torch.eye(100), (640, 480), "sift") for x in (x0, x1))
