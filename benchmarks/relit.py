@@ -29,10 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 import tiepoint as tp
+from tiepoint import pipeline
 from tiepoint.devices import environment
 from tiepoint.evaluation.metrics import auc
 from tiepoint.evaluation.run import parse_combination
 from tiepoint.evaluation.speed import cpu_threads
+from tiepoint.features import ExtractorOptions
 from tiepoint.geometry import corner_error, estimate_homography, transform
 
 HERE = Path(__file__).parent
@@ -80,9 +82,8 @@ def main(
     rows = []
     with cpu_threads(threads):
         for text in combinations or COMBINATIONS:
-            combination = parse_combination(text)
-            extractor = tp.features.load(combination.features, max_keypoints=max_keypoints)
-            matcher = combination.load_matcher("cpu")
+            options = ExtractorOptions(max_keypoints=max_keypoints)
+            extractor, matcher, _ = pipeline.load(*parse_combination(text), device="cpu", options=options)
             rows += [judge(text, name, extractor, matcher, *pair) for name, *pair in pairs]
     table = Table(title=f"{len(pairs)} relit pairs, {max_keypoints} keypoints")
     for column in ("combination", "matches", "score", "precision", "AUC @3/5/10 px"):

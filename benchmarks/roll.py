@@ -17,10 +17,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from peers import DATA, HERE
-from tiepoint import evaluation, features
+from tiepoint import evaluation, pipeline
 from tiepoint.devices import environment
 from tiepoint.evaluation.metrics import auc
 from tiepoint.evaluation.speed import cpu_threads
+from tiepoint.features import ExtractorOptions
 
 ANGLES = tuple(range(0, 360, 30))
 LIMITS = {"homography": 3.0, "pose": 10.0}  # pixels, degrees: of the AUC
@@ -42,8 +43,8 @@ def main(
     table = Table("set", "combination", *map(str, ANGLES), "worst / upright", title="AUC, percent, by degrees of roll")
     with cpu_threads(threads), Progress(transient=True) as progress:
         for combination in map(evaluation.parse_combination, combinations or ["auto"]):
-            extract = features.load(combination.features, max_keypoints=max_keypoints)
-            match = combination.load_matcher("cpu")
+            options = ExtractorOptions(max_keypoints=max_keypoints)
+            extract, match, _ = pipeline.load(*combination, device="cpu", options=options)
             task = progress.add_task(combination.label, total=len(rolled))
             file = output / f"{combination.label.replace('/', '_')}.jsonl"
             run = evaluation.evaluate_pairs(
