@@ -11,7 +11,7 @@ suspicious ones. Two sets fold:
 
 The others have no twins and must not lose anything.
 
-    python benchmarks/doppelgangers.py --data ../shared/data --work ../runs/lookalikes-benchmark
+    python benchmarks/doppelgangers.py --data ../shared/data --work ../runs/doppelgangers-benchmark
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def wrong_pairs(found: list[tuple[int, int]], names: dict[int, str], centres: ND
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with demo/ and eval/.")] = Path("../shared/data"),
-    work: Annotated[Path, typer.Option(help="Databases and models; kept.")] = Path("../runs/lookalikes-benchmark"),
-    output: Path = Path("benchmarks/results/lookalikes"),
+    work: Annotated[Path, typer.Option(help="Databases and models; kept.")] = Path("../runs/doppelgangers-benchmark"),
+    output: Path = Path("benchmarks/results/doppelgangers"),
     only: Annotated[str, typer.Option(help="Comma-separated names of sets.")] = "",
 ) -> None:
     """Measure and write the table."""
@@ -171,7 +171,7 @@ def main(
             print(json.dumps(row), flush=True)
         if centres is not None:
             shutil.rmtree(place / "images")
-    (output / "lookalikes.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (output / "doppelgangers.json").write_text(json.dumps(rows, indent=1) + "\n")
     lines = [
         "| set | option | verified pairs | kept | models: images, points, error px | shape |",
         "|---|---|---|---|---|---|",
@@ -189,7 +189,7 @@ def main(
             row.get("shape", ""),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    (output / "lookalikes.md").write_text("\n".join(lines) + "\n")
+    (output / "doppelgangers.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

@@ -154,7 +154,7 @@ class _Parts:
         if b"filename" not in parameters:
             self._name, self._field = name[:100], bytearray()
             return
-        self._label = printable(parameters[b"filename"].decode("utf-8", "replace")) or "a file without a name"
+        self._label = shown_label(parameters[b"filename"].decode("utf-8", "replace")) or "a file without a name"
         suffix = Path(self._label).suffix.lower()
         if suffix not in SUFFIXES + VIDEO_SUFFIXES:
             self.upload.left_out.append(
@@ -192,7 +192,7 @@ class _Parts:
         self._field = self._file = None
 
 
-def printable(label: str) -> str:
+def shown_label(label: str) -> str:
     """Return a user's name for a file, to show: without control characters, not longer than 300 characters."""
     return without_controls(label)[-LONGEST_LABEL:]
 
