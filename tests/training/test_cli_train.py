@@ -24,7 +24,7 @@ from tiepoint.matchers.lightglue import LightGlue, LightGlueConfig, from_upstrea
 from tiepoint.training.loop import FitConfig
 from tiepoint.training.pairs.maker import PairConfig
 from tiepoint.training.runs import presets
-from tiepoint.training.runs.matcher import MatcherSettings, train
+from tiepoint.training.runs.matcher import LEAST_CHUNKS, MatcherSettings, train
 
 MINIATURE = presets.MatcherPreset(
     model=LightGlueConfig(dim=64, heads=2, layers=2),
@@ -392,3 +392,13 @@ def test_training_goes_on_from_given_weights(tiepoint, images: Path, finished: P
         patch.setitem(presets.MATCHER_PRESETS, "tiny", wider)
         ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "wider", "--start", weights_file)
     assert ran.code == 2 and "dim is 64 there, 96 here" in ran.err
+
+
+def test_a_short_training_makes_fewer_pairs_ahead() -> None:
+    settings = MatcherSettings(images="photographs", output="run", preset="small")
+    whole = settings.chosen()
+    assert whole.distinct and whole.fit.minutes
+    assert replace(settings, minutes=whole.fit.minutes / 4).chosen().distinct == whole.distinct // 4
+    assert replace(settings, minutes=0.01).chosen().distinct == LEAST_CHUNKS
+    assert replace(settings, minutes=0).chosen().distinct == whole.distinct  # no limit
+    assert replace(settings, minutes=10 * whole.fit.minutes).chosen().distinct == whole.distinct

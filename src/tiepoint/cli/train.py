@@ -32,7 +32,7 @@ RunOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the r
 StepsOption = Annotated[OptionalNumber, typer.Option(min=1, help="Optimiser steps.")]
 MinutesOption = Annotated[
     OptionalFloat,
-    typer.Option(min=0, help="Train no longer than this (making pairs first is not counted); 0 for no limit."),
+    typer.Option(min=0, help="Train no longer than this, the making of pairs ahead not counted; 0 for no limit."),
 ]
 LightOption = Annotated[
     OptionalLight,

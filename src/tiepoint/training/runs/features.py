@@ -30,22 +30,21 @@ from ..objectives.joint import EndToEndNet, EndToEndObjective, open_matcher, spl
 from ..pairs.steps import chunks_of
 from ..pairs.taught_views import TaughtViewMaker
 from ..pairs.views import CHUNK, ViewMaker
-from .presets import FEATURE_PRESETS, FeaturePreset, limited, named
-from .task import Report, RunSettings, Stop, Task, Trial, as_json, evaluate, never, silent
+from .presets import FEATURE_PRESETS, FeaturePreset, named
+from .settings import FitSettings
+from .task import Report, Stop, Task, Trial, as_json, evaluate, never, silent
 
 END_TO_END_RATE = 4e-4  # learning rate; at that of an extractor a matcher forgets what it has learnt
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureSettings(RunSettings):
+class FeatureSettings(FitSettings):
     """What the training of an extractor is asked for.
 
     Attributes
     ----------
     preset : str or FeaturePreset
         Pairs and length of the training; the options below change it.
-    start : path or str, optional
-        Cairn's weights to train on, a file or a name of ``tiepoint weights list``; its size is taken from them.
     matcher : path or str, optional
         Weights of a LightGlue on the features of ``start``: both are trained together, see
         `tiepoint.training.objectives.joint`.
@@ -54,34 +53,14 @@ class FeatureSettings(RunSettings):
         detector stays that of ``start``, by default the bundled one.
     answers : path, optional
         Folder of the teacher's answers, which several runs can use; by default in the run's folder.
-    light : str, optional
-        How much light, lens and camera of the two views may differ, see
-        `tiepoint.training.data.photometric.PhotometricConfig.preset`.
-    steps : int, optional
-        Optimiser steps; without a limit of time unless ``minutes`` sets one.
-    minutes : float, optional
-        Train no longer than this; 0 for no limit.
-    batch : int, optional
-        Pairs of one step.
-    average : bool
-        End with the mean of the weights of ``start`` and those come to from there.
-    compile : bool
-        Compile the network with `torch.compile`.
 
-    Attributes of every run are those of `RunSettings`.
+    Attributes of every run are those of `RunSettings` and `FitSettings`. Cairn's size is that of ``start``.
     """
 
     preset: str | FeaturePreset = "tiny"
-    start: str | os.PathLike[str] | None = None
     matcher: str | os.PathLike[str] | None = None
     teacher: str | None = None
     answers: str | os.PathLike[str] | None = None
-    light: str | None = None
-    steps: int | None = None
-    minutes: float | None = None
-    batch: int | None = None
-    average: bool = False
-    compile: bool = False
 
     def chosen(self) -> FeaturePreset:
         """Return the preset with what the options change.
@@ -100,7 +79,7 @@ class FeatureSettings(RunSettings):
                 "a teacher's descriptors are learnt without a matcher; train with the matcher afterwards"
             )
         preset = named(FEATURE_PRESETS, self.preset)
-        fit = replace(limited(preset.fit, self.steps, self.minutes), average=self.average, compile=self.compile)
+        fit = self.schedule(preset.fit, self.first is not None)
         views = preset.views if self.light is None else replace(preset.views, photometric=self.light)
         preset = replace(preset, views=views, fit=fit, batch=self.batch or preset.batch)
         if self.first is not None:
@@ -109,8 +88,6 @@ class FeatureSettings(RunSettings):
                 preset = replace(preset, model=there)
             elif (there.levels, there.width) != (preset.model.levels, preset.model.width):
                 raise ArgumentError(f"the detector of {self.first} has another size than that of the preset")
-        elif fit.average:
-            raise ArgumentError("there is nothing to average with: give the weights that training starts from")
         elif self.matcher is not None:
             raise ArgumentError("which features was this matcher trained on? Give their weights as the start")
         return preset if self.matcher is None else replace(preset, fit=replace(fit, learning_rate=END_TO_END_RATE))

@@ -37,15 +37,17 @@ from ..pairs.maker import CHUNK, ChunkMaker, PairConfig
 from ..pairs.steps import Steps, make_ahead
 from ..pairs.traits import try_extractor
 from .pictures import draw_pair
-from .presets import MATCHER_PRESETS, MatcherPreset, limited, named
-from .task import Report, RunSettings, Stop, Task, Trial, as_json, never, origin_of, read_config, silent
+from .presets import MATCHER_PRESETS, MatcherPreset, named
+from .settings import FitSettings
+from .task import Report, Stop, Task, Trial, as_json, never, origin_of, read_config, silent
 
 KINDS = ("lightglue", "superglue")
+LEAST_CHUNKS = 16  # of training pairs that are used again and again
 RATIOS = (0.8, 0.9)  # of the ratio test that a matcher is compared with
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatcherSettings(RunSettings):
+class MatcherSettings(FitSettings):
     """What the training of a matcher is asked for.
 
     Attributes
@@ -56,8 +58,6 @@ class MatcherSettings(RunSettings):
         Size, pairs and length of the training; the options below change it.
     kind : str
         ``"lightglue"``, or ``"superglue"`` for comparison.
-    start : path or str, optional
-        LightGlue weights of ours, of the same shape, to train on instead of starting anew.
     posed : path, optional
         Folder of photographs with depth and pose, see `tiepoint.training.data.posed_datasets.find_scenes`.
     posed_share : float in [0, 1]
@@ -69,43 +69,24 @@ class MatcherSettings(RunSettings):
         List of the photographs that overlap, two names a line; by default they are found.
     pairs_share : float in [0, 1]
         Fraction of the pairs that come from them.
-    light : str, optional
-        How much light, lens and camera of the two views may differ, see
-        `tiepoint.training.data.photometric.PhotometricConfig.preset`.
-    steps : int, optional
-        Optimiser steps; without a limit of time unless ``minutes`` sets one.
-    minutes : float, optional
-        Train no longer than this; 0 for no limit.
-    batch : int, optional
-        Pairs of one step.
     detection_threshold : float, optional
         Of the extractor.
-    average : bool
-        End with the mean of the weights of ``start`` and those come to from there.
-    compile : bool
-        Compile the network with `torch.compile`.
     save_memory : bool
         Compute states again in the backward pass instead of keeping them.
 
-    Attributes of every run are those of `RunSettings`.
+    Attributes of every run are those of `RunSettings` and `FitSettings`. A LightGlue can ``start`` from weights of the
+    same shape.
     """
 
     features: str = "sift"
     preset: str | MatcherPreset = "tiny"
     kind: str = "lightglue"
-    start: str | os.PathLike[str] | None = None
     posed: str | os.PathLike[str] | None = None
     posed_share: float = 0.5
     teacher: str | None = None
     pairs: str | os.PathLike[str] | None = None
     pairs_share: float = 0.5
-    light: str | None = None
-    steps: int | None = None
-    minutes: float | None = None
-    batch: int | None = None
     detection_threshold: float | None = None
-    average: bool = False
-    compile: bool = False
     save_memory: bool = False
 
     def chosen(self) -> MatcherPreset:
@@ -127,10 +108,10 @@ class MatcherSettings(RunSettings):
             pairs = replace(pairs, real=self.pairs_share, posed=pairs.posed * left, scenes=pairs.scenes * left)
         elif self.pairs is not None:
             raise ArgumentError("--pairs lists photographs for a teacher to match: give --teacher, too")
-        fit = replace(limited(preset.fit, self.steps, self.minutes), average=self.average, compile=self.compile)
-        if fit.average and self.start is None:
-            raise ArgumentError("there is nothing to average with: give the weights that training starts from")
-        return replace(preset, pairs=pairs, fit=fit, batch=self.batch or preset.batch)
+        fit, distinct = self.schedule(preset.fit, self.start is not None), preset.distinct
+        if distinct and self.minutes and preset.fit.minutes:  # a short training needs fewer pairs, and waits less
+            distinct = min(distinct, max(LEAST_CHUNKS, round(distinct * self.minutes / preset.fit.minutes)))
+        return replace(preset, pairs=pairs, fit=fit, batch=self.batch or preset.batch, distinct=distinct)
 
 
 def train(settings: MatcherSettings, report: Report = silent, stop: Stop = never) -> dict[str, Any]:

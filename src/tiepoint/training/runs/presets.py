@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from ...errors import ArgumentError
@@ -246,16 +246,3 @@ def named(presets: dict[str, T], preset: str | T) -> T:
     if preset not in presets:
         raise ArgumentError(f"there is no preset {preset!r}; choose one of {', '.join(presets)}")
     return presets[preset]
-
-
-def limited(fit: FitConfig, steps: int | None, minutes: float | None) -> FitConfig:
-    """Return a preset's schedule with the length that was asked for; 0 minutes are no limit.
-
-    Examples
-    --------
-    >>> limited(FitConfig(steps=1000, minutes=5), steps=50, minutes=None).minutes is None
-    True
-    """
-    if steps is not None:  # who counts steps wants them all
-        fit = replace(fit, steps=steps, minutes=None, warmup=min(fit.warmup, steps // 5))
-    return fit if minutes is None else replace(fit, minutes=minutes or None)

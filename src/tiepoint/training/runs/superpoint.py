@@ -22,7 +22,8 @@ from ..pairs.corners import CornerPairsMaker, ShapesMaker, find_corners
 from ..pairs.steps import chunks_of
 from ..pairs.views import CHUNK
 from .presets import SUPERPOINT_PRESETS, SuperPointPreset, named
-from .task import Report, RunSettings, Stop, Task, as_json, claim, never, silent
+from .settings import RunSettings
+from .task import Report, Stop, Task, as_json, claim, never, silent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,11 +25,9 @@ from ... import devices
 from ..._version import __version__
 from ...errors import ArgumentError, InputError
 from ...io.files import atomic, read_json
-from ..data.photographs import PhotoCache, build_cache, open_cache
-from ..loop import FitConfig, Processes, fit, join_processes
+from ..loop import FitConfig, Processes, fit
 from ..objectives.base import Objective, Output
 from ..objectives.losses import MatchStatistics, match_statistics
-from ..pairs.steps import chunks_of
 from ..stream import stream
 from .pictures import Board
 
@@ -38,7 +35,6 @@ Report = Callable[[str, dict[str, Any]], None]
 """Called with what is being done, and a row of metrics or, while something is made ahead, ``done`` and ``total``."""
 Stop = Callable[[], bool]
 """Asked after every step; True saves a checkpoint and raises KeyboardInterrupt."""
-_FEW = 100  # photographs below which we warn
 
 
 def silent(stage: str, row: dict[str, Any]) -> None:
@@ -48,86 +44,6 @@ def silent(stage: str, row: dict[str, Any]) -> None:
 def never() -> bool:
     """Do not stop."""
     return False
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """What every training is asked for.
-
-    Attributes
-    ----------
-    images : path or None
-        Folder of photographs, searched with its sub-folders. None uses those in ``cache`` as they are.
-    output : path
-        The run's folder; a run there is resumed.
-    seed : int
-        Of all random choices.
-    cache : path, optional
-        File of decoded photographs, which several runs can use; by default in the run's folder.
-    workers : int, optional
-        Processes that make pairs. By default none where they are made on a GPU, else one for each core but one.
-    device : torch.device or str
-        Where to train; ``"auto"`` is `tiepoint.devices.best_device`.
-    """
-
-    images: str | os.PathLike[str] | None
-    output: str | os.PathLike[str]
-    seed: int = 1
-    cache: str | os.PathLike[str] | None = None
-    workers: int | None = None
-    device: torch.device | str | None = "auto"
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.output)
-
-    def open_photographs(self, long_side: int, batch: int, chunk: int) -> tuple[PhotoCache, Processes]:
-        """Begin any training: join the other processes, make the run's folder, decode the photographs once.
-
-        Parameters
-        ----------
-        long_side : int
-            At which photographs are kept, pixels.
-        batch, chunk : int
-            Pairs of one step, and pairs made together.
-
-        Raises
-        ------
-        InputError
-            No folder, or too few or unreadable photographs.
-        ArgumentError
-            An option that makes no sense.
-        """
-        folder = self.folder.resolve()
-        if self.images is not None and Path(self.images).resolve() in (folder, *folder.parents):
-            raise ArgumentError(
-                f"the run's folder {self.output} lies among the photographs of {self.images}; give another one"
-            )
-        processes = join_processes(self.device)
-        chunks_of(batch, chunk, processes.rank, processes.world)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.output}: cannot be made a run's folder: {error.strerror or error}") from error
-        path = Path(self.cache) if self.cache else self.folder / "photos.cache"
-        if processes.rank == 0 and self.images is not None:
-            _warn_about(build_cache(self.images, path, long_side=long_side), self.images)
-        processes.barrier()
-        return open_cache(path), processes
-
-
-def _warn_about(photos: PhotoCache, images: str | os.PathLike[str]) -> None:
-    """Warn of files that cannot be used, and of too few photographs."""
-    if photos.skipped:
-        reasons = "; ".join(f"{name}: {why}" for name, why in photos.skipped[:3])
-        count = len(photos) + len(photos.skipped)
-        warnings.warn(f"{len(photos.skipped)} of {count} files of {images} cannot be used ({reasons})", stacklevel=4)
-    different = len(set(photos.sources.tolist()))
-    if different < _FEW:
-        warnings.warn(
-            f"{images} holds {different} different photographs; a network learns more from a few hundred", stacklevel=4
-        )
 
 
 @dataclass(frozen=True)
