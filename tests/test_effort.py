@@ -118,7 +118,7 @@ def test_matches_index_the_features(states: list[effort.State]) -> None:
 
 def test_attempts_tell_where_matches_come_from(states: list[effort.State]) -> None:
     # Four right matches or fewer determine no homography for a second pass before the synthetic views.
-    names = ["best keypoints", "all keypoints", "synthetic views", "second pass", "second extractor"]
+    names = ["best keypoints", "all keypoints", "synthetic views", "second pass", "second extractor", "guided"]
     assert [a.name for a in states[-1].attempts] == names
     for state in states[1:]:
         assert [a.kept for a in state.attempts] == np.bincount(state.sources, minlength=len(state.attempts)).tolist()
@@ -150,7 +150,7 @@ def test_auto_ends_where_the_evidence_is_enough(start: effort.State, monkeypatch
     everything = effort.climb(start, "thorough").attempts
     views = everything[2].evidence
     for enough, count in ((views, 3), (views + 1, 4)):
-        limits = [np.inf, np.inf, np.inf, np.inf, enough, views]
+        limits = [np.inf, np.inf, np.inf, np.inf, np.inf, enough, views, views]
         rungs = tuple((rung, limit) for (rung, _), limit in zip(effort.LADDER, limits, strict=True))
         monkeypatch.setattr(ladder, "LADDER", rungs)
         names = [attempt.name for attempt in effort.climb(start, "auto").attempts]
@@ -252,6 +252,10 @@ def test_a_second_extractor_joins(start: effort.State) -> None:
     new = both.matches.indices[both.sources == len(both.attempts) - 1]
     assert not both.features[0].descriptors[new[:, 0]].any(), "descriptors of ORB are no descriptors of SIFT"
     assert both.features[0].extractor == "sift"
+    assert both.matches.covariances is not None, "each says how precise it is"
+    sizes = np.sqrt(both.matches.covariances[0][:, 0, 0])
+    assert sizes[both.sources == len(both.attempts) - 1] == pytest.approx(1.0)  # ORB, in pixels of the photograph
+    assert sizes[both.sources < len(both.attempts) - 1] == pytest.approx(first.extractor.deviation)
     without = replace(start, second=None)
     assert effort.second_extractor(without) is without
 

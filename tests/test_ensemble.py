@@ -64,6 +64,29 @@ def test_each_member_finds_what_it_finds_alone(
     torch.testing.assert_close(features.descriptors.norm(dim=1), torch.ones(first))
 
 
+def test_every_keypoint_says_how_precise_it_is(
+    both: pipeline.Pipeline, alone: list[pipeline.Pipeline], pictures: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+) -> None:
+    """Cairn's covariances stay; SIFT predicts none and gets its own size; and so the fit weights the matches."""
+    features = both.extractor(pictures[0])
+    expected = alone[0].extractor(pictures[0]).covariances
+    assert features.covariances is not None and expected is not None
+    torch.testing.assert_close(part(features, MEMBERS, 0)[0].covariances, expected, rtol=0, atol=0)
+    stated = part(features, MEMBERS, 1)[0].covariances
+    assert stated is not None
+    torch.testing.assert_close(stated, (alone[1].extractor.deviation ** 2 * torch.eye(2)).expand_as(stated))
+    matches = both.matcher(features, both.extractor(pictures[1]))
+    assert matches.covariances is not None and len(matches.covariances[0]) == len(matches)
+
+
+def test_covariances_are_in_pixels_of_the_photograph(pictures: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
+    """Extracted at half the size, a keypoint is twice as imprecise in the photograph."""
+    sift = tp.features.load("sift", long_side=160)
+    covariances = sift.with_covariances(sift(pictures[0])).covariances
+    assert covariances is not None
+    torch.testing.assert_close(covariances[0], (2 * sift.deviation) ** 2 * torch.eye(2))
+
+
 def test_union_of_matches(
     both: pipeline.Pipeline, alone: list[pipeline.Pipeline], pictures: tuple[NDArray[np.uint8], NDArray[np.uint8]]
 ) -> None:

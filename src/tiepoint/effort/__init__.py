@@ -5,8 +5,10 @@ Every rung is a function ``(State) -> State`` that can be called alone. In order
 1. `best_keypoints`: match only the best 512 keypoints of each photograph.
 2. `all_keypoints`: match all of them; this alone is ``effort="fast"``.
 3. `second_pass`: warp one photograph into the frame of the other by the dominant homography, extract, match, map back.
-4. `synthetic_views`: match both photographs as they would look from the side; then a second pass once more.
-5. `second_extractor`: add what another extractor and its matcher find.
+4. `zoom`: match again the part that both show, enlarged.
+5. `synthetic_views`: match both photographs as they would look from the side; then a second pass once more.
+6. `second_extractor`: add what another extractor and its matcher find.
+7. `guided`: look for the partners of the other keypoints along their epipolar lines.
 
 Keypoints are extracted once per photograph and sorted by score, so that rung 1 matches a prefix of them. A later rung
 appends the keypoints that it matched, in pixels of the photograph.
@@ -15,7 +17,8 @@ The evidence of a try is the sum of the scores (`Matches.evidence`) of its stron
 over a union of calls would count the same structure several times. A rung never lowers the evidence of the state: its
 matches replace the earlier ones, join them, or are dropped.
 
-`ladder` holds the order and the rungs, `state` what a pair knows between two rungs, `views` warped photographs.
+`ladder` holds the order and the rungs, `state` what a pair knows between two rungs, `views` warped photographs,
+`along_lines` the guided matching.
 
 References
 ----------
@@ -31,9 +34,11 @@ from .ladder import (
     best_keypoints,
     check,
     climb,
+    guided,
     second_extractor,
     second_pass,
     synthetic_views,
+    zoom,
 )
 from .state import Attempt, Found, State
 
@@ -48,7 +53,9 @@ __all__ = [
     "best_keypoints",
     "check",
     "climb",
+    "guided",
     "second_extractor",
     "second_pass",
     "synthetic_views",
+    "zoom",
 ]

@@ -21,8 +21,9 @@ from ..matchers import Matcher
 from ..matchers.nearest import NearestNeighbour
 from ..matchers.overlay import without_overlay
 from ..types import Features, Image, Matches
+from .along_lines import estimate, match_along
 from .state import Found, Merge, State, first, merge
-from .views import MARGIN, View, look, slopes, tilted, working_size
+from .views import MARGIN, View, cropped, look, slopes, tilted, working_frame
 
 Effort = Literal["fast", "auto", "thorough"]
 EFFORTS: tuple[Effort, ...] = ("fast", "auto", "thorough")
@@ -38,6 +39,7 @@ LATER = 3.0
 EASY, PRECISE, SOLVED = 250.0, 800.0, 100.0
 BEST = 512  # keypoints of the first rung
 HOMOGRAPHY_THRESHOLD = 6.0  # working pixels: loose, because a scene is seldom a plane
+CLOSER = 1.25  # a zoom that enlarges neither photograph by as much is not worth its cost
 COARSE_SIDE, COARSE_KEYPOINTS = 512, 256  # of the views that only vote
 VIEW_PAIRS, VIEW_KEYPOINTS = 3, 1024  # pairs of views that the matcher sees; a second pass follows, with all keypoints
 
@@ -165,7 +167,7 @@ def second_pass(state: State) -> Sequence[Found]:
     if before and not any(attempt.kept for attempt in attempts[before[-1] + 1 :]):
         return []
     points0, points1 = state.matches.points0, state.matches.points1
-    scales = [working_size(image.size, state.extractor.options)[1] for image in state.images]
+    scales = [working_frame(image.size, state.extractor.options)[1] for image in state.images]
     estimate = estimate_homography(points0, points1, HOMOGRAPHY_THRESHOLD / float(np.sqrt(np.linalg.det(scales[1]))))
     if estimate.model is None:
         return []
@@ -173,11 +175,33 @@ def second_pass(state: State) -> Sequence[Found]:
     centre = points0[estimate.inliers].mean(axis=0, keepdims=True)
     growth = np.linalg.det(slopes(scales[1] @ H @ np.linalg.inv(scales[0]), transform(scales[0], centre))[0])
     side = 0 if growth <= 1 else 1
-    size, scale = working_size(state.images[1 - side].size, state.extractor.options)
+    size, scale = working_frame(state.images[1 - side].size, state.extractor.options)
     warp = scale @ (H if side == 0 else np.linalg.inv(H))
     view = look(_unresized(state.extractor), state.images[side], warp, size)
     views = (view, View(state.own(1))) if side == 0 else (View(state.own(0)), view)
     return _match_views(state.matcher, [views])
+
+
+@_rung("zoom", stronger="join", weaker="join")
+def zoom(state: State) -> Sequence[Found]:
+    """Match again what both photographs show, enlarged to the working size, and so to one scale in both.
+
+    It does not apply where that is nearly all of either photograph.
+    """
+    frames = [working_frame(image.size, state.extractor.options) for image in state.images]
+    points = state.matches.points0, state.matches.points1
+    common = estimate(*(transform(frame, side) for (_, frame), side in zip(frames, points, strict=True)))
+    if common is None:
+        return []
+    views, largest = [], 1.0
+    for side, (image, (working, frame)) in enumerate(zip(state.images, frames, strict=True)):
+        warp, size = cropped(image.size, points[side][common.inliers], max(working))
+        factor = float(np.linalg.det(warp) / np.linalg.det(frame)) ** 0.5
+        largest = max(largest, factor)
+        enlarges = factor >= CLOSER and min(size) >= max(state.extractor.min_side, 2 * MARGIN + 2)
+        extractor = _unresized(state.extractor)
+        views.append(look(extractor, image, warp, size) if enlarges else View(state.own(side)))
+    return [] if largest < CLOSER else _match_views(state.matcher, [(views[0], views[1])])
 
 
 @_rung("synthetic views", stronger="replace", weaker="drop")
@@ -215,8 +239,22 @@ def second_extractor(state: State) -> Sequence[Found]:
     if state.second is None:
         return []
     extractor, matcher = state.second()
-    features = extractor(state.images[0]), extractor(state.images[1])
-    return [Found(_judged(matcher, matcher(*features)), features)]
+    first, second = extractor(state.images[0]), extractor(state.images[1])
+    found = _judged(matcher, matcher(first, second))
+    return [Found(found, (extractor.with_covariances(first), extractor.with_covariances(second)))]
+
+
+@_rung("guided", stronger="join", weaker="join")
+def guided(state: State) -> Sequence[Found]:
+    """Look for the partners of the other keypoints along their epipolar lines, see `tiepoint.effort.along_lines`.
+
+    It does not apply where no try saw an overlap: any two photographs have keypoints that agree with some geometry.
+    """
+    if state.matches.overlaps is False:
+        return []
+    frames = [working_frame(image.size, state.extractor.options)[1] for image in state.images]
+    found = match_along(state.features, state.matches, (state.own(0), state.own(1)), (frames[0], frames[1]))
+    return [] if found is None else [Found(found)]
 
 
 # The rungs in order, and the evidence at which "auto" ends before each. A second pass costs about as much as the first
@@ -226,9 +264,11 @@ LADDER: tuple[tuple[Rung, float], ...] = (
     (best_keypoints, np.inf),
     (all_keypoints, EASY),
     (second_pass, PRECISE),
+    (zoom, SOLVED),
     (synthetic_views, SOLVED),
     (second_pass, PRECISE),
     (second_extractor, SOLVED),
+    (guided, SOLVED),
 )
 
 

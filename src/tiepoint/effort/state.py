@@ -17,7 +17,7 @@ from ..matchers import Matcher
 from ..matchers.base import make_matches, no_matches
 from ..matchers.union import undisputed
 from ..types import Features, Image, Matches
-from .views import working_size
+from .views import working_frame
 
 NEAR = 2.0  # working pixels: matches of two tries this close in both photographs are the same match
 
@@ -59,7 +59,8 @@ class State:
         What all rungs but the last use.
     features : (Features, Features)
         First the keypoints of the photographs as they are, ``detected`` of each; then those that later rungs matched.
-        Where another extractor found them their descriptors are zeros, since its descriptors cannot be compared.
+        Where another extractor found them their descriptors are zeros, since its descriptors cannot be compared; then
+        all have covariances, see `Extractor.with_covariances`.
     detected : (int, int)
         How many features come from the photographs as they are.
     matches : Matches
@@ -182,7 +183,7 @@ def add(state: State, found: Found, number: int) -> State:
         if found.features[side] is None:
             both.append(state.features[side])
         else:
-            both.append(_appended(state.features[side], theirs[side].select(torch.from_numpy(rows))))
+            both.append(_appended(state.extractor, state.features[side], theirs[side].select(torch.from_numpy(rows))))
             rows = len(state.features[side]) + np.arange(len(rows))
         columns.append(np.concatenate([old.indices[remains, side], rows]))
     order = np.argsort(columns[0], kind="stable")
@@ -195,14 +196,15 @@ def add(state: State, found: Found, number: int) -> State:
 
 def _radius(image: Image, options: ExtractorOptions) -> float:
     """Return `NEAR` in pixels of the photograph."""
-    return NEAR / float(np.sqrt(np.linalg.det(working_size(image.size, options)[1])))
+    return NEAR / float(np.sqrt(np.linalg.det(working_frame(image.size, options)[1])))
 
 
-def _appended(features: Features, more: Features) -> Features:
+def _appended(extractor: Extractor, features: Features, more: Features) -> Features:
     """Append keypoints that may come from another extractor; what one of the two does not measure is dropped."""
     if more.extractor != features.extractor:
         nothing = features.descriptors.new_zeros(len(more), features.descriptors.shape[1])
         more = replace(more, extractor=features.extractor, descriptors=nothing)
+        features = extractor.with_covariances(features)
     optional = ("scales", "orientations", "covariances")
     missing: dict[str, Any] = {
         name: None for name in optional if getattr(features, name) is None or getattr(more, name) is None

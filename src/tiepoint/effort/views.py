@@ -10,12 +10,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..features import Extractor, ExtractorOptions
-from ..features.base import allowed
+from ..features.base import allowed, working_size
 from ..geometry import transform
 from ..io.images import resize
 from ..types import Features, Image
 
 TILTS = {2.0: 4, 4.0: 8}  # tilt -> number of directions in half a turn
+OUTSIDE = 0.02  # of the points, at each edge: they do not count for what a zoom shows
+AROUND = 0.15  # of the extent of the others: what a zoom shows beyond them, on each side
+FINER = 2.0  # pixels of a zoom, along each axis, for one of the photograph
 MARGIN = 5  # working pixels along the edge of a warped photograph that hold no keypoints
 _OPENCV_SIDE = 16_384  # cv2.warpPerspective takes sides below 2^15
 _FINEST = 8  # samples a pixel, along each axis, at most
@@ -95,7 +98,7 @@ def tilted(size: tuple[int, int], options: ExtractorOptions) -> list[tuple[Array
 
     A tilt t in one direction shrinks the photograph by t along it: what a distant plane looks like from the side.
     """
-    working, upright = working_size(size, options)
+    working, upright = working_frame(size, options)
     corners = np.array([[0, 0], [working[0], 0], list(working), [0, working[1]]]) - 0.5
     warps = [(upright, working)]
     for tilt, directions in TILTS.items():
@@ -110,12 +113,24 @@ def tilted(size: tuple[int, int], options: ExtractorOptions) -> list[tuple[Array
     return warps
 
 
-def working_size(size: tuple[int, int], options: ExtractorOptions) -> tuple[tuple[int, int], Array]:
+def cropped(size: tuple[int, int], points: ArrayLike, long_side: int) -> tuple[Array, tuple[int, int]]:
+    """Return the warp to the part of a photograph of ``size`` around points (N, 2), and the size of its picture.
+
+    Its long side is ``long_side``, unless more than `FINER` pixels would be made of one.
+    """
+    low, high = np.quantile(np.asarray(points, np.float64), [OUTSIDE, 1 - OUTSIDE], axis=0)
+    low, high = low - AROUND * (high - low), high + AROUND * (high - low)
+    low, high = np.clip(low, -0.5, np.array(size) - 1.5), np.clip(high, 0.5, np.array(size) - 0.5)
+    factor = min(long_side / (high - low).max(), FINER)
+    picture = max(1, round((high[0] - low[0]) * factor)), max(1, round((high[1] - low[1]) * factor))
+    x, y = np.array(picture) / (high - low)
+    warp = np.array([[x, 0, -low[0] * x - 0.5], [0, y, -low[1] * y - 0.5], [0, 0, 1]])
+    return warp, picture
+
+
+def working_frame(size: tuple[int, int], options: ExtractorOptions) -> tuple[tuple[int, int], Array]:
     """Return the size at which an extractor works, and the matrix from pixels of the photograph to its pixels."""
-    factor = 1.0 if options.long_side is None else options.long_side / max(size)
-    if not options.enlarge:
-        factor = min(factor, 1.0)
-    working = max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+    working = working_size(size, options)
     return working, scaling(size, working)
 
 

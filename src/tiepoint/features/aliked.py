@@ -296,6 +296,7 @@ class ALIKED(Extractor):
 
     name: ClassVar[str] = "aliked-n16"
     default_threshold: ClassVar[float] = 0.2
+    deviation: ClassVar[float] = 0.45
     min_side: ClassVar[int] = 2 * RADIUS + 1
     max_untiled_pixels: ClassVar[int] = 6_000_000
     tile_side: ClassVar[int] = 2048

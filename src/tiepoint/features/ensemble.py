@@ -27,8 +27,8 @@ class Ensemble(Extractor):
     """The keypoints of several extractors.
 
     Options hold for each member: ``max_keypoints=2048`` keeps the best 2048 of each. Keypoints have the scale and
-    orientation that their member measures, and 1 and 0 where it measures none; covariances only if all members predict
-    them.
+    orientation that their member measures, and 1 and 0 where it measures none; and the covariances that it predicts, or
+    those of `Extractor.with_covariances`.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Ensemble(Extractor):
     def __call__(self, image: ImageSource, mask: ImageSource | None = None) -> Features:
         """Extract the features of one image by every member, see `Extractor.__call__`."""
         picture = read_image(image, mask, bands=self.options.bands)
-        return _join([member(picture) for member in self.members], self.name)
+        return _join([member.with_covariances(member(picture)) for member in self.members], self.name)
 
     def _extract(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
         raise NotImplementedError("the members extract")
@@ -84,7 +84,6 @@ def _join(parts: Sequence[Features], name: str) -> Features:
             raise ArgumentError(f"{part.extractor} has binary descriptors, which {name} cannot hold beside real ones")
     width = max(part.descriptors.shape[1] for part in parts)
     some = {key: any(getattr(part, key) is not None for part in parts) for key in ("scales", "orientations")}
-    every = all(part.covariances is not None for part in parts)
     blocks = []
     for k, part in enumerate(parts):
         descriptors = part.descriptors.new_zeros(len(part), len(parts) * width)
@@ -93,7 +92,7 @@ def _join(parts: Sequence[Features], name: str) -> Features:
         flat = part.orientations is None and some["orientations"]
         orientations = torch.zeros_like(part.scores) if flat else part.orientations
         block = replace(part, extractor=name, descriptors=descriptors, scales=scales, orientations=orientations)
-        blocks.append(replace(block, covariances=part.covariances if every else None).to(parts[0].device))
+        blocks.append(block.to(parts[0].device))
     return concatenate(blocks)
 
 

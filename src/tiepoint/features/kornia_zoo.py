@@ -108,6 +108,7 @@ class XFeat(Extractor):
 
     name: ClassVar[str] = "xfeat"
     default_threshold: ClassVar[float] = 0.05
+    deviation: ClassVar[float] = 0.94
     min_side: ClassVar[int] = 32
 
     def __init__(self, options: ExtractorOptions | None = None, device: torch.device | str = "cpu") -> None:

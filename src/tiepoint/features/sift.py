@@ -48,6 +48,7 @@ class SIFT(Extractor):
 
     name: ClassVar[str] = "sift"
     default_threshold: ClassVar[float] = 0.02
+    deviation: ClassVar[float] = 0.19
 
     def _extract(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
         # Describing costs more than detecting: where nothing but the score decides, describe only the best.

@@ -17,7 +17,7 @@ import numpy as np
 
 from ... import effort as ladder
 from ...effort import Effort, State
-from ...effort.views import working_size
+from ...effort.views import working_frame
 from ...errors import InputError
 from ...features import Extractor
 from ...io.folders import mask_of
@@ -139,7 +139,7 @@ def snapped(state: State) -> Matches:
     columns, near = [], np.ones(len(state.matches), bool)
     for side, points in enumerate((state.matches.points0, state.matches.points1)):
         size = state.images[side].size
-        radius = SNAP * max(size) / max(working_size(size, state.extractor.options)[0])
+        radius = SNAP * max(size) / max(working_frame(size, state.extractor.options)[0])
         keypoints = state.own(side).keypoints.cpu().numpy()
         if not len(keypoints):
             return no_matches(state.own(0), state.own(1))
