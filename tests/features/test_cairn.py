@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 import tiepoint as tp
 from tiepoint import weights
 from tiepoint.errors import ArgumentError, WeightsError
-from tiepoint.features.cairn import CELL, Cairn, CairnConfig, CairnNet, Scores, pyramid
-from tiepoint.features.cairn.config import RADIUS, RINGS_PER_OCTAVE
+from tiepoint.features.cairn import CELL, Cairn, CairnConfig, CairnNet, Scores, SteerableDescriber, pyramid
+from tiepoint.features.cairn.config import NOISE, RADIUS, RINGS_PER_OCTAVE
+from tiepoint.features.cairn.description import _complex
+from tiepoint.features.steerable import steer
 from tiepoint.types import Features
 
 SMALL = CairnConfig(levels=4, width=8, rings=10, angles=16, channels=16, dim=32)
@@ -60,6 +62,63 @@ def test_beyond_the_edge_a_patch_repeats_the_edge_and_not_another_level(net: Cai
     corners = torch.tensor([[[0.0, 0], [89, 0], [0, 69], [89, 69]]])
     patches = net.patches(images, corners, torch.tensor([[0, 1, 2, 3]]))
     torch.testing.assert_close(patches, torch.full_like(patches, 0.7))
+
+
+def test_layers_see_each_angle_beside_its_neighbours(net: CairnNet) -> None:
+    """The convolutions of the describer against its definition: angles joined with their neighbours, linear layers."""
+    describer = net.describer
+    patches = torch.rand(20, net.config.angles, net.config.rings, generator=torch.Generator().manual_seed(2))
+
+    def joined(x: torch.Tensor, reach: int) -> torch.Tensor:
+        return torch.cat([x.roll(shift, 1) for shift in range(reach, -reach - 1, -1)], 2)
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean((1, 2), keepdim=True)) / (x.var((1, 2), False, keepdim=True) + 1e-5).sqrt()
+
+    x = F.layer_norm(patches, patches.shape[1:], eps=NOISE**2)
+    x = norm(describer.first(joined(x, 2)[:, ::2]).relu())
+    if isinstance(describer, SteerableDescriber):
+        for layer in describer.layers:
+            x = norm(x + layer(joined(x, 1)).relu())
+        real, imaginary = describer.orders(x)
+        direction = F.normalize(torch.cat(_complex(describer.compass, real[:, 1], imaginary[:, 1]), 1), dim=1)
+        expected = steer(
+            describer.read(real, imaginary), -torch.atan2(direction[:, 1], direction[:, 0]), net.config.harmonics
+        )
+    else:
+        x = norm(describer.second(joined(x, 1)).relu())
+        x = norm(describer.third(joined(x, 1)).relu())
+        compass = describer.compass(x)[..., 0].double()
+        angles = 2 * math.pi * torch.arange(x.shape[1]) / x.shape[1]
+        direction = F.normalize(torch.stack([(compass * f(angles)).sum(1) for f in (torch.cos, torch.sin)], 1), dim=1)
+        at = torch.atan2(direction[:, 1], direction[:, 0]) * x.shape[1] / (2 * math.pi)
+        turned = []
+        for one, begin in zip(x, at.tolist(), strict=True):  # between angles linear
+            places = (begin + np.arange(x.shape[1])) % x.shape[1]
+            circle = torch.cat([one, one[:1]])
+            turned.append([(1 - p % 1) * circle[int(p)] + p % 1 * circle[int(p) + 1] for p in places])
+        expected = describer.descriptor(torch.stack([torch.stack(one) for one in turned]).flatten(1))
+        expected = F.normalize(expected, dim=1)
+    found = describer(patches)
+    # with random weights the directions' harmonic is small: their rounding turns the steerable descriptors
+    torch.testing.assert_close(found.descriptors, expected, atol=3e-5, rtol=0)
+    torch.testing.assert_close(found.directions, direction.float(), atol=1e-4, rtol=0)
+
+
+def test_peaks_are_those_of_max_pooling_and_windows_hold_the_logits_around(net: CairnNet) -> None:
+    logits = torch.randn(2, 4, 15, 21, generator=torch.Generator().manual_seed(3))
+    ranks = torch.zeros(2, 15, 21)
+    small = torch.randn(2, 4, 11, 15, generator=torch.Generator().manual_seed(4))
+    scores = Scores.join(
+        [(torch.zeros(2, 1, 30, 42), logits, ranks), (torch.zeros(2, 1, 21, 30), small, torch.zeros(2, 11, 15))]
+    )
+    highest = logits.amax(1)
+    peaks = (highest == F.max_pool2d(highest, 3, 1, 1))[:, 3:12, 3:18]
+    assert torch.equal(scores.ranks[:, : 15 * 21].view(2, 15, 21)[:, 3:12, 3:18].isfinite(), peaks)
+    picture, steps = F.pixel_shuffle(small, CELL)[:, 0], torch.arange(-2, 3)
+    x, y, level = torch.tensor([[7], [24]]), torch.tensor([[13], [5]]), torch.tensor([[1], [1]])
+    expected = torch.stack([picture[0, 11:16, 5:10], picture[1, 3:8, 22:27]])
+    assert torch.equal(scores.window(level, x, y, steps)[:, 0], expected)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])

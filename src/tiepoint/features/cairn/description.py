@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,9 +50,9 @@ class Describer(nn.Module):
     def forward(self, patches: Tensor) -> Description:
         """Describe patches, each of any brightness and contrast."""
         x = F.layer_norm(patches, patches.shape[1:], eps=NOISE**2)
-        x = _norm(F.relu(self.first(_around(x, 2)[:, ::2])))
-        x = _norm(F.relu(self.second(_around(x, 1))))
-        x = _norm(F.relu(self.third(_around(x, 1))))
+        x = _norm(F.relu(_around(x, self.first, step=2)))
+        x = _norm(F.relu(_around(x, self.second)))
+        x = _norm(F.relu(_around(x, self.third)))
         direction = self._direction(x)
         x = _turn(x, direction).flatten(1)
         descriptors = F.normalize(self.descriptor(x), dim=1)
@@ -93,6 +93,8 @@ class SteerableDescriber(nn.Module):
     order 0 and one of order 2 the covariance, and linear maps that keep the orders apart give the descriptor.
     """
 
+    layers: Any  # a list of linear layers, of which PyTorch does not say the kind
+
     def __init__(self, config: CairnConfig) -> None:
         super().__init__()
         c = config.channels
@@ -110,9 +112,9 @@ class SteerableDescriber(nn.Module):
     def forward(self, patches: Tensor) -> Description:
         """Describe patches, each of any brightness and contrast."""
         x = F.layer_norm(patches, patches.shape[1:], eps=NOISE**2)
-        x = _norm(F.relu(self.first(_around(x, 2)[:, ::2])))
+        x = _norm(F.relu(_around(x, self.first, step=2)))
         for layer in self.layers:
-            x = _norm(x + F.relu(layer(_around(x, 1))))
+            x = _norm(x + F.relu(_around(x, layer)))
         real, imaginary = self.orders(x)
         direction = _unit(torch.cat(_complex(self.compass, real[:, 1], imaginary[:, 1]), 1))
         read = self.read(real, imaginary)
@@ -165,9 +167,18 @@ def _unit(harmonic: Tensor) -> Tensor:
     return F.normalize(harmonic, dim=1).detach() + (shrinking - shrinking.detach())
 
 
-def _around(x: Tensor, reach: int) -> Tensor:
-    """Join each angle of (N, A, C) with its neighbours on both sides: (N, A, (2 reach + 1) C)."""
-    return torch.cat([x.roll(shift, 1) for shift in range(reach, -reach - 1, -1)], 2)
+def _around(x: Tensor, layer: nn.Linear, step: int = 1) -> Tensor:
+    """Apply a linear layer to every ``step``-th angle of (N, A, C) joined with its neighbours: (N, A / step, C').
+
+    How many neighbours on each side, its size says. This is a convolution along the circle, and is computed as one:
+    joining the neighbours costs more memory traffic than the product itself.
+    """
+    joined = layer.in_features // x.shape[2]
+    reach = joined // 2
+    weight = layer.weight.unflatten(1, (joined, -1)).transpose(1, 2).unsqueeze(2)
+    circle = torch.cat([x[:, -reach:], x, x[:, :reach]], 1)
+    # (N, C, 1, angles) in channels-last order: what the linear layer's rows are already
+    return F.conv2d(circle.mT.unsqueeze(2), weight, layer.bias, stride=(1, step)).squeeze(2).mT
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -181,6 +192,8 @@ def _turn(x: Tensor, direction: Tensor) -> Tensor:
     angle = torch.atan2(direction[:, 1], direction[:, 0]) * (count / (2 * math.pi))
     whole = angle.detach().floor()
     part = (angle - whole)[:, None, None].to(x.dtype)
-    index = (whole.long()[:, None] + torch.arange(count, device=x.device)) % count
-    x = torch.lerp(x, x.roll(-1, 1), part)
-    return x.gather(1, index[..., None].expand_as(x))
+    index = (whole.long()[:, None] + torch.arange(count + 1, device=x.device)) % count
+    rows = index + count * torch.arange(len(x), device=x.device)[:, None]
+    # whole rows are copied, several times faster than gathering number by number
+    x = x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (-1, count + 1))
+    return torch.lerp(x[:, :-1], x[:, 1:], part)

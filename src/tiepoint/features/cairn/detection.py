@@ -146,9 +146,23 @@ class Detector(nn.Module):
         x = F.pad(x, (0, -width % CELL, 0, -height % CELL), mode="replicate")
         fine = self.fine(F.pixel_unshuffle(x, CELL).contiguous(memory_format=torch.channels_last))
         context = F.interpolate(self.coarse(fine), size=fine.shape[2:], mode="bilinear", align_corners=False)
-        out = self.head(F.relu(fine + context))
+        # in place: `context` is needed for no gradient
+        out = _mix(self.head[1], self.head[0](context.add_(fine).relu_()))
         # Peaks stand out by several units, which small weights should reach.
         return LOGIT_GAIN * out[:, :-1], out[:, -1]
+
+
+def _mix(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a convolution of 1 x 1 as a product of matrices: of few outputs three times as fast on CPUs."""
+    assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+    return (layer.weight.flatten(1) @ x.flatten(2) + layer.bias[:, None]).unflatten(2, x.shape[2:])
+
+
+def _highest_around(x: Tensor) -> Tensor:
+    """Return the maximum of each 3 x 3 window of (B, h, w): `F.max_pool2d`, twenty times as fast on CPUs."""
+    x = F.pad(x, (1, 1, 1, 1), value=-torch.inf)
+    x = torch.maximum(torch.maximum(x[:, :-2], x[:, 1:-1]), x[:, 2:])
+    return torch.maximum(torch.maximum(x[..., :-2], x[..., 1:-1]), x[..., 2:])
 
 
 def _laplacian() -> Tensor:
@@ -167,7 +181,8 @@ class Scores:
     Attributes
     ----------
     logits : float32 tensor (B, pixels)
-        Of each pixel; only differences between neighbours mean anything.
+        Of each pixel, those of one place in the cell after those of another; only differences between neighbours mean
+        anything.
     ranks : float32 tensor (B, cells)
         Logit of "the keypoint of this cell would be matched correctly"; ``-inf`` in a cell whose highest pixel does
         not overtop those of the cells around, and along the edges.
@@ -189,13 +204,13 @@ class Scores:
         flat, ranked = [], []
         for image, logits, ranks in levels:
             highest = logits.amax(1)
-            peak = highest == F.max_pool2d(highest, 3, 1, 1)
+            peak = highest == _highest_around(highest)
             inner = torch.zeros_like(peak[0])
             height, width = image.shape[2:]
             edge = BORDER // CELL
             inner[edge : (height - BORDER) // CELL, edge : (width - BORDER) // CELL] = True
             ranked.append(torch.where(peak & inner, ranks.float(), -torch.inf).flatten(1))
-            flat.append(F.pixel_shuffle(logits.float(), CELL).flatten(1))
+            flat.append(logits.float().flatten(1))
         first = levels[0][0]
         table = [[(image.shape[3], image.shape[2]), (ranks.shape[2], ranks.shape[1])] for image, _, ranks in levels]
         pixels, cells = torch.tensor(table, device=first.device).unbind(1)
@@ -211,12 +226,15 @@ class Scores:
 
     def window(self, level: Tensor, x: Tensor, y: Tensor, steps: Tensor) -> Tensor:
         """Read the logits around pixels (B, N) of their levels: (B, N, len(steps) rows, len(steps) columns)."""
-        columns, rows = (CELL * self.cells[level]).unbind(-1)
+        columns, rows = self.cells[level].unbind(-1)
+        size = (columns * rows)[..., None]
         begins = CELL**2 * (self.cells.prod(1).cumsum(0) - self.cells.prod(1))[level]
         # Only where an image has fewer peaks than asked for does a window leave its level.
-        x = (x[..., None] + steps).clamp(min=0).minimum(columns[..., None] - 1)
-        y = (y[..., None] + steps).clamp(min=0).minimum(rows[..., None] - 1)
-        index = (begins[..., None] + y * columns[..., None])[..., None] + x[..., None, :]
+        x = (x[..., None] + steps).clamp(min=0).minimum(CELL * columns[..., None] - 1)
+        y = (y[..., None] + steps).clamp(min=0).minimum(CELL * rows[..., None] - 1)
+        across = x // CELL + x % CELL * size
+        down = y // CELL * columns[..., None] + CELL * (y % CELL) * size
+        index = (begins[..., None] + down)[..., None] + across[..., None, :]
         return self.logits.gather(1, index.flatten(1)).view(index.shape)
 
     def to_image(self, at: Tensor, level: Tensor) -> Tensor:
