@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ._arrays import homogeneous
 from .camera import Camera
 from .epipolar import (
@@ -13,7 +15,11 @@ from .epipolar import (
     symmetric_epipolar_error,
 )
 from .homography import corner_error, estimate_dlt, reprojection_error, symmetric_transfer_error, transform
-from .robust import Estimate, estimate_fundamental, estimate_homography, estimate_relative_pose
+
+if TYPE_CHECKING:
+    from .robust import Estimate, estimate_fundamental, estimate_homography, estimate_relative_pose
+
+_ROBUST = frozenset({"Estimate", "estimate_fundamental", "estimate_homography", "estimate_relative_pose"})
 
 __all__ = [
     "Camera",
@@ -34,3 +40,12 @@ __all__ = [
     "symmetric_transfer_error",
     "transform",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import robust estimation when it is asked for: it loads OpenCV and PoseLib, 20 MB that few need."""
+    if name in _ROBUST:
+        from . import robust
+
+        return getattr(robust, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
