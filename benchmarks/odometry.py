@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from tiepoint.geometry import Camera
 from tiepoint.io.video import Frame, read_frames
-from tiepoint.mapping.exchange.tum import Pose, write_tum
+from tiepoint.mapping.exchange.trajectories import Pose, write_tum
 from tiepoint.mapping.online.track import Tracker
 
 HERE = Path(__file__).parent

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
@@ -121,9 +123,10 @@ def test_files_and_command_line(scene: Path, tmp_path: Path, capsys: pytest.Capt
     queries = [str(scene / name) for name in (*QUERIES, "elsewhere.png", "missing.png")]
     files = [str(tmp_path / "poses.json"), str(tmp_path / "poses.csv")]
     options = ["--model", str(scene), "--focal", "260", "-o", files[0], "-o", files[1]]
-    assert main(["localize", *queries, *options]) == 0
-    out = capsys.readouterr().out
-    assert "2 of 4 found" in out and "not found:" in out and "missing.png: no such file" in out
+    assert main(["localize", *queries, *options]) == 1
+    said = capsys.readouterr()
+    assert "2 of 4 found" in said.out and "not found:" in said.out and "missing.png: no such file" in said.out
+    assert "1 of 4 could not be read" in said.err and "missing.png" in said.err
     rows = json.loads(Path(files[0]).read_text())["localizations"]
     assert [row["found"] for row in rows] == [True, True, False, False]
     table = np.genfromtxt(files[1], delimiter=",", names=True, dtype=None, encoding="utf-8")
@@ -176,7 +179,7 @@ def test_the_exit_code_says_that_no_query_could_be_read(
     assert main(["localize", str(bad), str(tmp_path / "none.jpg"), *words]) == 3
     assert "none of the photographs could be read" in capsys.readouterr().err
     assert len(json.loads(output.read_text())["localizations"]) == 2  # why, for each of them
-    assert main(["localize", str(bad), str(scene / "near.png"), *words]) == 0
+    assert main(["localize", str(bad), str(scene / "near.png"), *words]) == 1
 
 
 def test_a_scene_that_cannot_be_written_to(scene: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -212,3 +215,31 @@ def test_photographs_of_every_kind_are_found(scene: Path, tmp_path: Path) -> Non
         tp.localize(pixels, scene, camera="SIMPLE_PINHOLE:260,160,120", focal=260.0)
     (broken,) = tp.localize(np.zeros((4, 4, 2), np.uint8), scene)
     assert broken.pose is None and not broken.readable and "shape (4, 4, 2)" in broken.problem
+
+
+def test_a_video_and_a_page_of_what_was_found(scene: Path, tmp_path: Path) -> None:
+    """Frames of a video are queries; on the page they see the points of the map, where these project to."""
+    room, path = Room(), tmp_path / "clip.avi"
+    poses = [look((0.2 + 0.02 * n, 0.1, -1.2), 0.05, 0.03) for n in range(8)]
+    film = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 4.0, (320, 240))
+    for pose in poses:
+        film.write(cv2.cvtColor(room.photograph(pose), cv2.COLOR_RGB2BGR))
+    film.release()
+    page = tmp_path / "page.html"
+    results = tp.localize([path, scene / "elsewhere.png"], scene, [page], camera=CAMERA, every=1.0)
+    assert [result.name.startswith(f"{path}/frame_00000") for result in results] == [True, True, False]
+    assert len(results) == 3 and [result.pose is None for result in results] == [False, False, True]
+    for result in results[:2]:
+        assert result.pose is not None and result.pose.centre is not None
+        frame = int(result.name[-6:])
+        np.testing.assert_allclose(result.pose.centre, _centre(poses[frame]), atol=0.05)
+        assert result.keypoints is not None and len(result.keypoints) == result.inliers
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), re.S)[1])
+    cameras = data["models"][0]["cameras"]
+    assert [camera["found"] for camera in cameras].count(True) == 2
+    for camera in cameras:
+        if camera["found"]:
+            assert camera["observations"] > 20 and 0 < camera["error"] < 6
+    names = data["images"]
+    assert sum(name.startswith("found: ") for name in names) == 2
+    assert {names[int(key)] for key in data["thumbnails"]} == {name for name in names if name.startswith("found: ")}

@@ -102,6 +102,13 @@ BandsOption = Annotated[
         help="Bands to use as red, green and blue, or as grey, counted from 1: 4,3,2. For multispectral TIFFs.",
     ),
 ]
+FramesOption = Annotated[
+    int | None, typer.Option("--frames", min=1, help="Of a video, take this many frames, evenly; sharp ones.")
+]
+EveryOption = Annotated[
+    float | None,
+    typer.Option("--every", metavar="SECONDS", help="Of a video, take a sharp frame every so many seconds."),
+]
 FocalOption = Annotated[float | None, typer.Option("--focal", min=1.0, help="Focal length in pixels.")]
 CameraOption = Annotated[
     str | None,

@@ -22,25 +22,31 @@ from .console import (
 
 def localize(
     photographs: Annotated[
-        list[Path], typer.Argument(metavar="PHOTOS...", help="The photographs to find, or folders of them.")
+        list[Path], typer.Argument(metavar="PHOTOS...", help="The photographs to find, folders of them, videos.")
     ],
     model: Annotated[Path, typer.Option("--model", help="The folder that 'tiepoint map' wrote.")],
-    output: Annotated[list[Path], typer.Option("--output", "-o", help=".json or .csv file; repeatable.")] = [],  # noqa: B006  typer reads the default and never changes it
+    output: Annotated[
+        list[Path],
+        typer.Option("--output", "-o", help=".json, .csv, or .html: the map with the cameras found in it; repeatable."),
+    ] = [],  # noqa: B006  typer reads the default and never changes it
     focal: FocalOption = None,
     camera: CameraOption = None,
     matcher: MatcherOption = "auto",
     candidates: Annotated[
         int, typer.Option("--candidates", min=1, help="Match each with this many photographs of the map.")
     ] = 10,
+    every: Annotated[
+        float, typer.Option("--every", metavar="SECONDS", help="Of a video, take a sharp frame every so many seconds.")
+    ] = 1.0,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Find out where photographs were taken, in a map that exists already.
 
     Poses are in the map's frame, world to camera as COLMAP has them. Without --focal or --camera the focal length comes
-    from EXIF, or is estimated. The exit code is 3 if none of the photographs could be read.
+    from EXIF, or is estimated. The exit code is 1 if some of the photographs could not be read, 3 if none could.
     """
-    from ..errors import InputError
+    from ..errors import InputError, TiepointError
     from ..mapping.online.localize import localize
 
     with bar("localizing") as advance:
@@ -52,6 +58,7 @@ def localize(
             camera=camera,
             matcher=matcher,
             candidates=candidates,
+            every=every,
             device=device,
             progress=advance,
         )
@@ -68,6 +75,10 @@ def localize(
         print(f"{sum(not result.problem for result in results)} of {len(results)} found")
         for path in output:
             print(f"wrote {path}")
-    if not any(result.readable for result in results):
+    unread = [result.name for result in results if not result.readable]
+    if len(unread) == len(results):
         say("tiepoint: none of the photographs could be read")
         raise typer.Exit(InputError.exit_code)
+    if unread:
+        say(f"tiepoint: {len(unread)} of {len(results)} could not be read: {', '.join(unread)}")
+        raise typer.Exit(TiepointError.exit_code)

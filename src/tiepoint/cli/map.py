@@ -14,7 +14,9 @@ from .console import (
     CameraOption,
     DeviceOption,
     Effort,
+    EveryOption,
     FeaturesOption,
+    FramesOption,
     JsonOption,
     LongSideOption,
     MatcherOption,
@@ -40,6 +42,8 @@ def map_photographs(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the map; an interrupted map is resumed there.")
     ],
+    frames: FramesOption = None,
+    every: EveryOption = None,
     pairs: Annotated[
         str,
         typer.Option(
@@ -130,6 +134,8 @@ def map_photographs(
         result = run.map_photographs(
             photographs,
             output,
+            frames=frames,
+            every=every,
             pairs=pairs,
             features=features,
             matcher=matcher,

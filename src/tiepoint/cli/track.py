@@ -13,8 +13,10 @@ from .console import (
     BandsOption,
     CameraOption,
     DeviceOption,
+    EveryOption,
     FeaturesOption,
     FocalOption,
+    FramesOption,
     JsonOption,
     LongSideOption,
     MatcherOption,
@@ -35,7 +37,17 @@ def track(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="Video file, folder of frames (by name), or number of a camera.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File for the path, .txt in TUM's format.")],
+    output: Annotated[
+        list[Path],
+        typer.Option(
+            "--output",
+            "-o",
+            help="The path as .txt (TUM) or .kitti, points as .ply, a page as .html, a sheet of the key "
+            "frames as .jpg or .png; repeatable.",
+        ),
+    ],
+    frames: FramesOption = None,
+    every: EveryOption = None,
     focal: FocalOption = None,
     camera: CameraOption = None,
     features: FeaturesOption = "sift",
@@ -43,14 +55,19 @@ def track(
     max_keypoints: MaxKeypointsOption = 1500,
     long_side: LongSideOption = 1024,
     bands: BandsOption = None,
+    loops: Annotated[
+        bool,
+        typer.Option("--loops/--no-loops", help="Correct the path where it comes back to what was seen long before."),
+    ] = True,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Follow a moving camera, and show its path while it runs.
 
     Ctrl-C ends it, as a live camera never does by itself; the path so far is written, also when the source fails on
-    the way. The unit of length is the median depth of the first points: one camera does not measure scale. For a map of
-    the whole clip, with closed loops, use 'tiepoint map'.
+    the way. The unit of length is the median depth of the first points: one camera does not measure scale. The KITTI
+    format has no times; they go to a second file, NAME_times.txt. For a denser and more exact map of the clip, use
+    'tiepoint map'.
     """
     from ..errors import InputError
     from ..geometry.camera import FOCAL_FACTOR
@@ -68,11 +85,14 @@ def track(
             output,
             features,
             matcher,
+            frames=frames,
+            every=every,
             focal=focal,
             camera=camera,
             max_keypoints=max_keypoints,
             long_side=long_side,
             bands=bands,
+            loops=loops,
             device=device,
             progress=screen.show,
         )
@@ -81,7 +101,7 @@ def track(
     if found.problem:
         say(f"tiepoint: {found.problem}; wrote the path so far")
     if json:
-        print_json({**found.summary(), "output": str(output)})
+        print_json({**found.summary(), "outputs": [str(path) for path in output]})
     else:
         counts = found.summary()
         print(found.choice)
@@ -89,9 +109,14 @@ def track(
             f"{len(found.poses)} of {found.frames} frames have a pose, {found.lost} were lost; {counts['key_frames']} "
             f"key frames, {counts['points']} points, {found.seconds:.1f} s"
         )
+        print(f"{counts['loops_found']} loops found, {counts['loops_closed']} closed")
+        for loop in found.loops:
+            if loop.refused:
+                print(f"  frame {loop.index} at frame {loop.old_index}: refused, {loop.refused}")
         if not found.poses:
             print("No start was found: the camera has to move sideways or forward, not only turn.")
-        print(f"wrote {output}")
+        for path in output:
+            print(f"wrote {path}")
     if found.problem:
         raise typer.Exit(InputError.exit_code)
 

@@ -1,7 +1,8 @@
 """Videos: their frames one by one, and the few of them that a map needs.
 
 A video shows everything thirty times a second, a third of it blurred. `write_key_frames` keeps a frame each time the
-picture has moved far enough since the last one kept, and of the frames at hand then, the sharpest.
+picture has moved far enough since the last one kept, and of the frames at hand then, the sharpest. `choose_frames`
+takes them at even distances instead: so many in all, or one every so many seconds.
 """
 
 from __future__ import annotations
@@ -189,12 +190,88 @@ def _rgb(bgr: Any) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
+def choose_frames(
+    source: int | str | os.PathLike[str],
+    frames: int | None = None,
+    every: float | None = None,
+    window: int = 8,
+    bands: Sequence[int] | None = None,
+) -> Iterator[Frame]:
+    """Read a video as `read_frames` does, but only some of its frames, at even distances.
+
+    Parameters
+    ----------
+    source : path or int
+        A video file, a folder of pictures, or the number of a camera.
+    frames : int, optional
+        So many in all; fewer where the video is shorter. It is read twice, to count its frames.
+    every : float, optional
+        One for so many seconds instead.
+    window : int
+        The sharpest of the first frames, so many, of each part of the video is taken.
+    bands : one or three ints, optional
+        See `read_frames`.
+
+    Yields
+    ------
+    Frame
+        All frames if neither ``frames`` nor ``every`` is given. A part of empty frames (black, or of one colour) gives
+        none.
+
+    Raises
+    ------
+    ArgumentError
+        An option out of range, both, or a number of ``frames`` of a camera, which has no end.
+    InputError
+        See `read_frames`.
+    """
+    check_choice(frames, every)
+    if frames is None and every is None:
+        return read_frames(source, bands=bands)
+    if every is not None:
+        return _choose_evenly(read_frames(source, bands=bands), None, every, window)
+    if isinstance(source, int):
+        raise ArgumentError(f"a camera has no end, and cannot give {frames} frames evenly; say every how many seconds")
+    count = sum(1 for _ in read_frames(source, bands=bands))
+    step = count / min(frames or 1, count) if count else 1.0
+    return _choose_evenly(read_frames(source, bands=bands), step, None, window)
+
+
+def check_choice(frames: int | None, every: float | None) -> None:
+    """Raise `ArgumentError` if no frames can be chosen so."""
+    if frames is not None and every is not None:
+        raise ArgumentError("give a number of frames, or every how many seconds one is taken, not both")
+    if frames is not None and frames < 1:
+        raise ArgumentError(f"frames must be at least 1, not {frames}")
+    if every is not None and not 0 < every < float("inf"):
+        raise ArgumentError(f"every must be a positive number of seconds, not {every}")
+
+
+def _choose_evenly(frames: Iterable[Frame], step: float | None, seconds: float | None, window: int) -> Iterator[Frame]:
+    """Yield the sharpest of the first frames of each part of a video; a part is ``step`` frames or ``seconds`` long."""
+    part, place, sharpest = -1, 0, 0.0
+    best: Frame | None = None
+    for number, frame in enumerate(frames):
+        at = int(number / step) if step else int((frame.time + 1e-6) / (seconds or 1.0))
+        if at != part:
+            if best is not None:
+                yield best
+            part, place, sharpest, best = at, 0, 0.0, None
+        if place < window and (sharpness := _sharpness(frame.pixels)) > sharpest:
+            sharpest, best = sharpness, frame
+        place += 1
+    if best is not None:
+        yield best
+
+
 def write_key_frames(
     video: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     motion: float = 0.06,
     window: int = 8,
     suffix: str = ".jpg",
+    frames: int | None = None,
+    every: float | None = None,
     progress: Callable[[int, list[KeyFrame]], None] | None = None,
 ) -> list[KeyFrame]:
     """Write the sharp frames of a video between which it moves, as pictures into a folder.
@@ -217,6 +294,8 @@ def write_key_frames(
         the ``motion``.
     suffix : {".jpg", ".png"}
         Kind of picture; JPEGs are of quality 95.
+    frames, every : int or float, optional
+        Take so many frames, or one every so many seconds, however the picture moves; see `choose_frames`.
     progress : function, optional
         Called with (frames looked at, key frames so far) after each key frame.
 
@@ -239,16 +318,24 @@ def write_key_frames(
         raise ArgumentError(f"window must be at least 1 frame, not {window}")
     if suffix not in (".jpg", ".png"):
         raise ArgumentError(f"suffix must be .jpg or .png, not {suffix!r}")
+    check_choice(frames, every)
     video, folder = Path(video), Path(folder)
     if not video.exists():
         raise InputError(f"{video}: no such file or folder; check the path")
     made_from = {"video": video.name, "bytes": _size(video), "motion": motion, "window": window, "suffix": suffix}
+    made_from |= {name: value for name, value in (("frames", frames), ("every", every)) if value is not None}
     kept, done = _resume(folder, made_from)
     if done:
         return kept
-    # The last key frame comes again, as what the next ones are compared with.
-    frames = read_frames(video, start=kept[-1].index if kept else 0)
-    for frame, sharpness in _choose(frames, motion, window, resumed=bool(kept)):
+    if frames is None and every is None:
+        # The last key frame comes again, as what the next ones are compared with.
+        begin = kept[-1].index if kept else 0
+        chosen = _choose(read_frames(video, start=begin), motion, window, resumed=bool(kept))
+    else:
+        evenly = choose_frames(video, frames, every, window)
+        behind = kept[-1].index if kept else -1
+        chosen = ((frame, _sharpness(frame.pixels)) for frame in evenly if frame.index > behind)
+    for frame, sharpness in chosen:
         name = f"frame_{frame.index:06d}{suffix}"
         with atomic(folder / name) as temporary:
             _write_picture(temporary, frame.pixels)
@@ -369,7 +456,8 @@ def _resume(folder: Path, made_from: dict[str, Any]) -> tuple[list[KeyFrame], bo
         _write_list(folder, made_from, [], done=False)
         return [], False
     kept, content = _read_list(folder / LIST_NAME)
-    other = [key for key, value in made_from.items() if content.get(key) != value]
+    keys = [*made_from, *(key for key in ("frames", "every") if key in content and key not in made_from)]
+    other = [key for key in keys if content.get(key) != made_from.get(key)]
     if other:
         raise ArgumentError(
             f"{folder}: holds key frames made with another {', '.join(other)}; choose another folder, or delete it"
@@ -401,6 +489,8 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "Frame",
     "KeyFrame",
+    "check_choice",
+    "choose_frames",
     "read_frames",
     "read_key_frames",
     "write_key_frames",

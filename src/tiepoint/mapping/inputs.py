@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 OUTPUTS = (
     "database.db", "database.db-wal", "database.db-shm", "settings.json", "sparse", "quality.json", "points.ply",
-    "trajectory.txt", "text", "undistorted", "scene.html", "report.json",
+    "trajectory.txt", "text", "undistorted", "scene.html", "report.json", "frames.jpg",
 )  # fmt: skip
 """What ``tiepoint map`` writes into its folder, the frames of a video aside."""
 

@@ -4,7 +4,7 @@ All state between the steps is in one folder, from which an interrupted run resu
 
     OUT/database.db      features, matches, two-view geometries: a COLMAP database
     OUT/settings.json    settings of the database; for reruns with other options see `inputs`
-    OUT/frames/          of a video: its key frames
+    OUT/frames/          of a video: its key frames, and OUT/frames.jpg: all of them on one sheet
     OUT/sparse/0/        COLMAP's model, the largest first; sparse/1 … where nothing connects the photographs
     OUT/quality.json     how good the models are, image by image
     OUT/points.ply       of the largest model: its points, OUT/trajectory.txt: its cameras (TUM format),
@@ -34,6 +34,8 @@ from ..errors import ArgumentError, InputError
 from ..io import video
 from ..io.files import make_folder, write_json
 from ..io.folders import find_masks, list_images, times_in_names, without_masks
+from ..io.images import read_reduced
+from ..viz import sheet
 from . import cluster
 from .exchange import colmap as exports
 from .inputs import (
@@ -119,6 +121,8 @@ def map_photographs(
     photographs: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
+    frames: int | None = None,
+    every: float | None = None,
     pairs: PairChoice | str | os.PathLike[str] = "auto",
     features: str = "auto",
     matcher: str = "auto",
@@ -154,9 +158,12 @@ def map_photographs(
     Parameters
     ----------
     photographs : path
-        A folder, searched with its sub-folders; or a video, of which sharp key frames are taken.
+        A folder, searched with its sub-folders; or a video, of which sharp key frames are taken, between which the
+        picture moves.
     output : path
         A folder, made if need be; see the module for what it will hold. It must not lie in that of the photographs.
+    frames, every : int or float, optional
+        Of a video, take so many frames, or one every so many seconds: the sharpest of each part.
     pairs : {"auto", "exhaustive", "sequential", "retrieval", "position"} or path
         Which pairs to match: all; neighbours in the order of the names (of EXIF times, where the names have no order)
         and loops; by image retrieval; those taken near each other by GPS, and by image retrieval for photographs
@@ -316,9 +323,12 @@ def _look_at_photographs(asked: MapSettings, begun: dict[str, Any], log: _Log) -
             kept = video.write_key_frames(
                 source,
                 asked.output / "frames",
+                frames=asked.frames,
+                every=asked.every,
                 progress=lambda looked_at, _: log.report(Progress("choosing key frames", looked_at, 0)),
             )
         times = {frame.name: frame.time for frame in kept}
+        _write_sheet(asked.output, times)
         source, share = asked.output / "frames", "all" if share == "auto" else share
     with log.lap("cameras"):
         names = None if asked.masks is None else without_masks(list_images(source), source, asked.masks)
@@ -340,6 +350,15 @@ def _look_at_photographs(asked: MapSettings, begun: dict[str, Any], log: _Log) -
         count = len(find_masks(asked.masks, [image.name for image in found]))
         log.notes.append(f"masks: {count} of {len(found)} photographs have one")
     return _Photographs(source, found, skipped, aligner, film, times)
+
+
+def _write_sheet(output: Path, times: dict[str, float]) -> None:
+    """Show the frames that were taken of a video on one sheet."""
+    shown = []
+    for name, seconds in times.items():
+        pixels = read_reduced((output / "frames" / name).read_bytes(), name, sheet.SIDE)
+        shown.append((f"{Path(name).stem}  {seconds:.1f} s", pixels))
+    sheet.contact_sheet(shown, output / "frames.jpg")
 
 
 @contextmanager

@@ -30,6 +30,8 @@ class MapSettings:
 
     photographs: Path
     output: Path
+    frames: int | None
+    every: float | None
     pairs: PairChoice | str | os.PathLike[str]
     features: str
     matcher: str
@@ -88,6 +90,9 @@ class MapSettings:
             raise ArgumentError(
                 f"{out}: lies in the folder of the photographs, and would be taken for some; choose another"
             )
+        if not source.is_file() and (self.frames, self.every) != (None, None):
+            raise ArgumentError(f"{source}: is no video, so frames of it cannot be chosen; all photographs are used")
+        video.check_choice(self.frames, self.every)
         ladder.check(self.effort, None)
         inputs = [Path(one) for one in (self.pairs, self.camera, self.align, self.scale) if one and is_file(one)]
         check_inputs_survive(out, source, [*inputs, *([self.masks] if self.masks is not None else [])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
@@ -80,27 +81,88 @@ def write_scene_page(
     At most 200,000 points of each model are on the page, evenly chosen, tracks of points up to 1,000,000 observations,
     the 20,000 pairs with most inliers, and 12 MB of photographs; the page says so where it leaves something out.
     """
+    target = check_page_name(path)
+    with Store.open(database, create=False) as store:
+        named = {image.image_id: image.name for image in store.images()}
+        verified = store.verified_pairs()
+
+    def picture(name: str, side: int) -> NDArray[np.uint8] | None:
+        assert photographs is not None
+        try:
+            return resize(read_reduced((Path(photographs) / name).read_bytes(), name, side), side)
+        except (OSError, InputError):  # the map has said what is wrong with it
+            return None
+
+    write_page(
+        target,
+        scene,
+        list(named.values()),
+        {(named[id0], named[id1]): inliers for (id0, id1), inliers in verified.items()},
+        None if photographs is None else picture,
+        title=title,
+        description=description,
+        unit=unit,
+        up=up,
+    )
+
+
+def check_page_name(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` as a `Path`, or raise `ArgumentError` if it does not end in .html."""
     target = Path(path)
     if target.suffix.lower() != ".html":
         raise ArgumentError(f"{target}: the page's name must end in .html")
-    with Store.open(database, create=False) as store:
-        images = store.images()
-        verified = store.verified_pairs()
-    place = {image.image_id: number for number, image in enumerate(images)}
-    names = {image.name: number for number, image in enumerate(images)}
-    strongest = sorted(verified.items(), key=lambda item: -item[1])[:MAX_EDGES]
+    return target
+
+
+def write_page(
+    target: Path,
+    scene: Scene,
+    images: Sequence[str],
+    pairs: Mapping[tuple[str, str], int],
+    picture: Callable[[str, int], NDArray[np.uint8] | None] | None = None,
+    lens: pycolmap.Camera | None = None,
+    found: Collection[str] = (),
+    *,
+    title: str = "",
+    description: str = "",
+    unit: str = "",
+    up: tuple[float, float, float] | None = None,
+) -> None:
+    """Write a page of a scene that has no database.
+
+    Parameters
+    ----------
+    target : Path
+    scene : Scene
+    images : sequence of str
+        Names of all images, those of the models and others.
+    pairs : mapping
+        Names of two images -> how many matches connect them.
+    picture : function, optional
+        Name of an image, long side in pixels -> uint8 array (H, W, 3), as its camera took it; None if there is none.
+    lens : pycolmap.Camera, optional
+        The camera that took the pictures, where the models know only one without distortion.
+    found : collection of str
+        Images that were found in the map later; they have a colour of their own.
+    title, description, unit, up
+        See `write_scene_page`.
+    """
+    names = {name: number for number, name in enumerate(images)}
+    strongest = sorted(pairs.items(), key=lambda item: -item[1])[:MAX_EDGES]
     taken_by = {
-        image.name: model.cameras[image.camera_id] for model in scene.models[::-1] for image in registered(model)
+        image.name: lens or model.cameras[image.camera_id]
+        for model in scene.models[::-1]
+        for image in registered(model)
     }
     data = {
-        "images": [image.name for image in images],
-        "thumbnails": {} if photographs is None else _thumbnails(Path(photographs), taken_by, names),
-        "edges": [[place[id0], place[id1], inliers] for (id0, id1), inliers in strongest],
-        "pairs": len(verified),
+        "images": list(images),
+        "thumbnails": {} if picture is None else _thumbnails(picture, taken_by, names),
+        "edges": [[names[name0], names[name1], inliers] for (name0, name1), inliers in strongest],
+        "pairs": len(pairs),
         "unit": unit,
         "up": up,
         "models": [
-            _describe(model, quality, names, judgement)
+            _describe(model, quality, names, judgement, found)
             for model, quality, judgement in zip_longest(scene.models, scene.qualities, scene.judgements)
         ],
         "leftOut": {names[name]: reason for name, reason in scene.left_out.items()},
@@ -112,7 +174,11 @@ def write_scene_page(
 
 
 def _describe(
-    model: pycolmap.Reconstruction, quality: Quality, names: dict[str, int], judgement: Judgement | None
+    model: pycolmap.Reconstruction,
+    quality: Quality,
+    names: dict[str, int],
+    judgement: Judgement | None,
+    found: Collection[str],
 ) -> dict[str, Any]:
     """Return one model as the page's script wants it; numbers that are many are little-endian blocks in base64."""
     held = {image.name: image for image in quality.images}
@@ -133,6 +199,7 @@ def _describe(
                 "corner": _rounded(corner),  # of the picture at distance 1
                 "observations": held[image.name].observations,
                 "error": round(held[image.name].error, 3),
+                "found": image.name in found,
             }
         )
     ids = sorted(model.point3D_ids())
@@ -191,16 +258,19 @@ def _undistorted(pixels: NDArray[np.uint8], camera: pycolmap.Camera) -> NDArray[
     return np.asarray(cv2.remap(pixels, x, y, cv2.INTER_LINEAR), np.uint8)
 
 
-def _thumbnails(folder: Path, taken_by: dict[str, pycolmap.Camera], names: dict[str, int]) -> dict[int, str]:
+def _thumbnails(
+    picture: Callable[[str, int], NDArray[np.uint8] | None],
+    taken_by: dict[str, pycolmap.Camera],
+    names: dict[str, int],
+) -> dict[int, str]:
     """Return photographs as JPEG in base64, by their place in the list of images; as large as the budget allows."""
     wanted = sorted(taken_by)
     area = THUMBNAIL_BYTES / BYTES_A_PIXEL / max(1, len(wanted))
     side = next((side for side in THUMBNAIL_SIDES if side * side * 0.75 <= area), THUMBNAIL_SIDES[-1])
     thumbnails, spent = {}, 0
     for name in wanted:
-        try:
-            pixels = resize(read_reduced((folder / name).read_bytes(), name, side), side)
-        except (OSError, InputError):  # the map has said what is wrong with it
+        pixels = picture(name, side)
+        if pixels is None:
             continue
         buffer = io.BytesIO()
         PIL.Image.fromarray(_undistorted(pixels, taken_by[name])).save(buffer, "JPEG", quality=75)

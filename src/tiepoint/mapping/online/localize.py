@@ -1,106 +1,31 @@
-"""Where was this photograph taken? Its camera's pose in a model that exists already.
-
-A query has features as the photographs of the model have; its matches with theirs are matches with the 3D points that
-those observed, and a pose follows from these. Only the photographs that look most like the query are matched.
-"""
+"""Photographs, folders of them and videos against a map that exists already: `localize`, and files of its results."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ... import pipeline
-from ...errors import ArgumentError, InputError
-from ...features import Extractor, ExtractorOptions
+from ...errors import InputError
 from ...geometry import Camera
-from ...geometry.absolute import AbsolutePose, estimate_absolute_pose, estimate_camera_and_pose
-from ...geometry.colmap import quaternion_of
-from ...io import arrays, files
+from ...geometry.colmap import import_pycolmap, to_colmap
+from ...io import arrays, files, video
 from ...io.folders import find_images
-from ...io.images import ImageSource, as_list, read_image
-from ...io.model_files import read_model
-from ...matchers import Matcher
-from ...two_view import FEW
-from ...types import Features
-from ..inputs import read_settings
-from ..pairs import retrieval
-from ..steps.images import camera_of, parse_camera
-from ..store import Store
+from ...io.images import ImageSource, as_list, read_image, resize
+from ..steps.reconstruct import Quality, Scene
+from .localizer import Localization, Localizer
 
-if TYPE_CHECKING:
-    import pycolmap
-
-FILES = (".json", ".csv")
-
-LEAST_INLIERS = FEW  # fewer agree by chance with a pose in a scene that is not theirs
-
-OWN_CAMERA = 0.9  # share of the best inliers with which a camera of the map is believed to have taken the query
-
-
-@dataclass(frozen=True, eq=False)
-class Localization:
-    """Where one photograph was taken.
-
-    Attributes
-    ----------
-    name : str
-        The photograph.
-    pose : AbsolutePose or None
-        In the frame of the model; None if it was not found.
-    inliers : int
-        Its keypoints that agree with the best pose, also if these are too few to believe in.
-    matches : int
-        Its matches with 3D points.
-    similar : tuple of str
-        The photographs of the model it was matched with, the most similar first.
-    problem : str
-        Why there is no pose: ``"not found: 7 inliers"``; empty if there is one.
-    readable : bool
-        Whether the photograph could be used at all.
-    """
-
-    name: str
-    pose: AbsolutePose | None
-    inliers: int = 0
-    matches: int = 0
-    similar: tuple[str, ...] = ()
-    problem: str = ""
-    readable: bool = True
-
-    def summary(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold; ``quaternion`` is (w, x, y, z), pixels are counted from 0."""
-        pose = self.pose
-        known: dict[str, Any] = {"R": None, "t": None, "quaternion": None, "centre": None, "camera": None}
-        if pose is not None and pose.R is not None and pose.t is not None and pose.centre is not None:
-            camera = pose.camera
-            known = {
-                "R": pose.R.tolist(),
-                "t": pose.t.tolist(),
-                "quaternion": quaternion_of(pose.R).tolist(),
-                "centre": pose.centre.tolist(),
-                "camera": {
-                    "model": camera.model,
-                    "width": camera.width,
-                    "height": camera.height,
-                    "params": list(camera.params),
-                },
-            }
-        return {
-            "name": self.name,
-            "found": pose is not None,
-            **known,
-            "inliers": self.inliers,
-            "matches": self.matches,
-            "similar": list(self.similar),
-            "problem": self.problem,
-        }
+FILES = (".json", ".csv", ".html")
+THUMBNAIL = 480  # pixels, the long side of a photograph on a page
 
 
 def localize(
@@ -112,6 +37,7 @@ def localize(
     camera: Camera | str | os.PathLike[str] | None = None,
     matcher: str = "auto",
     candidates: int = 10,
+    every: float = 1.0,
     device: torch.device | str | None = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Localization]:
@@ -121,12 +47,13 @@ def localize(
 
     Parameters
     ----------
-    photographs : photograph, or list of photographs and folders of them
-        See `tiepoint.read_image`.
+    photographs : photograph, or list of photographs, folders of them and videos
+        See `tiepoint.read_image`. Frames of a video are called ``clip.mp4/frame_000012``.
     model : path
         The folder that `tiepoint.map` wrote.
     output : list of paths
-        .json and .csv files to write, see `write_localizations`.
+        .json and .csv files to write, see `write_localizations`, and pages .html: the map with the cameras that were
+        found in it.
     focal : float, optional
         Focal length of all of them in pixels; by default that of EXIF, or estimated.
     camera : Camera, text or path, optional
@@ -135,6 +62,8 @@ def localize(
         By default the one of the map.
     candidates : int
         Match each with this many photographs of the map, the most similar ones.
+    every : float
+        Of a video, take the sharpest frame of every so many seconds.
     device : torch.device or str
         Where networks run; ``"auto"`` is `tiepoint.devices.best_device`.
     progress : callable, optional
@@ -161,267 +90,67 @@ def localize(
         for result in tiepoint.localize(["query.jpg"], "scene"):
             print(result.name, result.problem or result.pose.centre)
     """
-    queries: list[ImageSource] = []
-    for one in as_list(photographs):
-        if isinstance(one, (str, os.PathLike)) and Path(one).is_dir():
-            queries += [Path(one) / name for name in find_images([one])]
-        else:
-            queries.append(one)
-    if not queries:
+    video.check_choice(None, every)
+    sources = as_list(photographs)
+    if not sources:
         raise InputError("there are no photographs to find; give one at least")
-    paths = [one for one in (*queries, camera) if isinstance(one, (str, os.PathLike))]
+    paths = [one for one in (*sources, camera) if isinstance(one, (str, os.PathLike))]
+    paths += [photograph for one in sources for _, photograph in _in_folder(one)]
     for path in output:
         files.check_output(path, FILES, inputs=[*paths, *pipeline.weights_files(matcher)])
+    known = sum(len(_in_folder(one)) or 1 for one in sources)
+    pages = [path for path in output if Path(path).suffix.lower() == ".html"]
     localizer = Localizer.open(model, matcher, device, candidates=candidates)
-    results = []
-    for number, query in enumerate(queries, start=1):
+    results: list[Localization] = []
+    pictures: dict[str, NDArray[np.uint8]] = {}
+    for name, query in _queries(sources, every):
+        number = len(results) + 1
         try:
-            results.append(localizer(query, camera, focal))
+            if isinstance(query, InputError):
+                raise query
+            found = localizer(query, camera, focal)
+            results.append(found if name is None else replace(found, name=name))
+            if pages and found.pose is not None:
+                pictures[results[-1].name] = resize(read_image(query).pixels, THUMBNAIL)
         except InputError as error:  # the others are found all the same
-            name = str(query) if isinstance(query, (str, os.PathLike)) else f"photograph {number}"
-            results.append(Localization(name, None, problem=str(error), readable=False))
+            results.append(Localization(name or f"photograph {number}", None, problem=str(error), readable=False))
         if progress is not None:
-            progress(number, len(queries))
+            progress(number, max(number, known))
+    if not results:
+        raise InputError("there are no photographs to find; give one at least")
     for path in output:
-        write_localizations(path, results)
+        if path in pages:
+            write_localized_page(path, localizer, results, pictures, Path(model).resolve().name)
+        else:
+            write_localizations(path, results)
     return results
 
 
-class Localizer:
-    """Finds photographs in a model; `open` makes one from what ``tiepoint map`` wrote.
+def _in_folder(source: ImageSource) -> list[tuple[str, Path]]:
+    """Return the names and paths of the photographs in a folder; [] if the source is none."""
+    if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
+        return [(str(Path(source) / name), Path(source) / name) for name in find_images([source])]
+    return []
 
-    Parameters
-    ----------
-    model : pycolmap.Reconstruction
-        Its image names are those of the store.
-    store : Store
-        The features that the model was made from. Read when needed; keep it open.
-    extractor : Extractor
-        The one that made those features.
-    matcher : Matcher
-        For them.
-    candidates : int
-        How many photographs of the model a query is matched with.
-    threshold : float
-        Largest reprojection error of a right match, in pixels at the extractor's working size.
-    least_inliers : int
-        A query with fewer is not found.
 
-    Raises
-    ------
-    ArgumentError
-        An option out of range.
-    InputError
-        The model does not belong to the store.
+def _queries(sources: Sequence[ImageSource], every: float) -> Iterator[tuple[str | None, ImageSource | InputError]]:
+    """Yield the name of each photograph, if it has one, and the photograph, or why it cannot be read.
 
-    Examples
-    --------
-    ::
-
-        localizer = Localizer.open("scene")
-        for result in map(localizer, ["query0.jpg", "query1.jpg"]):
-            print(result.name, result.problem or result.pose.centre)
+    Frames of a video are read when their turn comes: all of them would not fit into the memory.
     """
-
-    def __init__(
-        self,
-        model: pycolmap.Reconstruction,
-        store: Store,
-        extractor: Extractor,
-        matcher: Matcher,
-        *,
-        candidates: int = 10,
-        threshold: float = 6.0,
-        least_inliers: int = LEAST_INLIERS,
-    ) -> None:
-        if candidates < 1:
-            raise ArgumentError(f"candidates must be at least 1 photograph, not {candidates}")
-        if not threshold > 0:
-            raise ArgumentError(f"threshold must be a positive number of pixels, not {threshold}")
-        self.model, self.store, self.extractor, self.matcher = model, store, extractor, matcher
-        self.candidates, self.threshold, self.least_inliers = candidates, threshold, least_inliers
-        registered = {image.name: image_id for image_id, image in model.images.items() if image.has_pose}
-        stored = {image.image_id: image.name for image in store.images() if image.name in registered}
-        # Place in the store -> (name, image id in the model)
-        self._images = {i: (name, registered[name]) for i, name in stored.items()}
-        if not self._images:
-            raise InputError(f"{store.path}: holds none of the photographs of the model; give the one it was made from")
-        self._ids = np.array(sorted(self._images))
-        self._looks: NDArray[np.float32] | None = None
-        if len(self._ids) > candidates:
-            self._vocabulary = retrieval.vocabulary_for(store)
-            ids, looks = retrieval.describe_images(store, self._vocabulary)
-            here = np.isin(ids, self._ids)
-            self._ids, self._looks = ids[here], looks[here]
-
-    @classmethod
-    def open(
-        cls,
-        scene: str | os.PathLike[str],
-        matcher: str = "auto",
-        device: torch.device | str | None = "auto",
-        **options: Any,
-    ) -> Localizer:
-        """Open the folder that ``tiepoint map`` wrote.
-
-        Parameters
-        ----------
-        scene : path
-            Holds ``database.db``, ``settings.json`` and ``sparse/0``, the largest model.
-        matcher : str
-            By default the one of the map.
-        device : torch.device or str
-            Where networks run.
-        **options
-            ``candidates``, ``threshold`` and ``least_inliers`` of the class.
-
-        Raises
-        ------
-        InputError
-            The folder lacks one of these, or they cannot be read.
-        WeightsError, MissingDependencyError
-            What the features of the map need is not on this machine.
-        """
-        folder = Path(scene)
-        sparse = folder / "sparse" / "0"
-        for part in (folder / "database.db", folder / "settings.json", sparse):
-            if not part.exists():
-                raise InputError(f"{part}: does not exist; give the folder that 'tiepoint map' wrote")
-        try:
-            settings = read_settings(folder / "settings.json")
-        except InputError as error:
-            raise InputError(f"{folder}: cannot be read as a map ({error}); make it anew") from error
-        model = read_model(sparse)
-        limits = {key: settings[key] for key in ("max_keypoints", "long_side", "bands")}
-        extractor, pairer, _ = pipeline.load(
-            settings["features"],
-            settings["matcher"] if matcher == "auto" else matcher,
-            device,
-            ExtractorOptions(**limits),
-        )
-        return cls(
-            model,
-            Store.open(folder / "database.db", create=False, read_only=True),
-            extractor,
-            pairer,
-            **options,
-        )
-
-    def __call__(
-        self,
-        photograph: ImageSource,
-        camera: Camera | str | os.PathLike[str] | None = None,
-        focal: float | None = None,
-    ) -> Localization:
-        """Find one photograph.
-
-        Parameters
-        ----------
-        photograph : path, array, Pillow image, tensor, file object or Image
-            See `tiepoint.read_image`.
-        camera : Camera, text or path, optional
-            Its intrinsics, if they are known, as a `Camera` or as COLMAP writes them: ``"MODEL:PARAMETERS"`` or a file
-            ``cameras.txt``. Otherwise it is the camera of the most similar photograph of the map, if
-            the sizes agree and the matches with it; else the distortion of the lens is estimated with the pose, and so
-            is the focal length, unless it is given or the EXIF of the file has it.
-        focal : float, optional
-            Focal length in pixels.
-
-        Raises
-        ------
-        InputError
-            The photograph cannot be read, or is a panorama.
-        ArgumentError
-            The camera is of another size, or is given with a focal length.
-        """
-        picture = read_image(photograph, bands=self.extractor.options.bands)
-        is_path = isinstance(photograph, (str, os.PathLike))
-        name = str(photograph) if is_path else picture.name
-        if camera is not None and not isinstance(camera, Camera):
-            camera, focal = parse_camera(camera, focal, picture.size), None
-        if camera is not None and focal is not None:
-            raise ArgumentError("give a camera or a focal length, not both: a camera has its focal length")
-        if camera is not None and (camera.width, camera.height) != picture.size:
-            raise ArgumentError(
-                f"{name}: is {picture.size[0]}x{picture.size[1]} pixels, but the camera {camera.width}x{camera.height}"
-            )
-        given = camera is not None or focal is not None
-        if not given and is_path and (exif := camera_of(name)).has_prior_focal_length:
-            focal = float(exif.focal_length)
-        features = self.extractor(picture)
-        similar = self._similar(features)
-        own = None if given else self._camera_of_map(similar, picture.size, name)
-        names = tuple(self._images[i][0] for i in similar)
-        pairs = self._matches_with_points(features, similar)
-        pixels = features.keypoints.cpu().numpy()[pairs[:, 0]]
-        world = np.array([self.model.point3D(i).xyz for i in pairs[:, 1]]).reshape(-1, 3)
-        working = self.extractor.options.long_side or max(picture.size)
-        threshold = self.threshold * max(1.0, max(picture.size) / working)
-        if camera is not None:
-            pose = estimate_absolute_pose(pixels, world, camera, threshold)
+    for source in sources:
+        if not isinstance(source, (str, os.PathLike)):
+            yield None, source
+        elif Path(source).is_dir():
+            yield from _in_folder(source)
+        elif Path(source).suffix.lower() not in video.VIDEO_SUFFIXES:
+            yield str(source), source
         else:
-            pose = estimate_camera_and_pose(pixels, world, picture.size, focal, threshold)
-        if own is not None:
-            # A free camera explains a few matches more, by bending to wrong ones.
-            taken = estimate_absolute_pose(pixels, world, own, threshold)
-            if taken.inliers.sum() >= OWN_CAMERA * pose.inliers.sum():
-                pose = taken
-        # A keypoint that agrees with two points counts once.
-        inliers = len(np.unique(pairs[pose.inliers, 0]))
-        matches = len(np.unique(pairs[:, 0]))
-        if inliers < self.least_inliers:
-            return Localization(name, None, inliers, matches, names, f"not found: {inliers} inliers")
-        return Localization(name, pose, inliers, matches, names)
-
-    def _camera_of_map(self, similar: list[int], size: tuple[int, int], name: str) -> Camera | None:
-        """Return the camera that took the most similar photograph of the map, if it takes pictures of this size.
-
-        Raises
-        ------
-        InputError
-            It takes panoramas: no lens that could be estimated for the query would be right.
-        """
-        if not similar:
-            return None
-        camera = self.model.cameras[self.model.image(self._images[similar[0]][1]).camera_id]
-        if (camera.width, camera.height) != size:
-            return None
-        if camera.is_spherical():
-            raise InputError(
-                f"{name}: is a panorama like those of the map; only photographs through a lens can be found"
-            )
-        return Camera.from_colmap(camera.model_name, camera.width, camera.height, list(camera.params))
-
-    def _similar(self, features: Features) -> list[int]:
-        """Return the ids, in the store, of the photographs to match with, the most similar first."""
-        if self._looks is None:
-            return [int(i) for i in self._ids]
-        rows, _ = retrieval.most_similar(self._vocabulary.describe(features)[None], self._looks, self.candidates)
-        return [int(self._ids[row]) for row in rows[0] if row >= 0]
-
-    def _matches_with_points(self, features: Features, similar: list[int]) -> NDArray[np.int64]:
-        """Return (row of the query's keypoint, id of the 3D point) for each match (K, 2), none twice."""
-        seen = []
-        for image_id in similar:
-            stored, points = self.store.features(image_id), self._point_ids(image_id)
-            if len(stored) != len(points):
-                raise InputError(
-                    f"{self.store.path}: {self._images[image_id][0]} has {len(stored)} keypoints here and "
-                    f"{len(points)} in the model; make the model anew from this database"
-                )
-            # Only what became a 3D point is of use: the rest would cost time.
-            seen.append((stored.select(torch.from_numpy(points >= 0)), points[points >= 0]))
-        results = self.matcher.match_many([(features, stored) for stored, _ in seen])
-        pairs = [
-            np.column_stack([result.indices[:, 0], points[result.indices[:, 1]]])
-            for result, (_, points) in zip(results, seen, strict=True)
-        ]
-        return np.unique(np.concatenate([np.zeros((0, 2), np.int64), *pairs]), axis=0)
-
-    def _point_ids(self, image_id: int) -> NDArray[np.int64]:
-        """Return the 3D point that each keypoint observes, -1 for none."""
-        points = self.model.image(self._images[image_id][1]).points2D
-        return np.array([point.point3D_id if point.has_point3D() else -1 for point in points], np.int64)
+            try:
+                for frame in video.choose_frames(source, every=every):
+                    yield f"{source}/{frame.name}", frame.pixels
+            except InputError as error:
+                yield str(source), error
 
 
 def write_localizations(path: str | os.PathLike[str], results: Iterable[Localization]) -> None:
@@ -451,3 +180,69 @@ def write_localizations(path: str | os.PathLike[str], results: Iterable[Localiza
     }
     names = ("qw", "qx", "qy", "qz", "tx", "ty", "tz", "focal")
     arrays.write_csv(target, {**columns, **dict(zip(names, numbers.T, strict=True))})
+
+
+def write_localized_page(
+    path: str | os.PathLike[str],
+    localizer: Localizer,
+    results: Iterable[Localization],
+    pictures: Mapping[str, NDArray[np.uint8]] = MappingProxyType({}),
+    title: str = "",
+) -> None:
+    """Write the page of a map, with the cameras that were found in it, in a colour of their own.
+
+    Parameters
+    ----------
+    path : path
+        Ending in .html.
+    localizer : Localizer
+        That found them.
+    results : iterable of Localization
+        Those without a pose are left out.
+    pictures : mapping
+        Names of results -> their photographs, small, uint8 arrays (H, W, 3).
+    title : str
+        Name of the map.
+
+    Raises
+    ------
+    ArgumentError
+        The name does not end in .html.
+    InputError
+        The page cannot be written.
+    """
+    from ..exchange.web_page import check_page_name, write_page
+
+    target = check_page_name(path)
+    pycolmap = import_pycolmap()
+    model = pycolmap.Reconstruction(localizer.model)  # a copy
+    stored = {image.image_id: image.name for image in localizer.store.images()}
+    pairs = {(stored[a], stored[b]): inliers for (a, b), inliers in localizer.store.verified_pairs().items()}
+    names: dict[str, str] = {}  # on the page -> of the result; a query may be called as a photograph of the map is
+    for result in results:
+        pose = result.pose
+        if pose is None or pose.R is None or pose.t is None or result.keypoints is None or result.points is None:
+            continue
+        name = f"found: {result.name}"
+        names[name] = result.name
+        kind, width, height, params = pose.camera.to_colmap()
+        camera_id, image_id = max(model.cameras) + 1, max(model.images) + 1
+        camera = pycolmap.Camera(model=kind, width=width, height=height, params=params, camera_id=camera_id)
+        model.add_camera_with_trivial_rig(camera)
+        image = pycolmap.Image(name=name, keypoints=to_colmap(result.keypoints), camera_id=camera_id, image_id=image_id)
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(np.column_stack([pose.R, pose.t])))
+        shared: Counter[str] = Counter()
+        for row, point in enumerate(result.points.tolist()):
+            shared.update({model.image(element.image_id).name for element in model.point3D(point).track.elements})
+            model.add_observation(point, pycolmap.TrackElement(image_id, row))
+        pairs |= {(seen, name): count for seen, count in shared.items() if seen not in names}
+    write_page(
+        target,
+        Scene(target.parent, (model,), (Quality.of(model),), {}),
+        [*stored.values(), *names],
+        pairs,
+        lambda name, side: resize(pictures[names[name]], side) if names.get(name) in pictures else None,
+        found=names.keys(),
+        title=title,
+        description=f"{len(names)} photographs found in this map",
+    )

@@ -13,20 +13,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ... import pipeline
-from ...errors import InputError
+from ...errors import ArgumentError, InputError
 from ...features import Extractor
 from ...geometry import Camera
 from ...geometry.camera import FOCAL_FACTOR
+from ...geometry.colmap import import_pycolmap
 from ...io import files, video
-from ...io.images import ImageSource, read_image
+from ...io.images import ImageSource, read_image, resize
 from ...io.video import Frame
 from ...matchers import Matcher
-from ..exchange.tum import Pose, write_tum
+from ...viz.sheet import contact_sheet
+from ..exchange.colmap import write_ply
+from ..exchange.trajectories import Pose, kitti_times, write_kitti, write_tum
 from ..steps.images import parse_camera
+from ..steps.reconstruct import Quality, Scene
+from .loops import Loop
 from .track import State, Tracker
 
 if TYPE_CHECKING:
     import pycolmap
+
+FILES = (".txt", ".kitti", ".ply", ".html", ".jpg", ".png")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,6 +48,8 @@ class Trajectory:
         Number of frames seen, and of those where the camera was lost.
     reconstruction : pycolmap.Reconstruction
         The key frames and the points, see `Tracker`.
+    loops : tuple of Loop
+        Those that were found, closed or refused.
     choice : str
         One line: which extractor and matcher, and why these.
     seconds : float
@@ -55,6 +64,7 @@ class Trajectory:
     frames: int
     lost: int
     reconstruction: pycolmap.Reconstruction
+    loops: tuple[Loop, ...]
     choice: str
     seconds: float
     interrupted: bool = False
@@ -72,21 +82,26 @@ class Trajectory:
             "lost": self.lost,
             "key_frames": self.reconstruction.num_reg_images(),
             "points": self.reconstruction.num_points3D(),
+            "loops_found": len(self.loops),
+            "loops_closed": sum(not loop.refused for loop in self.loops),
             "seconds": round(self.seconds, 2),
         }
 
 
 def track(
     source: int | str | os.PathLike[str] | Iterable[ImageSource],
-    output: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     features: str | Extractor = "sift",
     matcher: str | Matcher = "auto",
     *,
+    frames: int | None = None,
+    every: float | None = None,
     focal: float | None = None,
     camera: Camera | str | os.PathLike[str] | None = None,
     max_keypoints: int | None = 1500,
     long_side: int | None = 1024,
     bands: Sequence[int] | None = None,
+    loops: bool = True,
     device: torch.device | str | None = "auto",
     progress: Callable[[State, Frame], None] | None = None,
 ) -> Trajectory:
@@ -100,16 +115,22 @@ def track(
     source : path, int or photographs
         A video file, a folder of frames, the number of a camera (`tiepoint.io.video.read_frames`), or photographs of
         one size, in order (`tiepoint.read_image`).
-    output : path, optional
-        Write the path to this .txt file in TUM's format.
+    output : path, or list of paths
+        Files to write: the path as .txt (TUM's format) or .kitti (KITTI's, with its times in a second file, see
+        `write_kitti`), the points as .ply, a page to look at as .html, and the key frames on one sheet as .jpg or .png.
     features, matcher, max_keypoints, long_side, device
         As in `tiepoint.match`; SIFT is fast enough for video on a CPU.
+    frames, every : int or float, optional
+        Follow only so many frames, or one every so many seconds: the sharpest of each part of the video. A camera is
+        lost where too little is seen again from one to the next.
     focal : float, optional
         Focal length in pixels. Without it, or the camera, 1.2 times the long side is assumed.
     camera : Camera, text or path, optional
         The camera's intrinsics, as a `Camera` or as COLMAP writes them: ``"MODEL:PARAMETERS"`` or a ``cameras.txt``.
     bands : one or three ints, optional
         Which bands of the frames to use, see `tiepoint.read_image`; a video and a camera have none to choose.
+    loops : bool
+        Close loops: where the camera sees again what it has seen long before, the whole path is corrected.
     progress : callable, optional
         Called with (`State`, `Frame`) after every frame.
 
@@ -135,25 +156,32 @@ def track(
         path = tiepoint.track("clip.mp4", focal=1100)
         print(path.poses[-1].centre)
     """
-    if output is not None:
-        paths = [one for one in (source, camera) if isinstance(one, (str, os.PathLike))]
-        files.check_output(output, (".txt",), inputs=[*paths, *pipeline.weights_files(features, matcher)])
+    outputs = [Path(path) for path in ([output] if isinstance(output, (str, os.PathLike)) else output)]
+    paths = [one for one in (source, camera) if isinstance(one, (str, os.PathLike))]
+    for path in outputs:
+        files.check_output(path, FILES, inputs=[*paths, *pipeline.weights_files(features, matcher)])
+        if path.suffix.lower() == ".kitti":
+            files.check_output(kitti_times(path), None, inputs=paths)
     if isinstance(source, (int, str, os.PathLike)):
-        frames = video.read_frames(source, bands=bands)
+        film = video.choose_frames(source, frames, every, bands=bands)
+    elif frames is not None or every is not None:
+        raise ArgumentError("photographs in memory are no video: choose frames of them before, not by frames or every")
     else:
-        frames = _numbered(source, bands)
-    first = next(frames, None)
+        film = _numbered(source, bands)
+    first = next(film, None)
     if first is None:
         raise InputError("the source holds no frames; give one at least")
     size = first.pixels.shape[1], first.pixels.shape[0]
     if not isinstance(camera, Camera):
         camera = parse_camera(camera, focal, size) or Camera.from_focal(FOCAL_FACTOR * max(size), size)
-    tracker = Tracker(camera, features, matcher, max_keypoints=max_keypoints, long_side=long_side, device=device)
+    tracker = Tracker(
+        camera, features, matcher, max_keypoints=max_keypoints, long_side=long_side, loops=loops, device=device
+    )
     begin = time.perf_counter()
     count = lost = 0
     interrupted, problem = False, ""
     try:
-        for frame in chain([first], frames):
+        for frame in chain([first], film):
             state = tracker(frame)
             count += 1
             lost += state.status == "lost"
@@ -163,11 +191,50 @@ def track(
         interrupted = True
     except InputError as error:
         problem = str(error)
-    seconds = time.perf_counter() - begin
+    if any(not loop.refused for loop in tracker.loops):
+        tracker.adjust()
     poses = tracker.trajectory()
-    if output is not None:
-        write_tum(Path(output), poses)
-    return Trajectory(poses, count, lost, tracker.reconstruction, tracker.choice, seconds, interrupted, problem)
+    for path in outputs:
+        _write(path, tracker, poses, count)
+    return Trajectory(
+        poses, count, lost, tracker.reconstruction, tuple(tracker.loops), tracker.choice,
+        time.perf_counter() - begin, interrupted, problem,
+    )  # fmt: skip
+
+
+def _write(path: Path, tracker: Tracker, poses: list[Pose], frames: int) -> None:
+    """Write what a file's suffix asks for."""
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
+        write_tum(path, poses)
+    elif suffix == ".kitti":
+        write_kitti(path, poses)
+    elif suffix == ".ply":
+        write_ply(tracker.reconstruction, path)
+    elif suffix in (".jpg", ".png"):
+        contact_sheet([(view.frame.name, view.thumbnail) for view in tracker.map.views.values()], path)
+    else:
+        _write_page(path, tracker, f"{tracker.choice}; {len(poses)} of {frames} frames have a pose")
+
+
+def _write_page(path: Path, tracker: Tracker, description: str) -> None:
+    """Write a page of the key frames and the points, and of the pairs of key frames that share points."""
+    from ..exchange.web_page import write_page
+
+    names = {image_id: view.frame.name for image_id, view in tracker.map.views.items()}
+    thumbnails = {view.frame.name: view.thumbnail for view in tracker.map.views.values()}
+    model, width, height, params = tracker.camera.to_colmap()
+    pairs = {(names[old], names[new]): count for (old, new), count in tracker.map.shared().items()}
+    write_page(
+        path,
+        Scene(path.parent, (tracker.reconstruction,), (Quality.of(tracker.reconstruction),), {}),
+        list(names.values()),
+        pairs,
+        lambda name, side: resize(thumbnails[name], side),
+        import_pycolmap().Camera(model=model, width=width, height=height, params=params),
+        title=path.stem,
+        description=description,
+    )
 
 
 def _numbered(photographs: Iterable[ImageSource], bands: Sequence[int] | None) -> Iterator[Frame]:

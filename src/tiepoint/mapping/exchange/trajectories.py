@@ -1,10 +1,11 @@
-"""Trajectories in the format of the TUM RGB-D benchmark."""
+"""Trajectories as the tools of two benchmarks read them: TUM RGB-D, and KITTI odometry."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,3 +60,40 @@ def write_tum(path: str | os.PathLike[str], poses: Iterable[Pose]) -> None:
         lines.append(f"{pose.time:.6f} {numbers}")
     with atomic(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_kitti(path: str | os.PathLike[str], poses: Iterable[Pose]) -> None:
+    """Write a trajectory as KITTI's odometry tools read it: a line holds the rows of [R | t], camera to world.
+
+    KITTI's format has no times; they go to a second file beside the first, ``path_times.txt`` for ``path.kitti``, with
+    as many lines.
+
+    Raises
+    ------
+    InputError
+        A file cannot be written.
+
+    References
+    ----------
+    Geiger, Lenz and Urtasun, Are we ready for Autonomous Driving? The KITTI Vision Benchmark Suite, CVPR 2012.
+    """
+    rows, times = [], []
+    for pose in poses:
+        matrix = np.column_stack([pose.R.T, pose.centre])
+        rows.append(" ".join(f"{value:.9e}" for value in matrix.ravel()))
+        times.append(f"{pose.time:.6f}")
+    for target, lines in ((Path(path), rows), (kitti_times(path), times)):
+        with atomic(target) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def kitti_times(path: str | os.PathLike[str]) -> Path:
+    """Return the file of times that belongs to a trajectory of `write_kitti`.
+
+    Examples
+    --------
+    >>> kitti_times("drive.kitti").name
+    'drive_times.txt'
+    """
+    target = Path(path)
+    return target.with_name(f"{target.stem}_times.txt")
