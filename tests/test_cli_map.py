@@ -134,6 +134,7 @@ def test_other_pairs_map_too_and_are_chosen_again(
         (["unrelated", "-o", "out", "--pairs", "some"], 2, "exhaustive"),
         (["unrelated", "-o", "out", *CLASSIC, "--pairs", "position"], 3, "GPS"),
         (["text.txt", "-o", "out"], 3, "not a video"),
+        (["unrelated", "-o", "out", "--every", "1"], 2, "is no video"),
         (["unrelated", "-o", "text.txt"], 3, "text.txt"),
         (["unrelated", "-o", "out", "-f", "sifd", "-m", "nearest"], 2, "sifd"),
     ],
@@ -170,10 +171,12 @@ def test_a_video_becomes_key_frames_and_a_timed_path(tiepoint: Any, tmp_path: Pa
     for n in range(12):
         writer.write(view(0.1 * n))
     writer.release()
-    ran = tiepoint("map", film, "-o", tmp_path / "out", *CLASSIC, "--json")
+    ran = tiepoint("map", film, "-o", tmp_path / "out", *CLASSIC, "--frames", "6", "--json")
     assert ran.code == 0, ran.err
     frames = json.loads((tmp_path / "out/frames/key_frames.json").read_text())["key_frames"]
-    assert len(frames) >= 3
+    assert len(frames) == 6 and {frame["index"] // 2 for frame in frames} == set(range(6))
+    sheet = PIL.Image.open(tmp_path / "out/frames.jpg")
+    assert min(sheet.size) > 2 * 120  # six pictures of 160 x 120, in rows and columns
     times = np.loadtxt(tmp_path / "out/trajectory.txt")[:, 0]
     assert set(times.round(3)) <= {round(frame["time"], 3) for frame in frames}
     assert json.loads(ran.out)["models"][0]["registered"] == len(times)

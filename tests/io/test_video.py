@@ -230,3 +230,35 @@ def test_bands_of_frames(tmp_path: Path, texture: NDArray[np.uint8], clip: Path)
     for source in (clip, 0):
         with pytest.raises(ArgumentError, match="bands are of pictures in a folder"):
             read_frames(source, bands=(1,))
+
+
+def test_frames_at_even_distances(clip: Path) -> None:
+    """Each part of the clip gives the sharpest of its first frames; every third frame is sharp."""
+    chosen = [frame.index for frame in video.choose_frames(clip, frames=5, window=3)]
+    assert chosen == [0, 9, 18, 24, 33]  # parts begin at 0, 8, 16, 24, 32
+    assert [frame.index for frame in video.choose_frames(clip, every=0.4, window=3)] == [0, 12, 21, 30]  # 10 frames each
+    assert [frame.index for frame in video.choose_frames(clip)] == list(range(40))
+    assert len(list(video.choose_frames(clip, frames=400))) == 40
+    for wrong in ({"frames": 0}, {"every": 0.0}, {"every": float("nan")}, {"frames": 3, "every": 1.0}):
+        with pytest.raises(ArgumentError):
+            video.choose_frames(clip, **wrong)
+    with pytest.raises(ArgumentError, match="no end"):
+        video.choose_frames(0, frames=3)
+
+
+def test_chosen_frames_are_written_and_resumed(clip: Path, tmp_path: Path) -> None:
+    whole = video.write_key_frames(clip, tmp_path / "whole", frames=6)
+    assert len(whole) == 6 and [frame.name for frame in whole] == sorted(
+        path.name for path in (tmp_path / "whole").glob("*.jpg")
+    )
+
+    def stop(_: int, kept: list[video.KeyFrame]) -> None:
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        video.write_key_frames(clip, tmp_path / "part", frames=6, progress=stop)
+    assert video.write_key_frames(clip, tmp_path / "part", frames=6) == whole
+    for other in ({}, {"frames": 7}, {"every": 1.0}):
+        with pytest.raises(ArgumentError, match="made with another"):
+            video.write_key_frames(clip, tmp_path / "part", **other)

@@ -234,7 +234,7 @@ def test_a_video_and_a_page_of_what_was_found(scene: Path, tmp_path: Path) -> No
         frame = int(result.name[-6:])
         np.testing.assert_allclose(result.pose.centre, _centre(poses[frame]), atol=0.05)
         assert result.keypoints is not None and len(result.keypoints) == result.inliers
-    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), re.S)[1])
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])  # type: ignore[index]
     cameras = data["models"][0]["cameras"]
     assert [camera["found"] for camera in cameras].count(True) == 2
     for camera in cameras:
