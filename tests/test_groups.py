@@ -128,6 +128,20 @@ def test_a_displaced_object_is_left_out(rng: np.random.Generator, original: bool
     assert len(groups[0].matches) >= 400 and [g.rival for g in groups[1:]] == ([True] if original else [])
 
 
+def test_wrong_matches_on_an_object_do_not_vouch_for_it(rng: np.random.Generator) -> None:
+    """The copy hides a part of the plane, whose points are matched with it: they are not its surroundings."""
+    H, moved = similarity(20, 10, 0.95, 0.05), similarity(320, 200, 0.95, 0.05)
+    thing = rng.uniform(50, 150, (30, 2))
+    copy = transform(moved, thing)
+    plane = rng.uniform(0, [800, 600], (400, 2))
+    hidden = transform(np.linalg.inv(H), rng.uniform(copy.min(0) + 15, copy.max(0) - 15, (40, 2)))
+    a = features(np.concatenate([plane, thing, hidden]), np.arange(470), rng)
+    on_the_copy = rng.uniform(copy.min(0) + 15, copy.max(0) - 15, (40, 2))
+    b = features(np.concatenate([transform(H, plane), copy, on_the_copy]), np.arange(470), rng)
+    _, keep = find_groups(a, b, make_matches(a, b, np.arange(470)[:, None].repeat(2, 1), np.ones(470, np.float32)))
+    assert keep[:400].all() and not keep[400:430].any()
+
+
 def test_parallax_is_left_alone(rng: np.random.Generator) -> None:
     """A wall and things in front of it, all of them right."""
     wall = np.column_stack([rng.uniform([-3, -2], [3, 2], (300, 2)), np.full(300, 6.0)])

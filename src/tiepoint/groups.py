@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +30,7 @@ from .matchers.union import one_to_one
 from .types import Features, Group, Matches
 
 THRESHOLD = 3 / 1024  # of the long side of photograph 1: how far from a homography its matches may lie
+EDGE = 3  # times that: what a group leaves to no other
 LEAST = 12  # matches of a group: fewer agree by chance
 LEAST_SHARE = 0.2  # of the strongest group: parts of another instance, where several are wanted
 MORE = 3  # groups to look for beyond those that are wanted: their matches are not mixed with the others
@@ -85,9 +87,10 @@ def find_groups(
     groups = [first]
     for group in others:
         rival = _want_the_same(first, group)
-        mine = (reprojection_error(group.homography, matches.points0, matches.points1) <= limit) & ~agrees
-        if rival or (mine.any() and _displaced(first, matches, mine, limit)):
-            keep &= ~mine
+        errors = np.where(agrees, np.inf, reprojection_error(group.homography, matches.points0, matches.points1))
+        mine, edge = errors <= limit, errors <= EDGE * limit
+        if rival or (mine.any() and _displaced(first, group, matches, mine, edge, limit)):
+            keep &= ~edge
         if rival or instances > 1:
             groups.append(replace(group, rival=rival))
     return tuple(groups if instances == 1 else groups[:instances]), keep
@@ -120,7 +123,7 @@ def _sequential(features0: Features, features1: Features, matches: Matches, inst
         mine = rows_in[chosen]
         mine = mine[np.argsort(pairs[mine, 0], kind="stable")]
         groups.append(Group(estimate.model, make_matches(features0, features1, pairs[mine], scores[mine])))
-        free[rows[errors <= 3 * limit]] = False  # what is left of the same thing is no group of its own
+        free[rows[errors <= EDGE * limit]] = False  # what is left of the same thing is no group of its own
     if instances > 1 and groups:
         most = max(len(group.matches) for group in groups)
         groups = [group for group in groups if len(group.matches) >= LEAST_SHARE * most]
@@ -170,23 +173,39 @@ def _want_the_same(first: Group, second: Group) -> bool:
     )
 
 
-def _displaced(first: Group, matches: Matches, mine: NDArray[np.bool_], limit: float) -> bool:
-    """Whether a group stands where the first one's homography does not put it, and its surroundings do."""
+def _displaced(
+    first: Group, group: Group, matches: Matches, mine: NDArray[np.bool_], edge: NDArray[np.bool_], limit: float
+) -> bool:
+    """Whether a group stands where the first one's homography does not put it, and its surroundings do.
+
+    Its surroundings are matches that do not even nearly agree with it (``edge``) and lie outside of its outline: wrong
+    matches may lie on an object that hides what was there.
+    """
     points0, points1 = matches.points0[mine].astype(np.float64), matches.points1[mine].astype(np.float64)
     expected = transform(first.homography, points0)
     extent = np.linalg.norm(np.ptp(points1, axis=0))
     if np.median(np.linalg.norm(expected - points1, axis=1)) <= extent:
         return False
-    others = matches.points0[~mine], matches.points1[~mine]
-    agree = reprojection_error(first.homography, *others) <= limit
-    if len(agree) < NEIGHBOURS:
-        return False
-    for side, points in enumerate((points0, points1)):
-        away = np.linalg.norm(points[:, None] - others[side], axis=2)
-        near = np.argsort(away, axis=1, kind="stable")[:, :NEIGHBOURS]
-        if agree[near].mean() < 0.5:
+    others = matches[~edge]
+    agree = reprojection_error(first.homography, others.points0, others.points1) <= limit
+    for points, outline, other in (
+        (points0, group.matches.points0, others.points0),
+        (points1, group.matches.points1, others.points1),
+    ):
+        rows = np.flatnonzero(~_inside(outline, other))
+        if len(rows) < NEIGHBOURS:
             return False
-    epipolar = estimate_fundamental(*others, threshold=limit)
+        away = np.linalg.norm(points[:, None] - other[rows], axis=2)
+        near = np.argsort(away, axis=1, kind="stable")[:, :NEIGHBOURS]
+        if agree[rows][near].mean() < 0.5:
+            return False
+    epipolar = estimate_fundamental(others.points0, others.points1, threshold=limit)
     if epipolar.model is None or agree.sum() >= PLANAR * epipolar.inliers.sum():
         return True
     return bool((sampson_error(epipolar.model, points0, points1) <= limit).mean() < 0.5)
+
+
+def _inside(outline: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which points (N, 2) lie within the convex hull of others."""
+    hull = cv2.convexHull(outline)
+    return np.array([cv2.pointPolygonTest(hull, (x, y), False) >= 0 for x, y in points.tolist()], bool)

@@ -109,6 +109,48 @@ def test_another_place_is_refused(localizer: Localizer, scene: Path) -> None:
     assert summary["found"] is False and summary["R"] is None
 
 
+@pytest.fixture(scope="module")
+def photographs(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the map's photographs."""
+    folder = tmp_path_factory.mktemp("photographs")
+    room = Room()
+    for i, pose in enumerate(PLACES):
+        PIL.Image.fromarray(room.photograph(pose)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_auto_tries_harder_where_one_pass_does_not_find(scene: Path, photographs: Path) -> None:
+    """A query from far aside, whose matches in one pass are held not to be enough."""
+    room, pose = Room(), look((2.5, 0.2, 0.5), -1.1, 0.0)
+    query = room.photograph(pose)
+    fast = Localizer.open(scene)(query, camera=CAMERA)
+    assert fast.inliers >= 15
+    limits = {"least_inliers": fast.inliers + 10}
+    assert Localizer.open(scene, **limits)(query, camera=CAMERA).pose is None
+    found = Localizer.open(scene, effort="auto", images=photographs, **limits)(query, camera=CAMERA)
+    assert found.pose is not None and found.inliers >= fast.inliers + 10
+    np.testing.assert_allclose(found.pose.centre, _centre(pose), atol=0.05)
+    # What one pass finds costs nothing more.
+    plain = Localizer.open(scene, effort="auto", images=photographs)(query, camera=CAMERA)
+    assert (plain.inliers, plain.matches) == (fast.inliers, fast.matches)
+
+
+def test_another_place_is_refused_with_all_tries(scene: Path, photographs: Path) -> None:
+    localizer = Localizer.open(scene, candidates=1, effort="auto", images=photographs)
+    result = localizer(scene / "elsewhere.png", camera=CAMERA)
+    assert result.pose is None and result.inliers < 15
+
+
+def test_effort_needs_the_photographs_of_the_map(scene: Path, tmp_path: Path, photographs: Path) -> None:
+    with pytest.raises(ArgumentError, match="say in which folder"):
+        Localizer.open(scene, effort="auto")
+    with pytest.raises(ArgumentError, match="'fast' does not look"):
+        Localizer.open(scene, images=photographs)
+    with pytest.raises(InputError, match=r"\.png: no such file"):
+        elsewhere = Localizer.open(scene, effort="thorough", images=tmp_path)
+        elsewhere(scene / "near.png", camera=CAMERA)
+
+
 def test_only_similar_photographs_are_matched(scene: Path) -> None:
     pytest.importorskip("faiss")
     result = Localizer.open(scene, candidates=2)(scene / "aside.png", camera=CAMERA)

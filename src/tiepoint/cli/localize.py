@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from .console import (
+    EFFORT,
     CameraOption,
     DeviceOption,
+    Effort,
     FocalOption,
     JsonOption,
     MatcherOption,
@@ -38,6 +40,10 @@ def localize(
     every: Annotated[
         float, typer.Option("--every", metavar="SECONDS", help="Of a video, take a sharp frame every so many seconds.")
     ] = 1.0,
+    effort: Annotated[Effort, typer.Option(help=EFFORT)] = "fast",
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of the map's photographs, for further attempts.")
+    ] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -59,6 +65,8 @@ def localize(
             matcher=matcher,
             candidates=candidates,
             every=every,
+            effort=effort,
+            images=images,
             device=device,
             progress=advance,
         )

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ... import pipeline
+from ...effort import Effort
 from ...errors import InputError
 from ...geometry import Camera
 from ...geometry.colmap import import_pycolmap, to_colmap
@@ -38,6 +39,8 @@ def localize(
     matcher: str = "auto",
     candidates: int = 10,
     every: float = 1.0,
+    effort: Effort = "fast",
+    images: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Localization]:
@@ -64,6 +67,11 @@ def localize(
         Match each with this many photographs of the map, the most similar ones.
     every : float
         Of a video, take the sharpest frame of every so many seconds.
+    effort : {"fast", "auto", "thorough"}
+        One pass; further tries (`tiepoint.effort`) with the three photographs that have most matches while the query is
+        not found; or all tries with these.
+    images : path, optional
+        The folder of the map's photographs, which further tries look at again.
     device : torch.device or str
         Where networks run; ``"auto"`` is `tiepoint.devices.best_device`.
     progress : callable, optional
@@ -100,7 +108,7 @@ def localize(
         files.check_output(path, FILES, inputs=[*paths, *pipeline.weights_files(matcher)])
     known = sum(len(_in_folder(one)) or 1 for one in sources)
     pages = [path for path in output if Path(path).suffix.lower() == ".html"]
-    localizer = Localizer.open(model, matcher, device, candidates=candidates)
+    localizer = Localizer.open(model, matcher, device, candidates=candidates, effort=effort, images=images)
     results: list[Localization] = []
     pictures: dict[str, NDArray[np.uint8]] = {}
     for name, query in _queries(sources, every):

@@ -1,12 +1,14 @@
 """Where was this photograph taken? Its camera's pose in a model that exists already: `Localizer`.
 
 A query has features as the photographs of the model have; its matches with theirs are matches with the 3D points that
-those observed, and a pose follows from these. Only the photographs that look most like the query are matched.
+those observed, and a pose follows from these. Only the photographs that look most like the query are matched. With an
+effort, those with most matches are tried harder (`tiepoint.effort`), and what is found is snapped to their keypoints.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ... import effort as ladder
 from ... import pipeline
+from ...effort import Effort, State
 from ...errors import ArgumentError, InputError
 from ...features import Extractor, ExtractorOptions
 from ...geometry import Camera
@@ -25,9 +29,10 @@ from ...io.images import ImageSource, read_image
 from ...io.model_files import read_model
 from ...matchers import Matcher
 from ...two_view import FEW
-from ...types import Features
+from ...types import Features, Image
 from ..inputs import read_settings
 from ..pairs import retrieval
+from ..steps.effort import snapped
 from ..steps.images import camera_of, parse_camera
 from ..store import Store
 
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
     import pycolmap
 
 LEAST_INLIERS = FEW  # fewer agree by chance with a pose in a scene that is not theirs
+
+TRIES = 3  # photographs of the map that are tried harder, those with most matches
 
 OWN_CAMERA = 0.9  # share of the best inliers with which a camera of the map is believed to have taken the query
 
@@ -123,6 +130,8 @@ class Localizer:
         Largest reprojection error of a right match, in pixels at the extractor's working size.
     least_inliers : int
         A query with fewer is not found.
+    effort, images
+        See `tiepoint.localize`.
 
     Raises
     ------
@@ -150,11 +159,21 @@ class Localizer:
         candidates: int = 10,
         threshold: float = 6.0,
         least_inliers: int = LEAST_INLIERS,
+        effort: Effort = "fast",
+        images: str | os.PathLike[str] | None = None,
     ) -> None:
         if candidates < 1:
             raise ArgumentError(f"candidates must be at least 1 photograph, not {candidates}")
         if not threshold > 0:
             raise ArgumentError(f"threshold must be a positive number of pixels, not {threshold}")
+        ladder.check(effort, None)
+        if (effort == "fast") != (images is None):
+            raise ArgumentError(
+                "effort 'fast' does not look at the images of the map again; give them with 'auto' or 'thorough'"
+                if effort == "fast"
+                else f"effort {effort!r} looks at the images of the map again; say in which folder they are"
+            )
+        self.effort, self.folder = effort, None if images is None else Path(images)
         self.model, self.store, self.extractor, self.matcher = model, store, extractor, matcher
         self.candidates, self.threshold, self.least_inliers = candidates, threshold, least_inliers
         registered = {image.name: image_id for image_id, image in model.images.items() if image.has_pose}
@@ -190,7 +209,7 @@ class Localizer:
         device : torch.device or str
             Where networks run.
         **options
-            ``candidates``, ``threshold`` and ``least_inliers`` of the class.
+            ``candidates``, ``threshold``, ``least_inliers``, ``effort`` and ``images`` of the class.
 
         Raises
         ------
@@ -269,31 +288,50 @@ class Localizer:
         similar = self._similar(features)
         own = None if given else self._camera_of_map(similar, picture.size, name)
         names = tuple(self._images[i][0] for i in similar)
-        pairs = self._matches_with_points(features, similar)
+        found = self._matches_with_points(features, similar)
+        pairs = _pooled(found)
+
+        def solve() -> tuple[AbsolutePose, int]:
+            pose = self._pose(features, pairs, picture.size, camera, focal, own)
+            return pose, len(np.unique(pairs[pose.inliers, 0]))  # a keypoint that agrees with two points counts once
+
+        pose, inliers = solve()
+        most = sorted(zip(similar, found, strict=True), key=lambda pair: -len(pair[1]))
+        for image_id, _ in most[: 0 if self.folder is None else TRIES]:
+            if self.effort == "auto" and inliers >= self.least_inliers:
+                break
+            pairs = _pooled([pairs, self._tried_harder(picture, features, image_id)])
+            pose, inliers = solve()
+        matches = len(np.unique(pairs[:, 0]))
+        if inliers < self.least_inliers:
+            return Localization(name, None, inliers, matches, names, f"not found: {inliers} inliers")
+        seen = pairs[pose.inliers][np.unique(pairs[pose.inliers, 0], return_index=True)[1]]
+        keypoints = features.keypoints.cpu().numpy()[seen[:, 0]].astype(np.float64)
+        return Localization(name, pose, inliers, matches, names, keypoints=keypoints, points=seen[:, 1])
+
+    def _pose(
+        self,
+        features: Features,
+        pairs: NDArray[np.int64],
+        size: tuple[int, int],
+        camera: Camera | None,
+        focal: float | None,
+        own: Camera | None,
+    ) -> AbsolutePose:
+        """Return the pose that most matches of keypoints with 3D points (K, 2) agree with."""
         pixels = features.keypoints.cpu().numpy()[pairs[:, 0]]
         world = np.array([self.model.point3D(i).xyz for i in pairs[:, 1]]).reshape(-1, 3)
-        working = self.extractor.options.long_side or max(picture.size)
-        threshold = self.threshold * max(1.0, max(picture.size) / working)
+        threshold = self.threshold * max(1.0, max(size) / (self.extractor.options.long_side or max(size)))
         if camera is not None:
             pose = estimate_absolute_pose(pixels, world, camera, threshold)
         else:
-            pose = estimate_camera_and_pose(pixels, world, picture.size, focal, threshold)
+            pose = estimate_camera_and_pose(pixels, world, size, focal, threshold)
         if own is not None:
             # A free camera explains a few matches more, by bending to wrong ones.
             taken = estimate_absolute_pose(pixels, world, own, threshold)
             if taken.inliers.sum() >= OWN_CAMERA * pose.inliers.sum():
                 pose = taken
-        # A keypoint that agrees with two points counts once.
-        _, once = np.unique(pairs[pose.inliers, 0], return_index=True)
-        inliers = len(once)
-        matches = len(np.unique(pairs[:, 0]))
-        if inliers < self.least_inliers:
-            return Localization(name, None, inliers, matches, names, f"not found: {inliers} inliers")
-        seen = np.flatnonzero(pose.inliers)[once]
-        return Localization(
-            name, pose, inliers, matches, names,
-            keypoints=pixels[seen].astype(np.float64), points=pairs[seen, 1],
-        )  # fmt: skip
+        return pose
 
     def _camera_of_map(self, similar: list[int], size: tuple[int, int], name: str) -> Camera | None:
         """Return the camera that took the most similar photograph of the map, if it takes pictures of this size.
@@ -321,26 +359,49 @@ class Localizer:
         rows, _ = retrieval.most_similar(self._vocabulary.describe(features)[None], self._looks, self.candidates)
         return [int(self._ids[row]) for row in rows[0] if row >= 0]
 
-    def _matches_with_points(self, features: Features, similar: list[int]) -> NDArray[np.int64]:
-        """Return (row of the query's keypoint, id of the 3D point) for each match (K, 2), none twice."""
+    def _matches_with_points(self, features: Features, similar: list[int]) -> list[NDArray[np.int64]]:
+        """Return (row of the query's keypoint, id of the 3D point) for each match (K, 2), for each photograph."""
         seen = []
         for image_id in similar:
-            stored, points = self.store.features(image_id), self._point_ids(image_id)
-            if len(stored) != len(points):
-                raise InputError(
-                    f"{self.store.path}: {self._images[image_id][0]} has {len(stored)} keypoints here and "
-                    f"{len(points)} in the model; make the model anew from this database"
-                )
+            stored, points = self._observed(image_id)
             # Only what became a 3D point is of use: the rest would cost time.
             seen.append((stored.select(torch.from_numpy(points >= 0)), points[points >= 0]))
         results = self.matcher.match_many([(features, stored) for stored, _ in seen])
-        pairs = [
+        return [
             np.column_stack([result.indices[:, 0], points[result.indices[:, 1]]])
             for result, (_, points) in zip(results, seen, strict=True)
         ]
-        return np.unique(np.concatenate([np.zeros((0, 2), np.int64), *pairs]), axis=0)
+
+    def _tried_harder(self, picture: Image, features: Features, image_id: int) -> NDArray[np.int64]:
+        """Climb the ladder with one photograph of the map; return matches as `_matches_with_points` does."""
+        assert self.folder is not None
+        stored, points = self._observed(image_id)
+        image = read_image(self.folder / self._images[image_id][0], bands=self.extractor.options.bands)
+        if image.size != stored.image_size:
+            raise InputError(f"{image.name}: is not of the size that the map was made from; is it another photograph?")
+        second = pipeline.another(self.extractor)
+        begin = State.begin((picture, image), self.extractor, self.matcher, second, (features, stored))
+        matches = snapped(ladder.climb(begin, self.effort))
+        pairs = np.column_stack([matches.indices[:, 0], points[matches.indices[:, 1]]])
+        # Any two photographs have a few matches: those of unrelated ones would only agree by chance.
+        return pairs[(pairs[:, 1] >= 0) & (matches.overlaps is not False)]
+
+    def _observed(self, image_id: int) -> tuple[Features, NDArray[np.int64]]:
+        """Return the features of a photograph of the map, and the 3D point that each observes, -1 for none."""
+        stored, points = self.store.features(image_id), self._point_ids(image_id)
+        if len(stored) != len(points):
+            raise InputError(
+                f"{self.store.path}: {self._images[image_id][0]} has {len(stored)} keypoints here and "
+                f"{len(points)} in the model; make the model anew from this database"
+            )
+        return stored, points
 
     def _point_ids(self, image_id: int) -> NDArray[np.int64]:
         """Return the 3D point that each keypoint observes, -1 for none."""
         points = self.model.image(self._images[image_id][1]).points2D
         return np.array([point.point3D_id if point.has_point3D() else -1 for point in points], np.int64)
+
+
+def _pooled(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Put matches (K, 2) of several photographs together, none twice."""
+    return np.unique(np.concatenate([np.zeros((0, 2), np.int64), *parts]), axis=0)
