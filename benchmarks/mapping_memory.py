@@ -6,8 +6,8 @@ time per pair, resident memory, and how often images were read. The model to ext
 `tiepoint.mapping.blocks`: constant work for a pair, plus at most 4 / B reads of an image, plus 30 bytes in this process
 for every pair of the list.
 
-glibc keeps freed memory by rules that change with what was freed before. ``MALLOC_MMAP_THRESHOLD_=131072`` gives it back,
-so that two versions of the code can be compared.
+glibc keeps freed memory by rules that change with what was freed before. ``MALLOC_MMAP_THRESHOLD_=131072`` gives it
+back, so that two versions of the code can be compared.
 """
 
 from __future__ import annotations
