@@ -99,14 +99,13 @@ def run_pair(meter: Meter, extractor: Cairn, matcher: LightGlue, paths: tuple[Pa
         with meter("extract: patches"):
             patches = net.patches(levels, found.positions, found.levels)[0]
         with meter("extract: describer"):
-            described = [net.describer(part) for part in patches.split(64)]
+            described = net.read(patches)
         size = pixels.shape[1], pixels.shape[0]
-        descriptors = torch.cat([part.descriptors for part in described])
-        direction = torch.cat([part.directions for part in described])
+        direction = described.directions
         scales = 8 * torch.exp2(found.levels[0] / 2)
         orientations = torch.atan2(direction[:, 1], direction[:, 0])
         sigma = found.ranks[0].sigmoid()
-        both.append(tp.Features(found.positions[0], sigma, descriptors, size, "cairn", scales, orientations))
+        both.append(tp.Features(found.positions[0], sigma, described.descriptors, size, "cairn", scales, orientations))
     with meter("match: align"):
         positions = pair_positions(matcher.config, both[0], both[1])
     with meter("match: encode"):

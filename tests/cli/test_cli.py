@@ -272,6 +272,18 @@ def test_help_and_version_do_not_wait_for_torch() -> None:
     assert f"tiepoint {tp.__version__}" in ran.stdout and "--max-keypoints" in ran.stdout
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenMP of other systems prints other things")
+@pytest.mark.parametrize("chosen", [None, "active"])
+def test_threads_wait_asleep_unless_told_otherwise(chosen: str | None) -> None:
+    """What the OpenMP that torch brings says it does, in a process of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true"} | ({} if chosen is None else {"OMP_WAIT_POLICY": chosen})
+    code = "import sys, tiepoint.cli; tiepoint.cli.main(['--version']); import torch"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    assert ran.returncode == 0
+    assert f"OMP_WAIT_POLICY = '{(chosen or 'passive').upper()}'" in ran.stderr
+
+
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is sent differently on Windows")
 @pytest.mark.parametrize("output", ["folder", "all.npz", "all.h5"])
 def test_ctrl_c_is_clean(photos: Path, tmp_path: Path, output: str) -> None:

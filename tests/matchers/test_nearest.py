@@ -19,6 +19,7 @@ from tiepoint import Features, Matches
 from tiepoint.errors import ArgumentError
 from tiepoint.matchers import nearest
 from tiepoint.matchers.base import Matcher, comes_before, make_matches
+from tiepoint.matchers.mutual import mutual_nearest
 from tiepoint.matchers.nearest import NearestNeighbour
 
 
@@ -316,3 +317,18 @@ def test_the_gpu_agrees(kind: str) -> None:
     on_gpu = NearestNeighbour("mine", device="cuda", ratio=0.9)(a.to("cuda"), b.to("cuda"))
     np.testing.assert_array_equal(on_gpu.indices, on_cpu.indices)
     np.testing.assert_allclose(on_gpu.scores, on_cpu.scores, atol=1e-6)
+
+
+@given(st.integers(0, 1000), st.integers(1, 8), st.integers(1, 8), st.integers(0, 2))
+@settings(max_examples=60, deadline=None)
+def test_of_equal_similarities_the_first_row_and_column_are_mutual(
+    seed: int, rows: int, columns: int, kinds: int
+) -> None:
+    values = np.random.default_rng(seed).integers(0, kinds + 1, (2, rows, columns)).astype(np.float32)
+    values[0, 0] = -np.inf
+    best, nearest_column, mutual = (part.numpy() for part in mutual_nearest(torch.from_numpy(values)))
+    for k, one in enumerate(values):
+        for i in range(rows):
+            j = int(np.argmax(one[i]))
+            assert nearest_column[k, i] == j and best[k, i] == one[i, j]
+            assert mutual[k, i] == (int(np.argmax(one[:, j])) == i)

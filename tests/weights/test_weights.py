@@ -6,6 +6,8 @@ import hashlib
 import http.server
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -362,3 +364,13 @@ def test_processes_that_pull_the_same_weights_wait_for_each_other(
     assert paths[0].read_bytes() == PAYLOAD
     assert server.asked == [None]  # one download, from its beginning
     assert [path.name for path in paths[0].parent.iterdir()] == ["toy.pth"]
+
+
+def test_loading_weights_does_not_import_torchs_compiler() -> None:
+    """Initial values on "meta" would: 800 modules, more than a second."""
+    code = (
+        "import sys, tiepoint as tp; tp.features.load('cairn'); tp.matchers.load('lightglue', features='cairn'); "
+        "sys.exit('sympy' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr

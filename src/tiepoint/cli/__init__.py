@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tiepoint ...
     0
     """
+    _share_cores()
     received: list[int] = []
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what the terminal, or UTF-8, does not
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -115,6 +116,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("Please report it with the traceback that you see if you set TIEPOINT_DEBUG=1 and run it again.")
         return 1
     return 0
+
+
+def _share_cores() -> None:
+    """Let torch's threads sleep while they wait for each other, instead of spinning; before torch is loaded.
+
+    A thread that spins keeps its core from whoever has the rest of the work: beside other programs two threads then
+    take 20 times as long as one. A user who sets the variable, or loads torch first, decides otherwise.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @contextmanager

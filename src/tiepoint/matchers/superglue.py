@@ -296,7 +296,7 @@ class SuperGlue(Matcher):
                 state = from_upstream(state, self.config.heads)
             except (KeyError, ValueError, RuntimeError) as error:
                 raise WeightsError(f"{weights}: these are not weights of a {self.config}: {error}") from error
-        with torch.device("meta"):
+        with weights_module.unfilled():
             net = SuperGlueNet(self.config)
         self.net = weights_module.load_into(net, state, weights)
         self.net.fold()

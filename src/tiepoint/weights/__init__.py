@@ -21,6 +21,7 @@ from .store import (
     resolve,
     save,
     sha256,
+    unfilled,
     verify,
 )
 
@@ -42,5 +43,6 @@ __all__ = [
     "resolve",
     "save",
     "sha256",
+    "unfilled",
     "verify",
 ]

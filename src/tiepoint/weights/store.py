@@ -12,8 +12,8 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import safetensors
 import safetensors.torch
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..errors import ArgumentError, WeightsError
 from ..io.files import atomic, parse_json
@@ -284,11 +285,39 @@ def _fits(value: Any, kind: Any, limits: tuple[int, int]) -> bool:
     return type(value) is (kind if kind is not None else type(None))
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves out initial values: random numbers on "meta" make torch import its compiler, 1.4 s at first use."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return tensors as they are from what draws random numbers; run all else."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Make networks without memory and without initial values, for `load_into`.
+
+    Examples
+    --------
+    >>> with unfilled():
+    ...     layer = torch.nn.Linear(2, 1)
+    >>> load_into(layer, {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, "these")(torch.ones(2))
+    tensor([2.])
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
 def load_into(net: Net, state: Mapping[str, torch.Tensor], source: str | os.PathLike[str]) -> Net:
     """Give a network its weights and return it, ready for inference.
 
-    A network that was made under ``torch.device("meta")`` has cost neither memory nor random numbers until here, and
-    takes the tensors of ``state`` as its own.
+    A network that was made under `unfilled` has cost neither memory nor random numbers until here, and takes the
+    tensors of ``state`` as its own.
 
     Raises
     ------

@@ -126,8 +126,13 @@ class CairnNet(nn.Module):
 
     def describe(self, images: list[Tensor], positions: Tensor, levels: Tensor) -> Description:
         """Describe the keypoints of all images, one after the other: B N rows."""
-        patches = self.patches(images, positions, levels).flatten(0, 1)
+        return self.read(self.patches(images, positions, levels).flatten(0, 1))
+
+    def read(self, patches: Tensor) -> Description:
+        """Describe patches (N, angles, rings), some at a time."""
         parts = [self.describer(part) for part in patches.split(_AT_ONCE.get(patches.device.type, len(patches) or 1))]
+        if len(parts) == 1:
+            return Description(*parts[0])
         return Description(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

@@ -93,7 +93,7 @@ class LightGlue(Matcher):
         self.match_threshold = self.config.match_threshold if match_threshold is None else match_threshold
         if features and self.config.features and features not in self.config.features:
             raise ArgumentError(f"the weights {weights} match {', '.join(self.config.features)}, not {features}")
-        with torch.device("meta"):
+        with weights_module.unfilled():
             net = LightGlueNet(self.config)
         self.net = weights_module.load_into(net, state, weights)
         self.net.to(self.device)

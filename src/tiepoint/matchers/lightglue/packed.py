@@ -86,9 +86,12 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, cross: bool) 
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`network.rotate` in fewer passes over memory, more than twice as fast on a CPU."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], dim=-1)
+    """`network.rotate` in fewer passes over memory, about three times as fast on a CPU."""
+    half = x.shape[-1] // 2
+    out = x * torch.cat([cos, cos], dim=-1)
+    out[..., :half].addcmul_(x[..., half:], sin, value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin)
+    return out
 
 
 def run_layer(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
