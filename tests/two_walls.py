@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 
 SIZE, FOCAL = (320, 240), 300.0
-CLASSIC = ["-f", "sift", "-m", "nearest", "-k", "600", "--workers", "0", "--focal", str(FOCAL)]
+CLASSIC = ["-f", "sift", "-m", "nearest", "-k", "600", "--long-side", "1600", "--quality", "fast", "--workers", "0"]
+CLASSIC += ["--focal", str(FOCAL)]
 
 
 def wall(seed: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import tiepoint as tp
 from tiepoint import cli, effort, two_view
 from tiepoint.cli import map as map_verb
 from tiepoint.cli import match as match_verb
+from tiepoint.mapping import quality
 from tiepoint.mapping.steps import images, reconstruct
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -103,6 +104,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert get_args(match_verb.Effort) == get_args(effort.Effort)
     assert get_args(match_verb.Geometry) == get_args(two_view.Geometry)
     assert get_args(match_verb.Picture) == get_args(two_view.Picture)
+    assert get_args(map_verb.Quality) == quality.QUALITIES == tuple(quality.PRESETS)
     assert get_args(map_verb.Mapper) == get_args(reconstruct.Mapper)
     assert get_args(map_verb.Share) == get_args(images.Share)
 

@@ -96,6 +96,7 @@ def test_nothing_changed(again: Again) -> None:
 # ---- options ----
 
 REFUSED = {
+    "quality": (["--quality", "balanced"], "--quality fast --max-keypoints 600"),
     "features": (["-f", "orb"], "--features sift"),
     "matcher": (["-m", "lightglue"], "--matcher nearest"),
     "max_keypoints": (["-k", "300"], "--max-keypoints 600"),

@@ -18,9 +18,7 @@ from .console import (
     FeaturesOption,
     FramesOption,
     JsonOption,
-    LongSideOption,
     MatcherOption,
-    MaxKeypointsOption,
     Minutely,
     is_terminal,
     print_json,
@@ -32,7 +30,9 @@ if TYPE_CHECKING:
     from ..mapping.progress import Progress, Report
 
 
-# Those of `tiepoint.mapping.steps`, which import torch; a test compares.
+BY_QUALITY = "by --quality"
+# Those of `tiepoint.mapping`, which imports torch; a test compares.
+Quality = Literal["fast", "balanced", "dense"]
 Mapper = Literal["incremental", "global"]
 Share = Literal["auto", "folder", "image", "all"]
 
@@ -44,6 +44,12 @@ def map_photographs(
     ],
     frames: FramesOption = None,
     every: EveryOption = None,
+    quality: Annotated[
+        Quality,
+        typer.Option(
+            help="How many points, in how much time; chooses --max-keypoints, --long-side, --effort and --refine."
+        ),
+    ] = "balanced",
     pairs: Annotated[
         str,
         typer.Option(
@@ -53,11 +59,12 @@ def map_photographs(
     features: FeaturesOption = "auto",
     matcher: MatcherOption = "auto",
     effort: Annotated[
-        Effort,
+        Effort | None,
         typer.Option(
-            help="Try harder on pairs of images with few partners, and between models, as match --effort does."
+            help="Try harder on pairs of images with few partners, and between models, as match --effort does.",
+            show_default=BY_QUALITY,
         ),
-    ] = "fast",
+    ] = None,
     trust_doppelgangers: Annotated[
         bool,
         typer.Option("--trust-doppelgangers", help="Use pairs that match but seem to show two different places."),
@@ -65,8 +72,24 @@ def map_photographs(
     mapper: Annotated[
         Mapper, typer.Option(help="global is faster for many photographs, and needs good matches.")
     ] = "incremental",
-    max_keypoints: MaxKeypointsOption = 2048,
-    long_side: LongSideOption = 1600,
+    max_keypoints: Annotated[
+        int | None,
+        typer.Option(
+            "--max-keypoints",
+            "-k",
+            min=0,
+            help="Keep this many keypoints of each image, the best; 0 keeps all.",
+            show_default=BY_QUALITY,
+        ),
+    ] = None,
+    long_side: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Shrink larger images to this many pixels along the long side; 0 works at full size.",
+            show_default=BY_QUALITY,
+        ),
+    ] = None,
     masks: Annotated[
         Path | None,
         typer.Option(help="Folder of masks, as COLMAP has them: black in MASKS/a.jpg.png keeps a.jpg free."),
@@ -85,9 +108,9 @@ def map_photographs(
         bool, typer.Option("--fix-cameras", help="Take focal lengths and distortion as given; do not adjust them.")
     ] = False,
     refine: Annotated[
-        bool,
-        typer.Option("--refine", help="Align keypoints to a fraction of a pixel; twice the mapping time."),
-    ] = False,
+        bool | None,
+        typer.Option("--refine/--no-refine", help="Align keypoints to a fraction of a pixel.", show_default=BY_QUALITY),
+    ] = None,
     undistort: Annotated[
         bool, typer.Option("--undistort", help="Also write undistorted photographs, for gsplat and nerfstudio.")
     ] = False,
@@ -136,6 +159,7 @@ def map_photographs(
             output,
             frames=frames,
             every=every,
+            quality=quality,
             pairs=pairs,
             features=features,
             matcher=matcher,
@@ -169,8 +193,8 @@ def map_photographs(
         return
     print(result.choice)
     scene = result.scene
-    for number, (quality, judgement) in enumerate(zip(scene.qualities, scene.judgements, strict=True)):
-        print(f"model {number}: {quality}")
+    for number, (measured, judgement) in enumerate(zip(scene.qualities, scene.judgements, strict=True)):
+        print(f"model {number}: {measured}")
         print(f"verdict: {judgement}")
     if result.scene.left_out:
         print_table(("not in any model", "why"), list(result.scene.left_out.items()))
@@ -181,6 +205,7 @@ def map_photographs(
     for note in result.notes:
         print(note)
     print(f"{sum(result.seconds.values()):.0f} s, wrote {output}")
+    print(f"next: {result.next_step}")
 
 
 @contextmanager
@@ -220,7 +245,8 @@ def _watched() -> Iterator[Report]:
         bars.update(tasks[step], rate=rate)
         lines.say(" ".join(f"tiepoint: {step}: {progress.done} of {progress.total or '?'} {rate}".split()), begins)
         if progress.note:
-            console.print(f"tiepoint: {progress.note}", highlight=False, markup=False, soft_wrap=True)
+            for line in progress.note.splitlines():
+                console.print(f"tiepoint: {line}", highlight=False, markup=False, soft_wrap=True)
 
     with bars, lines:
         yield report

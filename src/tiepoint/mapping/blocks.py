@@ -79,6 +79,8 @@ class FeatureCache:
         In bytes. References held by the caller stay valid.
     descriptors : bool
         Whether to read descriptors too.
+    most : int, optional
+        Keypoints of each image, see `Store.features`.
 
     Attributes
     ----------
@@ -86,10 +88,13 @@ class FeatureCache:
         How many images have been read from the store.
     """
 
-    def __init__(self, store: Store, capacity: int = CACHE_BYTES, descriptors: bool = True) -> None:
+    def __init__(
+        self, store: Store, capacity: int = CACHE_BYTES, descriptors: bool = True, most: int | None = None
+    ) -> None:
         self.store = store
         self.capacity = capacity
         self.descriptors = descriptors
+        self.most = most
         self.reads = 0
         self._held: OrderedDict[int, Features] = OrderedDict()
         self._bytes = 0
@@ -98,7 +103,7 @@ class FeatureCache:
         """Return the features of an image."""
         features = self._held.get(image_id)
         if features is None:
-            features = self.store.features(image_id, descriptors=self.descriptors)
+            features = self.store.features(image_id, self.descriptors, self.most)
             self.reads += 1
             self._held[image_id] = features
             self._bytes += _size(features)

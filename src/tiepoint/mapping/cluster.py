@@ -221,6 +221,7 @@ def match_on_ray(
     matcher: Matcher,
     *,
     verify: bool = True,
+    most: int | None = None,
     shard: int | None = None,
     report: Report = silent,
 ) -> Matching:
@@ -230,7 +231,7 @@ def match_on_ray(
 
     Parameters
     ----------
-    store, pairs, matcher, verify, report
+    store, pairs, matcher, verify, most, report
         As there. Each task takes one core; if the matcher is on a GPU, it takes one GPU, and its share of the cores.
     shard : int, optional
         Pairs of one task, rounded up to whole batches; by default 256, on a GPU 1024, or fewer if there would be too
@@ -259,15 +260,15 @@ def match_on_ray(
         verification.verify_into(store, ordered[usable & ~todo], report=report)
 
     batch = batch_size(matcher)
-    most = MOST_PAIRS.get(matcher.device.type, MOST_PAIRS_ON_CPU)
-    size = -(-(shard or workers.shard_of(total, most)) // batch) * batch
+    most_pairs = MOST_PAIRS.get(matcher.device.type, MOST_PAIRS_ON_CPU)
+    size = -(-(shard or workers.shard_of(total, most_pairs)) // batch) * batch
     shards = [at for at in range(0, len(ordered), size) if todo[at : at + size].any()]
     files = _folder_of(store)
     sent = workers.ray.put(matcher)
 
     @lru_cache(maxsize=SENT_PER_WORKER * workers.count)
     def features(image_id: int) -> Any:
-        return workers.ray.put(store.features(image_id))
+        return workers.ray.put(store.features(image_id, most=most))
 
     def batches_of(at: int) -> list[NDArray[np.int32]]:
         starts = range(at, min(at + size, len(ordered)), batch)
@@ -275,7 +276,7 @@ def match_on_ray(
         return [pairs for pairs in batches if len(pairs)]
 
     def path_of(at: int) -> Path:
-        return files / f"matches-{digest_of(matcher.name, verify, *batches_of(at))}.npz"
+        return files / f"matches-{digest_of(matcher.name, verify, most, *batches_of(at))}.npz"
 
     def task_of(at: int) -> tuple[Any, ...]:
         batches = batches_of(at)

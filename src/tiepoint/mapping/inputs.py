@@ -30,6 +30,7 @@ from ..errors import ArgumentError, InputError
 from ..io.files import check_output_folder, read_json
 from ..io.folders import mask_of
 from ..io.images import check_bands
+from .quality import preset_of
 from .store import FileFingerprints, Fingerprint, NewImage, Store
 
 if TYPE_CHECKING:
@@ -170,10 +171,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     InputError
         It cannot be read, lacks something, or has something of another type than tiepoint writes.
     """
-    settings = {"bands": None, **read_json(path)}
+    settings = {"bands": None, "quality": "fast", "first_pass": None, **read_json(path)}
     kinds: dict[str, tuple[type, ...]] = {
         **{"features": (str,), "matcher": (str,), "bands": (list, type(None))},
         **{"max_keypoints": (int, type(None)), "long_side": (int, type(None))},
+        **{"quality": (str,), "first_pass": (int, type(None))},
     }
     for key, kind in kinds.items():
         if not isinstance(settings.get(key, ...), kind):
@@ -212,12 +214,19 @@ def settle(
         if have and features == "auto":  # a database that somebody brought along
             features = store.features(min(have), descriptors=False).extractor
         features, matcher, choice = pipeline.choose(features, asked.matcher)
-        settings = {**_extraction(asked), "features": features, "matcher": matcher}
+        # Nearest neighbours need no limit; features that somebody brought along may not be sorted.
+        first_pass = None if have or matcher == "nearest" else asked.first_pass
+        settings = {**_extraction(asked), "features": features, "matcher": matcher, "first_pass": first_pass}
     else:
         other = [key for key, value in _extraction(asked).items() if value not in ("auto", begun.get(key))]
         if other:
-            had = ", ".join(f"{key} {begun.get(key)}" for key in other)
-            line = " ".join(_option(key, begun[key]) for key in other)
+            had = ", ".join(f"{key} {begun.get(key)}" for key in other if key not in asked.chosen) or "other options"
+            # What the quality that the map was begun with does not choose by itself.
+            begun_by = preset_of(begun["quality"]).options() if "quality" in other else {}
+            needed = dict.fromkeys(["quality", *begun_by, *other]) if begun_by else other
+            line = " ".join(
+                _option(key, begun[key]) for key in needed if key in begun and begun[key] != begun_by.get(key, ...)
+            )
             raise ArgumentError(
                 f"{asked.output}: was begun with {had}; continue with {line}, or start over with --fresh, which "
                 "deletes that map"
@@ -276,7 +285,7 @@ def check_inputs_survive(output: Path, source: Path, others: Sequence[Path]) -> 
 
 def _extraction(asked: MapSettings) -> dict[str, Any]:
     """Return the settings that everything else in a map is made of."""
-    values = {key: getattr(asked, key) for key in ("features", "matcher", "max_keypoints", "long_side")}
+    values = {key: getattr(asked, key) for key in ("quality", "features", "matcher", "max_keypoints", "long_side")}
     return {**values, "bands": None if asked.bands is None else list(asked.bands)}
 
 

@@ -20,9 +20,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,9 @@ from .inputs import (
     start_over,
 )
 from .pairs.choose import PAIR_CHOICES, ChosenPairs, PairChoice, choose_pairs, match_chosen
+from .plan import Plan, make_plan
 from .progress import Progress, Report, silent
+from .quality import Quality
 from .settings import MapSettings
 from .steps.align import Aligner, Alignment, aligner_for
 from .steps.doppelgangers import SuspiciousPair, hide_doppelgangers
@@ -85,6 +88,10 @@ class MapResult:
         Wall-clock time of each step of this run.
     alignments : tuple of Alignment
         How each model came to metres, if that was asked for.
+    plan : Plan or None
+        What was said before the work.
+    next_step : str
+        The next tool and its exact command.
     """
 
     folder: Path
@@ -97,12 +104,15 @@ class MapResult:
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     alignments: tuple[Alignment, ...] = ()
+    plan: Plan | None = None
+    next_step: str = ""
 
     def summary(self) -> dict[str, Any]:
         """Return everything but the models themselves, ready for JSON."""
         return {
             "output": str(self.folder),
             "choice": self.choice,
+            "plan": None if self.plan is None else asdict(self.plan),
             "images": {
                 "extracted": self.extraction.extracted,
                 "already": self.extraction.already,
@@ -113,6 +123,7 @@ class MapResult:
             **self.scene.summary(),
             "alignments": [asdict(one) for one in self.alignments],
             "notes": list(self.notes),
+            "next": self.next_step,
             "seconds": {step: round(value, 2) for step, value in self.seconds.items()},
         }
 
@@ -123,14 +134,15 @@ def map_photographs(
     *,
     frames: int | None = None,
     every: float | None = None,
+    quality: Quality = "balanced",
     pairs: PairChoice | str | os.PathLike[str] = "auto",
     features: str = "auto",
     matcher: str = "auto",
-    effort: Effort = "fast",
+    effort: Effort | None = None,
     trust_doppelgangers: bool = False,
     mapper: Mapper = "incremental",
-    max_keypoints: int | None = 2048,
-    long_side: int | None = 1600,
+    max_keypoints: int | None = None,
+    long_side: int | None = None,
     masks: str | os.PathLike[str] | None = None,
     bands: Sequence[int] | None = None,
     cameras: Share = "auto",
@@ -138,7 +150,7 @@ def map_photographs(
     focal: float | None = None,
     camera: str | None = None,
     fix_cameras: bool = False,
-    refine: bool = False,
+    refine: bool | None = None,
     undistort: bool = False,
     text: bool = False,
     align: str | os.PathLike[str] | None = None,
@@ -164,6 +176,10 @@ def map_photographs(
         A folder, made if need be; see the module for what it will hold. It must not lie in that of the photographs.
     frames, every : int or float, optional
         Of a video, take so many frames, or one every so many seconds: the sharpest of each part.
+    quality : {"fast", "balanced", "dense"}
+        How many points, in how much time; it chooses the options below that are None
+        (`tiepoint.mapping.quality.PRESETS`). Beyond ``"fast"``, all keypoints are matched along epipolar lines once the
+        poses are known (`tiepoint.mapping.steps.densify`).
     pairs : {"auto", "exhaustive", "sequential", "retrieval", "position"} or path
         Which pairs to match: all; neighbours in the order of the names (of EXIF times, where the names have no order)
         and loops; by image retrieval; those taken near each other by GPS, and by image retrieval for photographs
@@ -171,7 +187,7 @@ def map_photographs(
         retrieval, joined with position where EXIF has it, for all others.
     features, matcher : str
         Names, or ``"auto"``, as in `tiepoint.match`.
-    effort : {"fast", "auto", "thorough"}
+    effort : {"fast", "auto", "thorough"}, optional
         Try harder, as in `tiepoint.match`, on pairs that one pass did not solve: of images with few partners, and
         between models (`tiepoint.mapping.steps.effort`). Run again, they are tried again.
     trust_doppelgangers : bool
@@ -179,10 +195,10 @@ def map_photographs(
         mapper (`tiepoint.mapping.steps.doppelgangers`); the database keeps them.
     mapper : {"incremental", "global"}
         See `tiepoint.mapping.steps.reconstruct`.
-    max_keypoints : int or None
-        Keep the best this many of each photograph; None keeps all.
-    long_side : int or None
-        Shrink larger photographs to this long side, in pixels, to find keypoints; None works at full size.
+    max_keypoints : int, optional
+        Keep the best this many of each photograph; 0 keeps all.
+    long_side : int, optional
+        Shrink larger photographs to this long side, in pixels, to find keypoints; 0 works at full size.
     masks : path, optional
         Folder of masks, see `extract_into`; it must hold one at least.
     bands : one or three ints, optional
@@ -192,7 +208,7 @@ def map_photographs(
         where these are known: see `tiepoint.mapping.steps.images.new_images`.
     fix_cameras : bool
         Take focal lengths and distortion as they are given, by ``focal``, ``camera`` or EXIF, and do not adjust them.
-    refine : bool
+    refine : bool, optional
         Also align the keypoints of each point to a fraction of a pixel, by the photographs at full size
         (`tiepoint.mapping.steps.refine`).
     undistort, text : bool
@@ -244,8 +260,8 @@ def map_photographs(
     out = make_folder(asked.output)
     begun = {} if fresh else read_begun(out)
     # Loaded once more below: what they lack has to be said before the work, and while there still is a map.
-    names = begun.get("features", features), begun.get("matcher", matcher)
-    pipeline.load(*names, asked.device, asked.extractor_options)
+    wanted = begun.get("features", features), begun.get("matcher", matcher)
+    pipeline.load(*wanted, asked.device, asked.extractor_options)
     photos = _look_at_photographs(asked, begun, log)
     if fresh and photos.video is None:  # as late as can be: all that can be wrong with the options has been said
         start_over(out, asked.photographs)
@@ -258,18 +274,27 @@ def map_photographs(
         store.show_hidden_pairs()  # of an earlier run
         with log.lap("files"):
             _follow_photographs(store, asked, photos, settings["own_cameras"], log)
+        with log.lap("plan"):
+            names = [image.name for image in photos.images]
+            most = settings["first_pass"]
+            plan = make_plan(store, asked, photos.folder, names, photos.video is not None, extractor, pairer, most)
+            report(Progress("planning", 1, 1, note="\n".join(plan.lines())))
         with log.lap("features"):
             extraction = extract(store, photos.folder, extractor, masks=asked.masks, report=report)
         with log.lap("matches"):
             chosen = choose_pairs(store, photos.folder, pairs, photos.video is not None, report)
-            matching = _match(store, asked, chosen, partial(match, store, matcher=pairer, report=report), settings, log)
-        if effort != "fast":
+            match_pairs = partial(match, store, matcher=pairer, most=most, report=report)
+            matching = _match(store, asked, chosen, match_pairs, settings, log)
+        if asked.effort != "fast":
             with log.lap("effort"):
-                second = pipeline.another(extractor)
+                best = extractor.with_options(max_keypoints=most or asked.max_keypoints)
+                second = pipeline.another(best)
                 spent = try_harder(
-                    store, photos.folder, extractor, pairer, effort, second=second, masks=asked.masks, report=report
+                    store, photos.folder, best, pairer, asked.effort, second=second, masks=asked.masks, report=report
                 )
-            log.notes.append(f"effort {effort}: {spent.solved} of {spent.tried} pairs that one pass left were solved")
+            log.notes.append(
+                f"effort {asked.effort}: {spent.solved} of {spent.tried} pairs that one pass left were solved"
+            )
         with log.lap("doppelgangers"):
             hidden = () if trust_doppelgangers else tuple(hide_doppelgangers(store))
     with log.lap("model"):
@@ -278,6 +303,7 @@ def map_photographs(
         _export(scene, alignments, asked, photos, choice, log.notes)
     skipped, notes = dict(photos.skipped), tuple(log.notes)
     result = MapResult(out, scene, choice, extraction, matching, skipped, hidden, notes, log.seconds, alignments)
+    result = replace(result, plan=plan, next_step=_next_step(scene, asked))
     write_json(out / "report.json", result.summary())
     return result
 
@@ -426,7 +452,8 @@ def _reconstruct(asked: MapSettings, photos: _Photographs, log: _Log) -> tuple[S
         asked.output,
         mapper=asked.mapper,
         refine_cameras=not asked.fix_cameras,
-        refine_keypoints=asked.refine,
+        second_pass=asked.preset.second_pass,
+        refine_keypoints=bool(asked.refine),
         bands=asked.bands,
         seed=asked.seed,
         on_image=on_image,
@@ -438,6 +465,19 @@ def _reconstruct(asked: MapSettings, photos: _Photographs, log: _Log) -> tuple[S
     if len(scene.models) > 1:
         log.notes.append("points.ply and all else are of model 0")
     return scene, tuple(alignments)
+
+
+def _next_step(scene: Scene, asked: MapSettings) -> str:
+    """Say which command follows: for a splat where the photographs can be undistorted, else COLMAP's window."""
+    out = asked.output
+    try:
+        exports.check_can_be_undistorted(scene.models[0].cameras.values(), [])
+    except ArgumentError:
+        folders = {"database_path": out / "database.db", "import_path": out / "sparse/0"}
+        options = {**folders, "image_path": out / "frames" if asked.photographs.is_file() else asked.photographs}
+        return " ".join(["colmap gui", *(f"--{name} {quote(str(path))}" for name, path in options.items())])
+    train = f"ns-train splatfacto --data {quote(str(out / 'undistorted'))}"
+    return train if asked.undistort else f"for a splat, run the same command with --undistort; then {train}"
 
 
 def _export(

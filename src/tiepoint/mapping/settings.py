@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from .. import effort as ladder
+from .. import features as extractors
+from .. import names
 from ..devices import pick_device
 from ..effort import Effort
 from ..errors import ArgumentError, InputError
@@ -20,18 +22,30 @@ from ..io.images import check_bands
 from . import cluster
 from .inputs import check_inputs_survive, check_outputs_are_ours
 from .pairs.choose import PAIR_CHOICES, PairChoice
+from .quality import Preset, Quality, preset_of
 from .steps.images import Share, is_file
 from .steps.reconstruct import Mapper
 
 
 @dataclass(frozen=True)
 class MapSettings:
-    """What `map_photographs` was asked for; the fields are its arguments."""
+    """What `map_photographs` was asked for: its arguments, those that were left open filled in by the quality.
+
+    Attributes
+    ----------
+    preset : Preset
+        What the quality stands for.
+    chosen : dict
+        The arguments that it filled in.
+    first_pass : int or None
+        Keypoints of each photograph that a network matches; None is all.
+    """
 
     photographs: Path
     output: Path
     frames: int | None
     every: float | None
+    quality: Quality
     pairs: PairChoice | str | os.PathLike[str]
     features: str
     matcher: str
@@ -57,11 +71,23 @@ class MapSettings:
     workers: int | None
     ray: str | None
     seed: int
+    preset: Preset
+    chosen: dict[str, Any]
+    first_pass: int | None
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> MapSettings:
-        """Take the arguments of `map_photographs`, with paths, device and bands in one form."""
-        values = {one.name: arguments[one.name] for one in fields(cls)}
+        """Take the arguments of `map_photographs`, with paths, device, bands and "no limit" in one form."""
+        preset = preset_of(arguments["quality"])
+        options = preset.options()
+        first_pass: int | None = preset.first_pass
+        if len(names.split(arguments["features"], extractors.names())) > 1:
+            # The keypoints of an ensemble stand one member after the other, so that the first are not the best.
+            options["max_keypoints"], first_pass = preset.first_pass, None
+        chosen = {name: value for name, value in options.items() if arguments[name] is None}
+        values = {one.name: arguments[one.name] for one in fields(cls) if one.name in arguments} | chosen
+        values |= {name: values[name] or None for name in ("max_keypoints", "long_side")}
+        values |= {"preset": preset, "chosen": chosen, "first_pass": first_pass}
         values |= {"photographs": Path(values["photographs"]), "output": Path(values["output"])}
         values |= {"device": pick_device(values["device"]), "bands": check_bands(values["bands"])}
         return cls(**{**values, "masks": None if values["masks"] is None else Path(values["masks"])})

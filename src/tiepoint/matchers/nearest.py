@@ -108,16 +108,16 @@ class NearestNeighbour(Matcher):
         return [self._match(*pair) for pair in pairs]
 
     def _match(self, features0: Features, features1: Features) -> Matches:
-        vectors0, vectors1 = _vectors(features0), _vectors(features1)
+        vectors0, vectors1 = as_vectors(features0), as_vectors(features1)
         nearest0, best0, second0 = _two_nearest(vectors0, vectors1)
         # Whom the first image rejects need not be looked for from the second.
-        index0 = torch.nonzero(self._accepts(_distance(best0, features0), _distance(second0, features0)))[:, 0]
+        index0 = torch.nonzero(self._accepts(distances(best0, features0), distances(second0, features0)))[:, 0]
         columns, place = torch.unique(nearest0[index0], return_inverse=True)
         nearest1, _, second1 = _two_nearest(vectors1[columns], vectors0)
         mutual = nearest1[place] == index0
         index0, place = index0[mutual], place[mutual]
-        distance = _distance(best0[index0], features0)
-        runner_up = _distance(torch.maximum(second0[index0], second1[place]), features0)
+        distance = distances(best0[index0], features0)
+        runner_up = distances(torch.maximum(second0[index0], second1[place]), features0)
         keep = self._accepts(distance, runner_up)
         scores = torch.where(runner_up > 0, 1 - distance / runner_up, 0)[keep]
         matches = torch.stack([index0, columns[place]], dim=1)[keep]
@@ -160,7 +160,7 @@ def candidates(features0: Features, features1: Features, most: int) -> tuple[NDA
     """
     if min(len(features0), len(features1)) == 0:
         return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
-    a, b = _exact(_vectors(features0), _vectors(features1))
+    a, b = _exact(as_vectors(features0), as_vectors(features1))
     forth, back = _ranked(a, b, most), _ranked(b, a, most)
     pairs = np.array(sorted(set(map(tuple, forth.tolist())) & {(i, j) for j, i in back.tolist()}), np.int64)
     pairs = pairs.reshape(-1, 2)
@@ -180,16 +180,16 @@ def _ranked(a: torch.Tensor, b: torch.Tensor, most: int) -> NDArray[np.int64]:
     return torch.stack([owners, nearest.flatten()], dim=1).cpu().numpy()
 
 
-def _vectors(features: Features) -> torch.Tensor:
-    """Return descriptors as float32 vectors, bits as ±1."""
+def as_vectors(features: Features) -> torch.Tensor:
+    """Return descriptors as float32 vectors (N, D), bits as ±1; their products are similarities."""
     if features.is_binary:
         shifts = torch.arange(8, dtype=torch.uint8, device=features.device)
         return (features.descriptors[:, :, None] >> shifts & 1).flatten(1).float() * 2 - 1
     return features.descriptors
 
 
-def _distance(similarity: torch.Tensor, features: Features) -> torch.Tensor:
-    """Turn dot products of `_vectors` into Hamming distances (bits) or L2 distances."""
+def distances(similarity: torch.Tensor, features: Features) -> torch.Tensor:
+    """Turn dot products of `as_vectors` into Hamming distances (bits) or L2 distances."""
     if features.is_binary:
         return (8 * features.descriptors.shape[1] - similarity) / 2
     return (2 - 2 * similarity).clamp(min=0).sqrt()

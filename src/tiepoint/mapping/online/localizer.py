@@ -229,6 +229,7 @@ class Localizer:
             raise InputError(f"{folder}: cannot be read as a map ({error}); make it anew") from error
         model = read_model(sparse)
         limits = {key: settings[key] for key in ("max_keypoints", "long_side", "bands")}
+        limits["max_keypoints"] = settings["first_pass"] or limits["max_keypoints"]
         extractor, pairer, _ = pipeline.load(
             settings["features"],
             settings["matcher"] if matcher == "auto" else matcher,
@@ -364,8 +365,9 @@ class Localizer:
         seen = []
         for image_id in similar:
             stored, points = self._observed(image_id)
-            # Only what became a 3D point is of use: the rest would cost time.
-            seen.append((stored.select(torch.from_numpy(points >= 0)), points[points >= 0]))
+            # Only what became a 3D point is of use, the best first: the rest would cost time.
+            rows = np.flatnonzero(points >= 0)[: self.extractor.options.max_keypoints]
+            seen.append((stored.select(torch.from_numpy(rows)), points[rows]))
         results = self.matcher.match_many([(features, stored) for stored, _ in seen])
         return [
             np.column_stack([result.indices[:, 0], points[result.indices[:, 1]]])

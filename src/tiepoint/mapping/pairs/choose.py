@@ -120,6 +120,33 @@ def choose_pairs(
     return ChosenPairs(chosen, notes, grows=True)
 
 
+def expected_pairs(choice: str | os.PathLike[str], images: int, is_video: bool) -> tuple[int, bool]:
+    """Return how many pairs a choice begins with, at most, and whether these are all there are.
+
+    Parameters
+    ----------
+    choice : PairChoice or path
+    images : int
+        How many there are.
+    is_video : bool
+        They are frames of a video.
+
+    Examples
+    --------
+    >>> expected_pairs("auto", 11, False), expected_pairs("auto", 1000, False)
+    ((55, True), (20000, False))
+    """
+    if choice not in PAIR_CHOICES:
+        with Path(choice).open("rb") as lines:
+            return sum(1 for _ in lines), False
+    if choice == "exhaustive" or (choice == "auto" and images <= FEW_IMAGES and not is_video):
+        return images * (images - 1) // 2, True
+    loops = images * SIMILAR if images > LOOP else 0
+    if choice == "sequential" or (choice == "auto" and is_video):
+        return len(sequential(range(images))) + loops, False
+    return images * SIMILAR, False
+
+
 def match_chosen(
     store: Store, chosen: ChosenPairs, match: Callable[[Pairs], Matching]
 ) -> tuple[tuple[Matching, ...], Pairs]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 # Of vectors of 2048 numbers none finds more (``benchmarks/retrieval.py``); twice as many words bring another 1 %.
 WORDS, DIMENSIONS = 128, 16
+DESCRIBED = 2048  # keypoints of each photograph, the best
 
 _TRAINING_IMAGES = 1000
 _TRAINING_DESCRIPTORS = 300  # of each of these images
@@ -169,7 +170,7 @@ def vocabulary_for(store: Store) -> Vocabulary:
     if not ids:
         raise ArgumentError(f"there are no features in {store.path}; extract them first")
     spread = np.unique(np.linspace(0, len(ids) - 1, _TRAINING_IMAGES).astype(int))
-    return Vocabulary.train(store.features(ids[i]) for i in spread)
+    return Vocabulary.train(store.features(ids[i], most=DESCRIBED) for i in spread)
 
 
 def describe_images(store: Store, vocabulary: Vocabulary | None = None) -> tuple[NDArray[np.int32], Vectors]:
@@ -202,7 +203,7 @@ def describe_images(store: Store, vocabulary: Vocabulary | None = None) -> tuple
     ids = [image.image_id for image in store.images() if image.image_id in done]
     descriptors = np.empty((len(ids), vocabulary.size), np.float32)
     for row, image_id in enumerate(ids):
-        descriptors[row] = vocabulary.describe(store.features(image_id))
+        descriptors[row] = vocabulary.describe(store.features(image_id, most=DESCRIBED))
     return np.array(ids, np.int32), descriptors
 
 

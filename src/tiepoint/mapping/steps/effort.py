@@ -63,7 +63,7 @@ def try_harder(
     folder, masks : path
         The photographs and their masks, see `tiepoint.mapping.steps.extract.extract_into`.
     extractor, matcher : Extractor, Matcher
-        Those of the store.
+        Those of the store; of its features the extractor's ``max_keypoints`` best are used.
     effort : {"fast", "auto", "thorough"}
         How hard; ``"fast"`` tries nothing.
     second : callable, optional
@@ -96,7 +96,8 @@ def try_harder(
             )
         except InputError:
             continue
-        features = store.features(a), store.features(b)
+        most = extractor.options.max_keypoints
+        features = store.features(a, most=most), store.features(b, most=most)
         state = ladder.climb(State.begin((first, last), extractor, matcher, second, features), effort)
         result = verify(a, b, images[a].camera, images[b].camera, snapped(state))
         # A matcher that cannot say "unrelated" leaves that to the geometry, which many tries may meet by chance.

@@ -80,6 +80,7 @@ def match_into(
     matcher: Matcher,
     *,
     verify: bool = True,
+    most: int | None = None,
     cache_bytes: int = CACHE_BYTES,
     workers: int | None = None,
     report: Report = silent,
@@ -97,6 +98,8 @@ def match_into(
     verify : bool
         Also find the geometry that most matches agree with (`tiepoint.mapping.steps.verify`), which reconstruction
         needs. Pairs that were matched before, without it, get theirs too.
+    most : int, optional
+        Match only this many keypoints of each image, the best.
     cache_bytes : int
         Memory for features. Less means that they are read more often; the result is the same.
     workers : int, optional
@@ -134,7 +137,7 @@ def match_into(
             store, ordered[usable & ~todo], cache_bytes=cache_bytes, workers=workers, report=report
         )
 
-    cache = FeatureCache(store, cache_bytes)
+    cache = FeatureCache(store, cache_bytes, most=most)
     size = batch_size(matcher)
     batches = (ordered[at : at + size][todo[at : at + size]].tolist() for at in range(0, len(ordered), size))
     finish = verification.verify if verify else unverified

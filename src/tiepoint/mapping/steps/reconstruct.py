@@ -21,6 +21,7 @@ from ...io.model_files import write_model
 from ..store import Store, registered
 from . import refine as refinement
 from .assess import ONLY_TURNED, TURNED, Judgement, judge, turned_and_flat
+from .densify import densify
 
 if TYPE_CHECKING:
     import pycolmap
@@ -30,6 +31,8 @@ MAPPERS: tuple[Mapper, ...] = get_args(Mapper)
 
 LEAST_INLIERS = 15  # of a pair, to be used at all: COLMAP's default
 LEAST_IMAGES = 3  # of every model but the largest: two images more are no map, and often a mistake
+OUTLIER = 4.0  # pixels by which an observation may miss its point: the mappers' own limit
+REFINED_OUTLIER = 2.0  # of keypoints that were placed to a fraction of a pixel
 AHEAD_DEGREES = 2.0  # median angle between rays that a first pair needs if COLMAP's 16, 8 and 4 find none
 
 
@@ -145,6 +148,7 @@ def reconstruct(
     *,
     mapper: Mapper = "incremental",
     refine_cameras: bool = True,
+    second_pass: bool = False,
     refine_keypoints: bool = False,
     bands: Sequence[int] | None = None,
     seed: int = 0,
@@ -170,6 +174,8 @@ def reconstruct(
     refine_cameras : bool
         Adjust focal lengths and distortion along with the poses. False for calibrated cameras. Principal points
         are never adjusted.
+    second_pass : bool
+        Also match all keypoints along epipolar lines, for many more points (`tiepoint.mapping.steps.densify`).
     refine_keypoints : bool
         Also align each track's keypoints to a fraction of a pixel (`tiepoint.mapping.steps.refine`), from the
         photographs at full size. With SIFT at 1600 pixels it takes a quarter to a third off the reprojection error
@@ -232,10 +238,16 @@ def reconstruct(
     # COLMAP keeps the first model that it makes, however small, and that need not be the largest.
     models = tuple(model for model in found if model is found[0] or model.num_reg_images() >= LEAST_IMAGES)
     for model in models:
+        furthest = OUTLIER
+        if second_pass:
+            with _quiet(), Store.open(database, create=False) as store:
+                _adjust(model, refine_cameras, threads or -1, furthest)
+                densify(model, store)
         if refine_keypoints:
             refinement.refine_keypoints(model, images, bands)
+            furthest = REFINED_OUTLIER
         with _quiet():
-            _adjust(model, refine_cameras, threads or -1)
+            _adjust(model, refine_cameras, threads or -1, furthest)
     with Store.open(database, create=False) as store:
         judged = [judge(model, store, collection.verified, len(collection.names)) for model in models]
         kept = [place for place, judgement in enumerate(judged) if judgement.verdict != "no 3D"]
@@ -421,8 +433,8 @@ def _reprojection_errors(model: pycolmap.Reconstruction, image: pycolmap.Image) 
     return np.linalg.norm(pixels - [point.xy for point in seen], axis=1)
 
 
-def _adjust(model: pycolmap.Reconstruction, refine_cameras: bool, threads: int) -> None:
-    """Adjust the bundle with Cauchy's loss, and drop what misses by more than the mappers allow."""
+def _adjust(model: pycolmap.Reconstruction, refine_cameras: bool, threads: int, furthest: float) -> None:
+    """Adjust the bundle with Cauchy's loss, and drop observations that miss by more than ``furthest`` pixels."""
     pycolmap = import_pycolmap()
     options = pycolmap.BundleAdjustmentOptions(print_summary=False, refine_focal_length=refine_cameras)
     options.refine_extra_params = refine_cameras
@@ -443,7 +455,7 @@ def _adjust(model: pycolmap.Reconstruction, refine_cameras: bool, threads: int) 
         # What pycolmap.bundle_adjustment does, which logs at any level.
         pycolmap.create_default_bundle_adjuster(options, config, model).solve()
     pycolmap.ObservationManager(model).filter_observations_with_negative_depth()
-    pycolmap.ObservationManager(model).filter_all_points3D(4.0, 1.5)  # pixels, degrees: as the mappers
+    pycolmap.ObservationManager(model).filter_all_points3D(furthest, 1.5)  # degrees: as the mappers
     model.update_point_3d_errors()
 
 

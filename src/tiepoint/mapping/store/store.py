@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import ArgumentError, InputError
@@ -327,7 +328,7 @@ class Store:
         """Return the ids of the images whose features are in the store, be it that none were found."""
         return set(self.keypoint_counts())
 
-    def features(self, image_id: int, descriptors: bool = True) -> Features:
+    def features(self, image_id: int, descriptors: bool = True, most: int | None = None) -> Features:
         """Return the features of one image, on the CPU.
 
         Features made by COLMAP's SIFT come back with all scores 1, and RootSIFT descriptors of unit length.
@@ -337,6 +338,8 @@ class Store:
         image_id : int
         descriptors : bool
             False leaves them in the file, and gives an array (N, 0) in their place.
+        most : int, optional
+            Return only the first so many, of tiepoint's own features the best.
 
         Raises
         ------
@@ -366,7 +369,8 @@ class Store:
                 "new database"
             )
         with self.file.well_formed(f"the features of image {image_id}"):
-            return features_of_row(*row, with_descriptors=descriptors)
+            features = features_of_row(*row, with_descriptors=descriptors)
+        return features if most is None else features.select(torch.arange(min(most, len(features))))
 
     # ---- pairs ----
 

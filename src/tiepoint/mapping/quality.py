@@ -1,0 +1,60 @@
+"""``tiepoint map --quality``: what each quality stands for.
+
+A network matches the best keypoints of each photograph, which tells what shows the same place, and gives poses. All
+other keypoints then cost little: they are matched along epipolar lines (`tiepoint.mapping.steps.densify`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from ..effort import Effort
+from ..errors import ArgumentError
+
+Quality = Literal["fast", "balanced", "dense"]
+QUALITIES: tuple[Quality, ...] = get_args(Quality)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a quality chooses; the fields but the last two are options of a map, which win if they are given.
+
+    Attributes
+    ----------
+    max_keypoints, long_side : int
+        Keypoints of each photograph, and its longest side in pixels where they are looked for.
+    effort : Effort
+        For pairs that one pass does not solve.
+    refine : bool
+        Align the keypoints of each point to a fraction of a pixel.
+    first_pass : int
+        Keypoints that a network matches, the best; without a network all are matched.
+    second_pass : bool
+        Match all keypoints along epipolar lines.
+    """
+
+    max_keypoints: int
+    long_side: int
+    effort: Effort
+    refine: bool
+    first_pass: int
+    second_pass: bool
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of a map that it chooses."""
+        return {name: getattr(self, name) for name in ("max_keypoints", "long_side", "effort", "refine")}
+
+
+PRESETS: dict[Quality, Preset] = {
+    "fast": Preset(1024, 1024, effort="fast", refine=False, first_pass=1024, second_pass=False),
+    "balanced": Preset(8192, 1600, effort="fast", refine=True, first_pass=1536, second_pass=True),
+    "dense": Preset(32768, 3200, effort="auto", refine=True, first_pass=2048, second_pass=True),
+}
+
+
+def preset_of(quality: str) -> Preset:
+    """Return a preset by its name, or raise `ArgumentError`."""
+    if quality not in QUALITIES:
+        raise ArgumentError(f"no quality is called {quality!r}; there are: {', '.join(QUALITIES)}")
+    return PRESETS[quality]
