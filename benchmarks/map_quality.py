@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import pycolmap
 import torch
 import typer
-from mapping_quality import COLMAP, DATA, against_truth, map_with_colmap, match_with_colmap, read_truth
 
 import tiepoint as tp
+from mapping_quality import COLMAP, DATA, against_truth, map_with_colmap, match_with_colmap, read_truth
 from tiepoint.devices import environment
 from tiepoint.mapping.quality import QUALITIES
 from tiepoint.mapping.steps.reconstruct import Quality

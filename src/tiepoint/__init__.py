@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .geometry import Camera
     from .io.images import read_image
     from .mapping import map_photographs as map
+    from .mapping import match_pairs
     from .mapping.online.localize import localize
     from .mapping.online.trajectory import track
     from .training.train import train
@@ -56,6 +57,7 @@ __all__ = [
     "map",
     "mapping",
     "match",
+    "match_pairs",
     "matchers",
     "read_image",
     "track",
@@ -80,6 +82,7 @@ _HOMES = {
     "localize": ("mapping.online.localize", "localize"),
     "map": ("mapping", "map_photographs"),
     "match": ("two_view", "match"),
+    "match_pairs": ("mapping.many_pairs", "match_pairs"),
     "read_image": ("io.images", "read_image"),
     "track": ("mapping.online.trajectory", "track"),
     "train": ("training.train", "train"),

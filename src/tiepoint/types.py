@@ -153,6 +153,16 @@ class Features:
             covariances=None if self.covariances is None else self.covariances[index],
         )
 
+    def first(self, most: int | None) -> Features:
+        """Return the first ``most`` rows, the best of what an extractor found; None keeps all.
+
+        Examples
+        --------
+        >>> Features(torch.zeros(3, 2), torch.tensor([0.9, 0.5, 0.1]), torch.eye(3), (640, 480), "mine").first(2)
+        <Features: 2 mine keypoints in 640x480 pixels>
+        """
+        return self if most is None or most >= len(self) else self.select(torch.arange(most))
+
     def to(self, device: torch.device | str) -> Features:
         """Return the same features on another device."""
         return replace(

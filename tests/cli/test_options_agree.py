@@ -35,6 +35,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 EVERYWHERE = {"json": "how the verb prints", "help": "typer's own"}
 EXCEPTIONS = {
     ("match", "output"): "TwoView.save writes files",
+    ("match", "pairs"): "a function of its own, tiepoint.match_pairs",
     ("match", "picture"): "an argument of TwoView.save",
     ("match", "overwrite"): "an argument of TwoView.save",
     ("train matcher", "dry_run"): "a function of its own, tiepoint.training.runs.matcher.dry_run",
@@ -42,6 +43,8 @@ EXCEPTIONS = {
 }
 # Options whose default is another, or which are required only on the command line, and why.
 DEFAULTS = {
+    ("match", "image0"): "left out with --pairs",
+    ("match", "image1"): "left out with --pairs",
     ("extract", "output"): "Python returns the features; a process has to write them somewhere",
     ("track", "output"): "Python returns the path; a process has to write it somewhere",
     ("train matcher", "pairs"): "auto, a word, is None",
@@ -80,7 +83,8 @@ def test_an_option_is_an_argument_of_the_same_name_and_default(verb: str, option
     assert option.name in arguments, f"tiepoint {verb} has {longest}, its function has no {option.name}"
     argument = arguments[option.name]
     if (verb, option.name) in DEFAULTS:
-        assert (argument.default is None and option.default != argument.default) or option.required
+        open_in_python = argument.default in (None, inspect.Parameter.empty)
+        assert (open_in_python and option.default != argument.default) or option.required
     elif option.required:
         assert argument.default is inspect.Parameter.empty
     else:

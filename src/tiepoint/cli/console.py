@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..mapping import progress as mapping_progress
 
 MINUTE = 60.0  # seconds between two lines
 
@@ -210,3 +213,43 @@ def show_warning(
     """Print a warning as one line; those of other people's code do not concern the user."""
     if Path(__file__).parents[1] in Path(filename).parents:
         say(f"warning: {message}")
+
+
+@contextmanager
+def watched() -> Iterator[mapping_progress.Report]:
+    """Give a callback that shows progress on stderr, as bars, or as a line a minute where no person watches.
+
+    Notes are printed in any case.
+    """
+    console = Console(stderr=True)
+    lines = Minutely()
+    bars = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not is_terminal(),
+    )
+    tasks = {}
+
+    def report(progress: mapping_progress.Progress) -> None:
+        step = progress.step
+        begins = step not in tasks
+        if begins:
+            tasks[step] = bars.add_task(step, total=progress.total or None, completed=progress.done, rate="")
+        bars.update(tasks[step], total=progress.total or None, completed=progress.done)
+        task = next(task for task in bars.tasks if task.id == tasks[step])
+        rate = f"{task.speed:.1f}/s" if task.speed else ""
+        if progress.early_exits is not None:
+            rate += f", {progress.early_exits:.0%} stopped early"
+        bars.update(tasks[step], rate=rate)
+        lines.say(" ".join(f"tiepoint: {step}: {progress.done} of {progress.total or '?'} {rate}".split()), begins)
+        if progress.note:
+            for line in progress.note.splitlines():
+                console.print(f"tiepoint: {line}", highlight=False, markup=False, soft_wrap=True)
+
+    with bars, lines:
+        yield report

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,16 +17,11 @@ from .console import (
     FramesOption,
     JsonOption,
     MatcherOption,
-    Minutely,
-    is_terminal,
     print_json,
     print_table,
     say,
+    watched,
 )
-
-if TYPE_CHECKING:
-    from ..mapping.progress import Progress, Report
-
 
 BY_QUALITY = "by --quality"
 # Those of `tiepoint.mapping`, which imports torch; a test compares.
@@ -153,7 +146,7 @@ def map_photographs(
     """
     from ..mapping import run
 
-    with _watched() as report:
+    with watched() as report:
         result = run.map_photographs(
             photographs,
             output,
@@ -206,47 +199,3 @@ def map_photographs(
         print(note)
     print(f"{sum(result.seconds.values()):.0f} s, wrote {output}")
     print(f"next: {result.next_step}")
-
-
-@contextmanager
-def _watched() -> Iterator[Report]:
-    """Give a callback that shows progress on stderr, as bars, or as a line a minute where no person watches.
-
-    Notes are printed in any case.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    lines = Minutely()
-    bars = Bars(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not is_terminal(),
-    )
-    tasks = {}
-
-    def report(progress: Progress) -> None:
-        step = progress.step
-        begins = step not in tasks
-        if begins:
-            tasks[step] = bars.add_task(step, total=progress.total or None, completed=progress.done, rate="")
-        bars.update(tasks[step], total=progress.total or None, completed=progress.done)
-        task = next(task for task in bars.tasks if task.id == tasks[step])
-        rate = f"{task.speed:.1f}/s" if task.speed else ""
-        if progress.early_exits is not None:
-            rate += f", {progress.early_exits:.0%} stopped early"
-        bars.update(tasks[step], rate=rate)
-        lines.say(" ".join(f"tiepoint: {step}: {progress.done} of {progress.total or '?'} {rate}".split()), begins)
-        if progress.note:
-            for line in progress.note.splitlines():
-                console.print(f"tiepoint: {line}", highlight=False, markup=False, soft_wrap=True)
-
-    with bars, lines:
-        yield report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,8 @@ from .console import (
     NmsRadiusOption,
     ThresholdOption,
     print_json,
+    print_table,
+    watched,
 )
 
 # Those of `tiepoint.two_view`, which imports torch; a test compares.
@@ -28,8 +30,10 @@ Picture = Literal["matches", "attempts", "pruning", "scores"]
 
 
 def match(
-    image0: Annotated[Path, typer.Argument(metavar="A", help="First photograph.")],
-    image1: Annotated[Path, typer.Argument(metavar="B", help="Second photograph.")],
+    image0: Annotated[
+        Path | None, typer.Argument(metavar="A", help="First photograph; with --pairs, the folder of the photographs.")
+    ] = None,
+    image1: Annotated[Path | None, typer.Argument(metavar="B", help="Second photograph.")] = None,
     output: Annotated[
         list[Path],
         typer.Option(
@@ -38,6 +42,10 @@ def match(
             help=".npz, .h5, .csv, .json, .html (interactive), .png, .jpg, .pdf or .svg file; repeatable.",
         ),
     ] = [],  # noqa: B006  typer reads the default and never changes it
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Match many pairs into one .h5 file: a file of two names a line, or a folder for all pairs."),
+    ] = None,
     features: FeaturesOption = "auto",
     matcher: MatcherOption = "auto",
     max_keypoints: MaxKeypointsOption = 2048,
@@ -73,7 +81,32 @@ def match(
 
     Points are (x, y) pixels of the photographs as stored after EXIF rotation; (0, 0) is the centre of the
     top-left pixel.
+
+    With --pairs many pairs go into one HDF5 file in hloc's layout; run the same command to resume. Pairs that cannot be
+    matched are listed, and the exit code is then 3.
     """
+    if pairs is not None:
+        one: dict[str, Any] = {"effort": effort != "fast", "instances": instances, "geometry": geometry, "focal": focal}
+        one |= {"budget": budget, "mask0": mask0, "mask1": mask1, "picture": picture != "matches", "B": image1}
+        one |= {"overwrite": overwrite}
+        _match_pairs(
+            [name for name, given in one.items() if given],
+            pairs,
+            output,
+            image0,
+            features,
+            matcher,
+            max_keypoints=max_keypoints,
+            long_side=long_side,
+            detection_threshold=detection_threshold,
+            nms_radius=nms_radius,
+            bands=bands,
+            device=device,
+            json=json,
+        )
+        return
+    if image0 is None or image1 is None:
+        raise typer.BadParameter("give two photographs, or --pairs")
     from ..io import files
     from ..pipeline import weights_files
     from ..two_view import FILES, match
@@ -119,3 +152,31 @@ def match(
         print(result.note)
     for path in output:
         print(f"wrote {path}")
+
+
+def _match_pairs(
+    only_for_two: list[str], pairs: Path, output: list[Path], *given: Any, json: bool, **options: Any
+) -> None:
+    """Match many pairs, and end with the exit code of an input that cannot be used if some failed."""
+    from ..errors import ArgumentError, InputError
+    from ..mapping import match_pairs
+
+    if only_for_two:
+        raise ArgumentError(
+            f"--pairs does not go together with {', '.join(only_for_two)}, which is for two photographs"
+        )
+    if len(output) != 1:
+        raise ArgumentError("--pairs needs one output: -o FILE.h5")
+    with watched() as report:
+        done = match_pairs(pairs, output[0], *given, **options, report=report)
+    if json:
+        print_json(done.summary())
+    else:
+        print(done.choice)
+        already = f", {done.already} of them before" if done.already else ""
+        print(f"{done.pairs} pairs of {done.photographs} photographs{already}, {done.matches} matches")
+        if done.failed:
+            print_table(("not matched", "why"), done.failed)
+        print(f"wrote {done.output}")
+    if done.failed:
+        raise typer.Exit(InputError.exit_code)

@@ -163,13 +163,18 @@ def write_hloc_pair(
     with writing_hdf5(path) as file:
         for name, one in zip(names, features, strict=True):
             write_hloc_features(file, name, one)
-        partner = np.full(len(features[0]), -1, np.int32)
-        partner[matches[:, 0]] = matches[:, 1]
-        score = np.zeros(len(features[0]), np.float32)
-        score[matches[:, 0]] = scores
-        pair = file.create_group("/".join(name.replace("/", "-") for name in names))
-        pair.create_dataset("matches0", data=partner)
-        pair.create_dataset("matching_scores0", data=score)
+        write_hloc_matches(file, names, len(features[0]), matches, scores)
+
+
+def write_hloc_matches(
+    file: Any, names: tuple[str, str], count: int, matches: NDArray[np.int64], scores: NDArray[np.float32]
+) -> None:
+    """Add the matches of two images, the first with ``count`` keypoints, to an open HDF5 file in hloc's layout."""
+    partner, score = np.full(count, -1, np.int32), np.zeros(count, np.float32)
+    partner[matches[:, 0]], score[matches[:, 0]] = matches[:, 1], scores
+    pair = file.create_group("/".join(name.replace("/", "-") for name in names))
+    pair.create_dataset("matches0", data=partner)
+    pair.create_dataset("matching_scores0", data=score)
 
 
 @contextmanager

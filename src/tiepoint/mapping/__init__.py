@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .many_pairs import PairsMatched, match_pairs
     from .run import map_photographs
     from .steps.extract import extract_into
     from .steps.images import camera_of, new_images
@@ -28,6 +29,7 @@ __all__ = [
     "NewImage",
     "PairMatches",
     "PairResult",
+    "PairsMatched",
     "Store",
     "StoredGeometry",
     "StoredImage",
@@ -35,6 +37,7 @@ __all__ = [
     "extract_into",
     "map_photographs",
     "match_into",
+    "match_pairs",
     "new_images",
     "pair_ids",
     "pairs_of",
@@ -46,6 +49,7 @@ _HOMES = {
     "NewImage": "store",
     "PairMatches": "store",
     "PairResult": "store",
+    "PairsMatched": "many_pairs",
     "Store": "store",
     "StoredGeometry": "store",
     "StoredImage": "store",
@@ -53,6 +57,7 @@ _HOMES = {
     "extract_into": "steps.extract",
     "map_photographs": "run",
     "match_into": "steps.match",
+    "match_pairs": "many_pairs",
     "new_images": "steps.images",
     "pair_ids": "store",
     "pairs_of": "store",

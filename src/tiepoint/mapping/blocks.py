@@ -80,7 +80,7 @@ class FeatureCache:
     descriptors : bool
         Whether to read descriptors too.
     most : int, optional
-        Keypoints of each image, see `Store.features`.
+        Keypoints of each image, see `Features.first`.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class FeatureCache:
         """Return the features of an image."""
         features = self._held.get(image_id)
         if features is None:
-            features = self.store.features(image_id, self.descriptors, self.most)
+            features = self.store.features(image_id, descriptors=self.descriptors).first(self.most)
             self.reads += 1
             self._held[image_id] = features
             self._bytes += _size(features)

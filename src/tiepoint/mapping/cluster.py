@@ -268,7 +268,7 @@ def match_on_ray(
 
     @lru_cache(maxsize=SENT_PER_WORKER * workers.count)
     def features(image_id: int) -> Any:
-        return workers.ray.put(store.features(image_id, most=most))
+        return workers.ray.put(store.features(image_id).first(most))
 
     def batches_of(at: int) -> list[NDArray[np.int32]]:
         starts = range(at, min(at + size, len(ordered)), batch)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..errors import InputError
 from ..features import Extractor
 from ..io.folders import mask_of
@@ -125,7 +123,7 @@ def seconds_of_one(extract: Callable[[int], Features], matcher: Matcher, first_p
         begin = time.perf_counter()
         found.append(extract(number))
     extraction = time.perf_counter() - begin
-    first, second = (one.select(torch.arange(len(one))[:first_pass]) for one in found)
+    first, second = (one.first(first_pass) for one in found)
     begin = time.perf_counter()
     matcher.match_many([(first, second)])
     return extraction, time.perf_counter() - begin

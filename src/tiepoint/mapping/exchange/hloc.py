@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...errors import InputError, TiepointError
-from ...io.arrays import FeatureWriter, hdf5_array, import_h5py, writing_hdf5
+from ...io.arrays import FeatureWriter, hdf5_array, import_h5py, write_hloc_matches, writing_hdf5
 from ...io.files import atomic, check_output, open_file
 from ...types import Features
 from ..store import PairResult, Store, fault_of, pairs_of
@@ -137,12 +137,7 @@ def export_matches(store: Store, path: str | os.PathLike[str]) -> int:
         for id0, id1 in pairs:
             found = store.matches(id0, id1)
             assert found is not None
-            partner, scores = np.full(counts[id0], -1, np.int32), np.zeros(counts[id0], np.float32)
-            partner[found.indices[:, 0]] = found.indices[:, 1]
-            scores[found.indices[:, 0]] = found.scores
-            group = file.create_group(f"{names[id0]}/{names[id1]}")
-            group.create_dataset("matches0", data=partner)
-            group.create_dataset("matching_scores0", data=scores)
+            write_hloc_matches(file, (names[id0], names[id1]), counts[id0], found.indices, found.scores)
     return len(pairs)
 
 

@@ -170,7 +170,7 @@ def vocabulary_for(store: Store) -> Vocabulary:
     if not ids:
         raise ArgumentError(f"there are no features in {store.path}; extract them first")
     spread = np.unique(np.linspace(0, len(ids) - 1, _TRAINING_IMAGES).astype(int))
-    return Vocabulary.train(store.features(ids[i], most=DESCRIBED) for i in spread)
+    return Vocabulary.train(store.features(ids[i]).first(DESCRIBED) for i in spread)
 
 
 def describe_images(store: Store, vocabulary: Vocabulary | None = None) -> tuple[NDArray[np.int32], Vectors]:
@@ -203,7 +203,7 @@ def describe_images(store: Store, vocabulary: Vocabulary | None = None) -> tuple
     ids = [image.image_id for image in store.images() if image.image_id in done]
     descriptors = np.empty((len(ids), vocabulary.size), np.float32)
     for row, image_id in enumerate(ids):
-        descriptors[row] = vocabulary.describe(store.features(image_id, most=DESCRIBED))
+        descriptors[row] = vocabulary.describe(store.features(image_id).first(DESCRIBED))
     return np.array(ids, np.int32), descriptors
 
 

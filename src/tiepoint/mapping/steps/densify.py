@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import pycolmap
 
 BAND = 2.0  # pixels from a keypoint to the epipolar line of its partner, in either photograph
-# Lowe's: a match is nearer than this share of the distance of the next candidate. In a rendered room 99 % of the matches
-# are right to 3 pixels at 0.85 and 97 to 99 % at 0.9, with Cairn; what is wrong along the line, two views cannot tell.
+# Lowe's: a match is nearer than this share of the distance of the next candidate. Two views cannot tell what is wrong
+# along the line. In a rendered room 99 % of Cairn's matches are right to 3 pixels at 0.85, and 97 to 99 % at 0.9.
 RATIO = 0.85
 PARTNERS = 20  # photographs that each is matched with, those it shares most points with
 LEAST_SHARED = 5  # points that such a pair has in the model

@@ -97,7 +97,7 @@ def try_harder(
         except InputError:
             continue
         most = extractor.options.max_keypoints
-        features = store.features(a, most=most), store.features(b, most=most)
+        features = store.features(a).first(most), store.features(b).first(most)
         state = ladder.climb(State.begin((first, last), extractor, matcher, second, features), effort)
         result = verify(a, b, images[a].camera, images[b].camera, snapped(state))
         # A matcher that cannot say "unrelated" leaves that to the geometry, which many tries may meet by chance.

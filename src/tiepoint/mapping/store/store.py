@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import ArgumentError, InputError
@@ -328,7 +327,7 @@ class Store:
         """Return the ids of the images whose features are in the store, be it that none were found."""
         return set(self.keypoint_counts())
 
-    def features(self, image_id: int, descriptors: bool = True, most: int | None = None) -> Features:
+    def features(self, image_id: int, descriptors: bool = True) -> Features:
         """Return the features of one image, on the CPU.
 
         Features made by COLMAP's SIFT come back with all scores 1, and RootSIFT descriptors of unit length.
@@ -338,8 +337,6 @@ class Store:
         image_id : int
         descriptors : bool
             False leaves them in the file, and gives an array (N, 0) in their place.
-        most : int, optional
-            Return only the first so many, of tiepoint's own features the best.
 
         Raises
         ------
@@ -369,8 +366,7 @@ class Store:
                 "new database"
             )
         with self.file.well_formed(f"the features of image {image_id}"):
-            features = features_of_row(*row, with_descriptors=descriptors)
-        return features if most is None else features.select(torch.arange(min(most, len(features))))
+            return features_of_row(*row, with_descriptors=descriptors)
 
     # ---- pairs ----
 
