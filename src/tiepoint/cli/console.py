@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from . import completion
+
 if TYPE_CHECKING:
     from ..mapping import progress as mapping_progress
 
@@ -40,11 +42,11 @@ def parse_bands(text: str | None) -> tuple[int, ...] | None:
     >>> parse_bands("4,3,2")
     (4, 3, 2)
     """
+    if text is None:  # also while the shell completes a word, which should not wait for torch
+        return None
     from ..errors import ArgumentError
     from ..io.images import check_bands
 
-    if text is None:
-        return None
     try:
         return check_bands([int(number) for number in text.split(",")])
     except ValueError as error:  # ArgumentError too
@@ -55,11 +57,20 @@ def parse_bands(text: str | None) -> tuple[int, ...] | None:
 FeaturesOption = Annotated[
     str,
     typer.Option(
-        "--features", "-f", help="Extractor: auto, sift, cairn@WEIGHTS, cairn+sift …; 'tiepoint info' lists all."
+        "--features",
+        "-f",
+        autocompletion=completion.extractors,
+        help="Extractor: auto, sift, cairn@WEIGHTS, cairn+sift …; 'tiepoint info' lists all.",
     ),
 ]
 MatcherOption = Annotated[
-    str, typer.Option("--matcher", "-m", help="Matcher: auto, lightglue, lightglue@WEIGHTS, superglue or nearest.")
+    str,
+    typer.Option(
+        "--matcher",
+        "-m",
+        autocompletion=completion.matchers,
+        help="Matcher: auto, lightglue, lightglue@WEIGHTS, superglue or nearest.",
+    ),
 ]
 MaxKeypointsOption = Annotated[
     int | None,

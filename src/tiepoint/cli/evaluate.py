@@ -9,12 +9,14 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 
+from . import completion
 from .console import EFFORT, DeviceOption, Effort, JsonOption, LongSideOption, MaxKeypointsOption, bar, print_json
 
 CombinationsArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="[FEATURES+MATCHER]...",
+        autocompletion=completion.combinations,
         help="What to measure: sift+nearest, or sift+lightglue@FILE with your own weights; 'sift' alone uses the best "
         "matcher for these features.",
     ),
@@ -27,7 +29,10 @@ def evaluate(
         typer.Option("--data", help="Folder of evaluation sets, HPatches, or a file of calibrated pairs."),
     ],
     combinations: CombinationsArgument = ["auto"],  # noqa: B006  typer reads the default and never changes it
-    sets: Annotated[list[str] | None, typer.Option("--sets", help="Only this set; may be repeated.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--sets", autocompletion=completion.sets, help="Only this set; may be repeated."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many pairs of each set.")] = None,
     max_keypoints: MaxKeypointsOption = 2048,
     long_side: LongSideOption = None,

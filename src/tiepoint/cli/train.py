@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from . import completion
 from .console import DeviceOption, JsonOption, Minutely, is_terminal, print_json, print_table, say
 
 app = typer.Typer(help="Train on your own photographs: features; or matcher, then confidence.", no_args_is_help=True)
@@ -59,7 +60,10 @@ WorkersOption = Annotated[
 def matcher(
     images: ImagesOption,
     output: RunOption,
-    features: Annotated[str, typer.Option("--features", "-f", help="Extractor: sift, cairn@WEIGHTS …")] = "sift",
+    features: Annotated[
+        str,
+        typer.Option("--features", "-f", autocompletion=completion.extractors, help="Extractor: sift, cairn@WEIGHTS …"),
+    ] = "sift",
     preset: Annotated[PresetName, typer.Option(help="Size, pairs and length of the training.")] = "tiny",
     kind: Annotated[Literal["lightglue", "superglue"], typer.Option(help="Architecture.")] = "lightglue",
     start: Annotated[
