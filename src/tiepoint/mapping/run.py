@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from ..io.files import make_folder, write_json
 from ..io.folders import find_masks, list_images, times_in_names, without_masks
 from ..io.images import read_reduced
 from ..viz import sheet
-from . import cluster
+from . import cluster, outputs
 from .exchange import colmap as exports
 from .inputs import (
     FileChanges,
@@ -300,10 +299,11 @@ def map_photographs(
     with log.lap("model"):
         scene, alignments = _reconstruct(asked, photos, log)
     with log.lap("exports"):
-        _export(scene, alignments, asked, photos, choice, log.notes)
+        times = photos.times or times_in_names(image.name for image in photos.images)
+        outputs.export(scene, alignments, asked, photos.folder, times, choice, log.notes)
     skipped, notes = dict(photos.skipped), tuple(log.notes)
     result = MapResult(out, scene, choice, extraction, matching, skipped, hidden, notes, log.seconds, alignments)
-    result = replace(result, plan=plan, next_step=_next_step(scene, asked))
+    result = replace(result, plan=plan, next_step=outputs.next_step(scene, asked))
     write_json(out / "report.json", result.summary())
     return result
 
@@ -465,53 +465,3 @@ def _reconstruct(asked: MapSettings, photos: _Photographs, log: _Log) -> tuple[S
     if len(scene.models) > 1:
         log.notes.append("points.ply and all else are of model 0")
     return scene, tuple(alignments)
-
-
-def _next_step(scene: Scene, asked: MapSettings) -> str:
-    """Say which command follows: for a splat where the photographs can be undistorted, else COLMAP's window."""
-    out = asked.output
-    try:
-        exports.check_can_be_undistorted(scene.models[0].cameras.values(), [])
-    except ArgumentError:
-        folders = {"database_path": out / "database.db", "import_path": out / "sparse/0"}
-        options = {**folders, "image_path": out / "frames" if asked.photographs.is_file() else asked.photographs}
-        return " ".join(["colmap gui", *(f"--{name} {quote(str(path))}" for name, path in options.items())])
-    train = f"ns-train splatfacto --data {quote(str(out / 'undistorted'))}"
-    return train if asked.undistort else f"for a splat, run the same command with --undistort; then {train}"
-
-
-def _export(
-    scene: Scene,
-    alignments: Sequence[Alignment],
-    asked: MapSettings,
-    photos: _Photographs,
-    choice: str,
-    notes: list[str],
-) -> None:
-    """Write a page with all models, and what else can be made of the largest."""
-    from .exchange.web_page import write_scene_page
-
-    out, model = asked.output, scene.models[0]
-    for name, given in (("text", asked.text), ("undistorted", asked.undistort)):
-        if not given and (out / name).exists():
-            notes.append(
-                f"{out / name} is of an earlier run, and does not follow this one; delete it, or ask for it again"
-            )
-    aligned = bool(alignments) and not any(alignment.problem for alignment in alignments)
-    write_scene_page(
-        scene,
-        out / "database.db",
-        out / "scene.html",
-        photographs=photos.folder,
-        title=out.resolve().name,
-        description=choice,
-        unit="m" if aligned else "",
-        up=(0.0, 0.0, 1.0) if aligned and alignments[0].by == "gps" else None,  # east, north, up
-    )
-    exports.write_ply(model, out / "points.ply")
-    times = photos.times or times_in_names(image.name for image in photos.images)
-    exports.write_trajectory(model, out / "trajectory.txt", times)
-    if asked.text:
-        exports.write_model(model, out / "text", "text")
-    if asked.undistort:
-        exports.write_undistorted(model, photos.folder, out / "undistorted", asked.masks, asked.bands)
