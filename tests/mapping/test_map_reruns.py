@@ -109,10 +109,11 @@ APPLIED = {
 }  # fmt: skip
 NO_PART_OF_THE_RESULT = {"photographs", "output", "device", "workers", "ray", "report"}
 ONLY_FROM_PYTHON = {"seed"}  # of the mapper, which runs each time
+OF_A_VIDEO = {"frames", "every"}  # other frames are other photographs
 
 
 def test_every_option_of_map_is_in_this_matrix() -> None:
-    here = {*REFUSED, *APPLIED, *NO_PART_OF_THE_RESULT, *ONLY_FROM_PYTHON}
+    here = {*REFUSED, *APPLIED, *NO_PART_OF_THE_RESULT, *ONLY_FROM_PYTHON, *OF_A_VIDEO}
     assert set(inspect.signature(map_photographs).parameters) == here
     tests = {name for name in globals() if name.startswith("test_option_")}
     assert all(any(name.endswith(f"_{option}") for name in tests) for option in APPLIED)
@@ -465,9 +466,8 @@ def test_a_database_brought_along_keeps_its_cameras_until_an_option_says_otherwi
         db.execute("DELETE FROM tiepoint_files")
         db.execute("DELETE FROM tiepoint_cameras")
         db.execute("UPDATE cameras SET params = ?", (np.array([303.0, 160, 120, 0.001]).tobytes(),))
-    plain = ["-f", "sift", "-m", "nearest", "-k", "600", "--workers", "0"]
     for _ in range(2):
-        assert again(base=plain)[0].code == 0
+        assert again(base=without_focal())[0].code == 0
         assert {camera.params[0] for camera in again.cameras()} == {303}
     assert again()[0].code == 0  # with --focal
     assert {camera.params[0] for camera in again.cameras()} == {FOCAL}
