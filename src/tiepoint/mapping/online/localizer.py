@@ -381,6 +381,7 @@ class Localizer:
         image = read_image(self.folder / self._images[image_id][0], bands=self.extractor.options.bands)
         if image.size != stored.image_size:
             raise InputError(f"{image.name}: is not of the size that the map was made from; is it another photograph?")
+        stored = stored.first(self.extractor.options.max_keypoints)
         second = pipeline.another(self.extractor)
         begin = State.begin((picture, image), self.extractor, self.matcher, second, (features, stored))
         matches = snapped(ladder.climb(begin, self.effort))
