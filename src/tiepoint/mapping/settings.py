@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import effort as ladder
@@ -87,6 +88,8 @@ class MapSettings:
         chosen = {name: value for name, value in options.items() if arguments[name] is None}
         values = {one.name: arguments[one.name] for one in fields(cls) if one.name in arguments} | chosen
         values |= {name: values[name] or None for name in ("max_keypoints", "long_side")}
+        if first_pass is not None and first_pass >= (values["max_keypoints"] or np.inf):
+            first_pass = None
         values |= {"preset": preset, "chosen": chosen, "first_pass": first_pass}
         values |= {"photographs": Path(values["photographs"]), "output": Path(values["output"])}
         values |= {"device": pick_device(values["device"]), "bands": check_bands(values["bands"])}
