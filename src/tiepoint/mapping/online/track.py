@@ -327,8 +327,7 @@ class Tracker:
         if found is None:
             return
         loop, evidence = found
-        if not evidence.is_right:
-            self.loops.append(loop)
+        self.loops.append(loop)
         if loop.refused:
             return
         self._rescale(close_loop(self.map, evidence))
