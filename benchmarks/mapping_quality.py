@@ -35,7 +35,7 @@ DATA = HERE.parents[1] / "shared" / "data"
 RESULTS = HERE / "results" / "mapping_quality"
 
 COLMAP = "colmap"  # stands for COLMAP's own SIFT among the systems, whose other names are FEATURES+MATCHER
-KEYPOINTS, LONG_SIDE = 2048, 1600  # the defaults of map_photographs
+KEYPOINTS, LONG_SIDE = 2048, 1600
 
 Matrix = NDArray[np.float64]
 Pose = tuple[Matrix, Matrix]
@@ -152,7 +152,8 @@ def measure(name: str, system: str, data: Path) -> list[dict[str, Any]]:
         elif camera is not None:
             match_with_tiepoint(images, database, camera, features, matcher)
         else:  # the whole command; its map is made once more below, in one thread as all others
-            map_photographs(images, work, features=features, matcher=matcher)
+            limits = {"max_keypoints": KEYPOINTS, "long_side": LONG_SIDE}
+            map_photographs(images, work, quality="fast", features=features, matcher=matcher, **limits)
         matching_seconds = time.perf_counter() - begin
         if system == COLMAP:
             (work / "colmap").mkdir()
