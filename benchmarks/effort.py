@@ -29,6 +29,7 @@ from tiepoint.geometry import Camera, corner_error, estimate_homography, estimat
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "eval"
+Limits = tuple[tuple[float, float], ...]
 EASY = (150.0, 200.0, 300.0)  # other values of the evidence at which the best keypoints are enough
 
 
@@ -93,7 +94,7 @@ def _climb(images: tuple[tp.Image, tp.Image], extractor: Any, matcher: Any, trut
     extracting = spent = time.process_time() - begin
     rows: list[dict[str, Any]] = []
     state = start
-    for rung, _ in ladder.LADDER:
+    for rung, *_ in ladder.LADDER:
         begin = time.process_time()
         after = rung(state)
         cost = time.process_time() - begin
@@ -114,6 +115,7 @@ def _row(state: ladder.State, seconds: float, truth: Any) -> dict[str, Any]:
         "evidence": state.attempts[-1].evidence,
         "best": state.evidence,
         "kept": [attempt.kept for attempt in state.attempts],
+        "scene": ladder.is_scene(state),
         "overlaps": state.matches.overlaps,
         "matches": len(state.matches),
         "seconds": seconds,
@@ -143,10 +145,10 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     names = list(dict.fromkeys(row["set"] for row in rows))
     for column in ("effort", *names):
         table.add_column(column)
-    auto = tuple(enough for _, enough in ladder.LADDER)
-    top = tuple(np.inf for _ in ladder.LADDER)
-    settings: dict[str, tuple[float, ...] | None] = {"fast": None, "auto": auto, "thorough": top}
-    settings |= {f"auto, easy {easy:g}": (np.inf, easy, *auto[2:]) for easy in EASY}
+    auto = tuple((plane, scene) for _, plane, scene in ladder.LADDER)
+    top = tuple((np.inf, np.inf) for _ in ladder.LADDER)
+    settings: dict[str, Limits | None] = {"fast": None, "auto": auto, "thorough": top}
+    settings |= {f"auto, easy {easy:g}": (auto[0], (easy, auto[1][1]), *auto[2:]) for easy in EASY}
     for label, enough in settings.items():
         cells = []
         for name in names:
@@ -162,16 +164,17 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _stop(rungs: list[dict[str, Any]], enough: tuple[float, ...] | None) -> dict[str, Any]:
+def _stop(rungs: list[dict[str, Any]], enough: Limits | None) -> dict[str, Any]:
     """Return the rung at which the ladder ends, given the evidence that is enough before each; None is "fast"."""
     if enough is None:
         return rungs[0]
-    names = [rung.__name__.replace("_", " ") for rung, _ in ladder.LADDER]
+    names = [rung.__name__.replace("_", " ") for rung, *_ in ladder.LADDER]
     last, place = rungs[1], 0
     for row in rungs[1:]:
         while names[place] != row["name"]:  # rungs that did not apply
             place += 1
-        if row is not last and last["best"] >= enough[place]:
+        plane, scene = enough[place]
+        if row is not last and (last["best"] >= plane or (last["scene"] and last["best"] >= scene)):
             break
         last, place = row, place + 1
     return last

@@ -55,7 +55,7 @@ def start(tilted: tuple[Any, Any], sift: tuple[Extractor, Matcher]) -> effort.St
 def states(start: effort.State) -> list[effort.State]:
     """The state before and after every rung of the ladder."""
     states = [start]
-    for rung, _ in effort.LADDER:
+    for rung, *_ in effort.LADDER:
         states.append(rung(states[-1]))
     return states
 
@@ -151,7 +151,7 @@ def test_auto_ends_where_the_evidence_is_enough(start: effort.State, monkeypatch
     views = everything[2].evidence
     for enough, count in ((views, 3), (views + 1, 4)):
         limits = [np.inf, np.inf, np.inf, np.inf, np.inf, enough, views, views]
-        rungs = tuple((rung, limit) for (rung, _), limit in zip(effort.LADDER, limits, strict=True))
+        rungs = tuple((rung, limit, limit) for (rung, *_), limit in zip(effort.LADDER, limits, strict=True))
         monkeypatch.setattr(ladder, "LADDER", rungs)
         names = [attempt.name for attempt in effort.climb(start, "auto").attempts]
         assert names == [attempt.name for attempt in everything[:count]]
@@ -162,7 +162,7 @@ def test_the_budget_is_kept_within_one_rung(start: effort.State, monkeypatch: py
         time.sleep(0.05)
         return effort.all_keypoints(state)
 
-    monkeypatch.setattr(ladder, "LADDER", ((slow, np.inf),) * 6)
+    monkeypatch.setattr(ladder, "LADDER", ((slow, np.inf, np.inf),) * 6)
     assert len(effort.climb(start, "thorough", budget=1e-9).attempts) == 1
     begin = time.perf_counter()
     attempts = effort.climb(start, "thorough", budget=0.12).attempts

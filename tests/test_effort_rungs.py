@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import tiepoint as tp
 from tiepoint import effort
-from tiepoint.effort import along_lines
+from tiepoint.effort import along_lines, ladder
 from tiepoint.effort.state import NEAR, State
 from tiepoint.effort.views import cropped
 from tiepoint.geometry import reprojection_error, transform
@@ -159,3 +159,15 @@ def test_a_crop_shows_the_points_and_some_more() -> None:
     assert max(shape) == 640
     corners = transform(np.linalg.inv(large), np.array([[-0.5, -0.5], np.array(shape) - 0.5]))
     assert (corners[0] < 10 * points.min(axis=0)).all() and (corners[1] > 10 * points.max(axis=0)).all()
+
+
+def test_a_plane_is_tried_longer_than_a_scene(texture: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+    """More matches make a homography more precise; the pose of a scene is settled before."""
+    plane = begin(texture, np.asarray(cv2.warpPerspective(texture, WARP, (320, 240)), np.uint8))
+    scene = begin(view(0.0), view(0.7))
+    assert effort.is_scene(scene) and not effort.is_scene(plane) and not effort.is_scene(plane.without_matches())
+    for state, tries in ((scene, 1), (plane, 2)):
+        limits = (np.inf, np.inf), (state.evidence + 1, state.evidence - 1)
+        rungs = zip((effort.all_keypoints, effort.second_pass), *zip(*limits, strict=True), strict=True)
+        monkeypatch.setattr(ladder, "LADDER", tuple(rungs))
+        assert len(effort.climb(replace(state.without_matches(), attempts=()), "auto").attempts) == tries

@@ -21,7 +21,7 @@ from ..matchers import Matcher
 from ..matchers.nearest import NearestNeighbour
 from ..matchers.overlay import without_overlay
 from ..types import Features, Image, Matches
-from .along_lines import estimate, match_along
+from .along_lines import Geometry, estimate, match_along
 from .state import Found, Merge, State, first, merge
 from .views import MARGIN, View, cropped, look, slopes, tilted, working_frame
 
@@ -34,9 +34,10 @@ EFFORTS: tuple[Effort, ...] = ("fast", "auto", "thorough")
 LATER = 3.0
 
 # Evidence at which "auto" is content, chosen for Cairn with LightGlue by `benchmarks/effort.py` on a few pairs of each
-# set. The best 512 keypoints reach 160 to 311 on kodak, lund_door and entry, where more tries change little, and 16 to
-# 210 on graf, where a second pass halves the error. After it, pairs with the right geometry reached 118 or more.
-EASY, PRECISE, SOLVED = 250.0, 800.0, 100.0
+# set. The best 512 keypoints reach 160 to 311 on kodak, and 16 to 210 on graf, where a second pass halves the error;
+# after it, pairs with the right geometry reached 118 or more. In scenes they reach 89 to 139 on entry, kitti and
+# lund_door, with errors of the pose within 0.25 degrees of those of 2048, and 2 to 31 where these are several degrees.
+EASY, SETTLED, PRECISE, SOLVED = 250.0, 60.0, 800.0, 100.0
 BEST = 512  # keypoints of the first rung
 HOMOGRAPHY_THRESHOLD = 6.0  # working pixels: loose, because a scene is seldom a plane
 CLOSER = 1.25  # a zoom that enlarges neither photograph by as much is not worth its cost
@@ -101,10 +102,11 @@ def check(effort: str, budget: float | None) -> None:
 
 
 def _climb(state: State, effort: Effort, deadline: float) -> State:
-    for rung, enough in LADDER:
+    for rung, plane, scene in LADDER:
         if state.attempts and time.perf_counter() >= deadline:
             break
-        if effort == "auto" and state.evidence >= enough:
+        enough = state.evidence >= plane or (state.evidence >= scene and is_scene(state))
+        if effort == "auto" and enough:
             break
         state = rung(state)
     return state
@@ -188,11 +190,11 @@ def zoom(state: State) -> Sequence[Found]:
 
     It does not apply where that is nearly all of either photograph.
     """
-    frames = [working_frame(image.size, state.extractor.options) for image in state.images]
-    points = state.matches.points0, state.matches.points1
-    common = estimate(*(transform(frame, side) for (_, frame), side in zip(frames, points, strict=True)))
+    common = _geometry(state)
     if common is None:
         return []
+    frames = [working_frame(image.size, state.extractor.options) for image in state.images]
+    points = state.matches.points0, state.matches.points1
     views, largest = [], 1.0
     for side, (image, (working, frame)) in enumerate(zip(state.images, frames, strict=True)):
         warp, size = cropped(image.size, points[side][common.inliers], max(working))
@@ -257,19 +259,32 @@ def guided(state: State) -> Sequence[Found]:
     return [] if found is None else [Found(found)]
 
 
-# The rungs in order, and the evidence at which "auto" ends before each. A second pass costs about as much as the first
-# and makes matches more precise, so that only the easiest pairs go without; views and another extractor cost several
-# times that, and are for pairs that are not solved.
-LADDER: tuple[tuple[Rung, float], ...] = (
-    (best_keypoints, np.inf),
-    (all_keypoints, EASY),
-    (second_pass, PRECISE),
-    (zoom, SOLVED),
-    (synthetic_views, SOLVED),
-    (second_pass, PRECISE),
-    (second_extractor, SOLVED),
-    (guided, SOLVED),
+# The rungs in order, and the evidence at which "auto" ends before each: first where the matches lie on one plane, whose
+# homography more matches make more precise, then in a scene, whose pose they hardly change. A second pass costs
+# about as much as the first and makes matches more precise, so that only the easiest planes go without; views and
+# another extractor cost several times that, and are for pairs that are not solved.
+LADDER: tuple[tuple[Rung, float, float], ...] = (
+    (best_keypoints, np.inf, np.inf),
+    (all_keypoints, EASY, SETTLED),
+    (second_pass, PRECISE, SOLVED),
+    (zoom, SOLVED, SOLVED),
+    (synthetic_views, SOLVED, SOLVED),
+    (second_pass, PRECISE, SOLVED),
+    (second_extractor, SOLVED, SOLVED),
+    (guided, SOLVED, SOLVED),
 )
+
+
+def is_scene(state: State) -> bool:
+    """Whether the matches have a geometry that is no plane's."""
+    geometry = _geometry(state)
+    return geometry is not None and not geometry.planar
+
+
+def _geometry(state: State) -> Geometry | None:
+    """Return the geometry of the matches, in working pixels."""
+    frames = [working_frame(image.size, state.extractor.options)[1] for image in state.images]
+    return estimate(transform(frames[0], state.matches.points0), transform(frames[1], state.matches.points1))
 
 
 def _without_overlay(state: State, found: Found) -> Found:
