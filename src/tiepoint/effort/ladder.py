@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from ..devices import plain_torch
 from ..errors import ArgumentError
 from ..features import Extractor, ExtractorOptions
-from ..geometry import estimate_homography, transform
+from ..geometry import estimate_fundamental, estimate_homography, transform
 from ..matchers import Matcher
 from ..matchers.nearest import NearestNeighbour
 from ..matchers.overlay import without_overlay
 from ..types import Features, Image, Matches
-from .along_lines import Geometry, estimate, match_along
+from .along_lines import INLIER, LEAST, PLANAR, estimate, match_along
 from .state import Found, Merge, State, first, merge
 from .views import MARGIN, View, cropped, look, slopes, tilted, working_frame
 
@@ -190,7 +190,7 @@ def zoom(state: State) -> Sequence[Found]:
 
     It does not apply where that is nearly all of either photograph.
     """
-    common = _geometry(state)
+    common = estimate(*_working_points(state))
     if common is None:
         return []
     frames = [working_frame(image.size, state.extractor.options) for image in state.images]
@@ -276,15 +276,17 @@ LADDER: tuple[tuple[Rung, float, float], ...] = (
 
 
 def is_scene(state: State) -> bool:
-    """Whether the matches have a geometry that is no plane's."""
-    geometry = _geometry(state)
-    return geometry is not None and not geometry.planar
+    """Whether the matches agree with an epipolar geometry, and too few of them, even loosely, with one plane."""
+    points = _working_points(state)
+    scene = estimate_fundamental(*points, INLIER).inliers.sum()
+    plane = estimate_homography(*points, HOMOGRAPHY_THRESHOLD).inliers.sum()
+    return bool(scene >= LEAST and plane < PLANAR * scene)
 
 
-def _geometry(state: State) -> Geometry | None:
-    """Return the geometry of the matches, in working pixels."""
+def _working_points(state: State) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the points of the matches in working pixels."""
     frames = [working_frame(image.size, state.extractor.options)[1] for image in state.images]
-    return estimate(transform(frames[0], state.matches.points0), transform(frames[1], state.matches.points1))
+    return transform(frames[0], state.matches.points0), transform(frames[1], state.matches.points1)
 
 
 def _without_overlay(state: State, found: Found) -> Found:
