@@ -3,7 +3,7 @@
 What the command line does, Python does by the same name, options and defaults:
 
 >>> import tiepoint as tp
->>> verbs = tp.extract, tp.match, tp.map, tp.localize, tp.track, tp.train, tp.calibrate, tp.evaluate
+>>> verbs = tp.extract, tp.match, tp.map, tp.localize, tp.track, tp.train, tp.calibrate, tp.evaluate, tp.export
 >>> tp.match("a.jpg", "b.jpg")  # doctest: +SKIP
 <TwoView: 812 matches; cairn + lightglue: the first choice of what is on this machine and allows commercial use>
 
@@ -20,10 +20,11 @@ from ._version import __version__
 from .errors import TiepointError
 
 if TYPE_CHECKING:
-    from . import calibration, evaluation, features, geometry, io, mapping, matchers, training, viz, weights
+    from . import calibration, evaluation, features, geometry, io, mapping, matchers, runtimes, training, viz, weights
     from .calibration.calibrate import calibrate_file as calibrate
     from .devices import best_device
     from .evaluation import evaluate
+    from .exporting import export
     from .extraction import extract
     from .geometry import Camera
     from .io.images import read_image
@@ -49,6 +50,7 @@ __all__ = [
     "errors",
     "evaluate",
     "evaluation",
+    "export",
     "extract",
     "features",
     "geometry",
@@ -60,6 +62,7 @@ __all__ = [
     "match_pairs",
     "matchers",
     "read_image",
+    "runtimes",
     "track",
     "train",
     "training",
@@ -78,6 +81,7 @@ _HOMES = {
     "best_device": ("devices", "best_device"),
     "calibrate": ("calibration.calibrate", "calibrate_file"),
     "evaluate": ("evaluation", "evaluate"),
+    "export": ("exporting", "export"),
     "extract": ("extraction", "extract"),
     "localize": ("mapping.online.localize", "localize"),
     "map": ("mapping", "map_photographs"),

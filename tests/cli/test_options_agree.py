@@ -11,7 +11,8 @@ import pytest
 import typer.main
 
 import tiepoint as tp
-from tiepoint import cli, effort, two_view
+from tiepoint import cli, effort, exporting, two_view
+from tiepoint.cli import export as export_verb
 from tiepoint.cli import map as map_verb
 from tiepoint.cli import match as match_verb
 from tiepoint.mapping import quality
@@ -26,6 +27,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "calibrate": tp.calibrate,
     "evaluate": tp.evaluate,
     "bench": tp.evaluation.bench,
+    "export": tp.export,
     "train matcher": tp.training.MatcherSettings,  # what tiepoint.train takes
     "train features": tp.training.FeatureSettings,
     "train superpoint": tp.training.SuperPointSettings,
@@ -111,13 +113,14 @@ def test_choices_are_those_of_the_library() -> None:
     assert get_args(map_verb.Quality) == quality.QUALITIES == tuple(quality.PRESETS)
     assert get_args(map_verb.Mapper) == get_args(reconstruct.Mapper)
     assert get_args(map_verb.Share) == get_args(images.Share)
+    assert get_args(export_verb.Runtime) == get_args(exporting.Runtime)
 
 
 def test_the_face_shows_what_is_public_and_all_of_it_is_there() -> None:
     shown = dir(tp)
     assert not {"Any", "annotations", "import_module", "TYPE_CHECKING"} & set(shown)
     assert all(getattr(tp, name) is not None for name in shown)
-    for name in ("extract", "match", "map", "localize", "track", "train", "calibrate", "evaluate"):
+    for name in ("extract", "match", "map", "localize", "track", "train", "calibrate", "evaluate", "export"):
         assert name in shown and inspect.getdoc(getattr(tp, name))
 
 
@@ -135,4 +138,6 @@ def test_arguments_are_documented(verb: str) -> None:
 
 def test_devices_have_one_default() -> None:
     for verb, function in FUNCTIONS.items():
+        if verb == "export":  # needs no device
+            continue
         assert inspect.signature(function).parameters["device"].default == "auto", verb

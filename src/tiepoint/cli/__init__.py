@@ -23,7 +23,7 @@ import typer
 
 from .._version import __version__
 from ..errors import InputError, TiepointError
-from . import calibrate, db, evaluate, extract, info, localize, map, match, serve, track, train, weights
+from . import calibrate, db, evaluate, export, extract, info, localize, map, match, serve, track, train, weights
 from .console import say, show_warning
 
 INTERRUPTED = 130  # as shells number SIGINT
@@ -50,6 +50,7 @@ app.command("info")(info.info)
 app.add_typer(weights.app, name="weights")
 app.add_typer(train.app, name="train")
 app.command("calibrate")(calibrate.calibrate)
+app.command("export")(export.export)
 app.command("export-weights")(train.export_weights)
 
 

@@ -19,6 +19,7 @@ import torch
 
 from ..errors import ArgumentError
 from ..names import split
+from ..runtimes import is_exported
 from .base import Extractor, ExtractorOptions
 from .ensemble import Ensemble
 
@@ -41,6 +42,8 @@ _BUILTIN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dedode": ("kornia_zoo", "DeDoDe", {}),
     "keynet": ("kornia_zoo", "KeyNetAffNetHardNet", {}),
 }
+# What runs a folder of `tiepoint.export`.
+_EXPORTED: dict[str, tuple[str, str, dict[str, Any]]] = {"cairn": ("cairn.exported", "ExportedCairn", {})}
 
 
 def names() -> list[str]:
@@ -54,7 +57,8 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
     Parameters
     ----------
     name : str
-        One of `names`, or ``name@FILE`` for weights of one's own; several joined by ``+`` are an `Ensemble`.
+        One of `names`, or ``name@FILE`` for weights of one's own, or ``cairn@FOLDER`` for what `tiepoint.export`
+        wrote; several joined by ``+`` are an `Ensemble`.
     device : torch.device or str
         Where networks run; hand-made extractors stay on the CPU.
     **options
@@ -87,8 +91,11 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
         raise ArgumentError(f"{name}@ names no file of weights")
     if file:
         options["weights"] = file
-    if name in _BUILTIN:
-        module, attribute, variant = _BUILTIN[name]
+    builtin = _EXPORTED if is_exported(file) else _BUILTIN
+    if is_exported(file) and name not in builtin:
+        raise ArgumentError(f"{name}@{file}: is a folder, and only cairn is run from an exported one; name a file")
+    if name in builtin:
+        module, attribute, variant = builtin[name]
         factory = getattr(import_module(f".{module}", __name__), attribute)
     else:
         found = entry_points(group="tiepoint.extractors", name=name)

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..devices import plain_torch
 from ..errors import ArgumentError, InputError, TiepointError
 from ..io.images import ImageSource, check_bands, read_image, resize, resize_mask
+from ..runtimes.run import suppress
 from ..types import Features, Image
 from .tiling import concatenate, tiles
 
@@ -372,26 +373,7 @@ def nms(keypoints: torch.Tensor, scores: torch.Tensor, radius: float, most: int 
     order = torch.argsort(scores, descending=True, stable=True)
     if radius <= 0 or len(order) == 0:
         return order[:most]
-    # In a cell as wide as the radius at most one keypoint survives, and whatever suppresses a keypoint lies
-    # in its own cell or one of the eight around: nine look-ups decide each keypoint.
-    xy = keypoints[order].cpu().double().numpy()
-    cell = np.floor((xy - xy.min(axis=0)) / radius).astype(np.int64)
-    row = int(cell[:, 0].max()) + 3
-    keys = (cell[:, 1] * row + cell[:, 0]).tolist()
-    around = [0, -1, 1, -row, row, -row - 1, -row + 1, row - 1, row + 1]
-    chosen: dict[int, tuple[float, float]] = {}
-    keep = []
-    for i, (key, (x, y)) in enumerate(zip(keys, xy.tolist(), strict=True)):
-        for step in around:
-            other = chosen.get(key + step)
-            if other is not None and abs(x - other[0]) <= radius and abs(y - other[1]) <= radius:
-                break
-        else:
-            chosen[key] = (x, y)
-            keep.append(i)
-            if len(keep) == most:
-                break
-    return order[torch.tensor(keep, device=order.device)]
+    return order[torch.from_numpy(suppress(keypoints[order].cpu().numpy(), radius, most)).to(order.device)]
 
 
 def allowed(keypoints: torch.Tensor, mask: NDArray[np.uint8]) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from ..errors import ArgumentError
 from ..features import names as feature_names
 from ..names import split, weights_file
+from ..runtimes import is_exported
 from .base import Matcher
 from .ensemble import Ensemble
 
@@ -18,6 +19,8 @@ _BUILTIN = {
     "superglue": ("superglue", "SuperGlue"),
     "nearest": ("nearest", "NearestNeighbour"),
 }
+# What runs a folder of `tiepoint.export`.
+_EXPORTED = {"lightglue": ("lightglue.exported", "ExportedLightGlue")}
 
 
 def names() -> list[str]:
@@ -31,7 +34,8 @@ def load(name: str, features: str = "sift", device: torch.device | str = "cpu", 
     Parameters
     ----------
     name : str
-        One of `names`: ``lightglue``, ``superglue`` or ``nearest``; or ``name@FILE`` for weights of one's own. For an
+        One of `names`: ``lightglue``, ``superglue`` or ``nearest``; or ``name@FILE`` for weights of one's own, or
+        ``lightglue@FOLDER`` for what `tiepoint.export` wrote. For an
         ensemble of extractors one that all use, or one for each, joined by ``+``.
     features : str
         Name of the extractor whose features will be matched, as `tiepoint.features.load` takes it; chooses the weights.
@@ -63,7 +67,9 @@ def load(name: str, features: str = "sift", device: torch.device | str = "cpu", 
         options["weights"] = file
     if name not in _BUILTIN:
         raise ArgumentError(f"no matcher is called {name!r}; there are: {', '.join(names())}")
-    module, attribute = _BUILTIN[name]
+    if is_exported(file) and name not in _EXPORTED:
+        raise ArgumentError(f"{name}@{file}: is a folder, and only lightglue is run from an exported one; name a file")
+    module, attribute = _EXPORTED[name] if is_exported(file) else _BUILTIN[name]
     factory = getattr(import_module(f".{module}", __name__), attribute)
     try:
         return factory(features=features.partition("@")[0], device=device, **options)

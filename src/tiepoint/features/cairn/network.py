@@ -53,7 +53,7 @@ class CairnNet(nn.Module):
 
     def levels(self, grey: Tensor) -> list[Tensor]:
         """Return the pyramid of grey images (B, 1, H, W), as deep as the widest rings of the last level need it."""
-        return pyramid(grey, self.config.levels + _level_of_ring(self.config.outermost_radius))
+        return pyramid(grey, self.config.levels + level_of_ring(self.config.outermost_radius))
 
     def score(self, images: list[Tensor]) -> Scores:
         """Return what the detector says about the levels on which keypoints are looked for."""
@@ -104,7 +104,7 @@ class CairnNet(nn.Module):
         device, dtype = atlas.device, atlas.dtype
         height, width = images[0].shape[2:]
         radii = [RADIUS * 2 ** (ring / RINGS_PER_OCTAVE) for ring in range(config.rings)]
-        coarser = torch.tensor([_level_of_ring(radius) for radius in radii], device=device)
+        coarser = torch.tensor([level_of_ring(radius) for radius in radii], device=device)
         read = (levels[..., None] + coarser).clamp(max=len(images) - 1)  # (B, N, rings): level of each ring
         angle = torch.arange(config.angles, device=device, dtype=dtype) * (2 * math.pi / config.angles)
         unit = torch.stack([angle.cos(), angle.sin()], 1)
@@ -136,7 +136,7 @@ class CairnNet(nn.Module):
         return Description(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _level_of_ring(radius: float) -> int:
+def level_of_ring(radius: float) -> int:
     """How many levels coarser than the keypoint's own a ring is read from."""
     return max(0, round(2 * math.log2(PITCH * radius)))
 

@@ -94,8 +94,8 @@ def align(
     descriptors1: Tensor,
     positions0: Tensor,
     positions1: Tensor,
-    long_side0: float,
-    long_side1: float,
+    long_side0: float | Tensor,
+    long_side1: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Bring a pair to one roll, scale and place, before anything is matched: then true matches look alike in both.
 
@@ -110,7 +110,7 @@ def align(
         Unit vectors that do not change when the camera rolls.
     positions0, positions1 : (N, 4), (M, 4)
         From `normalise_positions`, with log2 of the scale in pixels.
-    long_side0, long_side1 : float
+    long_side0, long_side1 : float or tensor ()
         Of the images, pixels.
 
     Returns
@@ -127,7 +127,7 @@ def align(
     >>> torch.allclose(a, b, atol=1e-3)
     True
     """
-    if min(len(descriptors0), len(descriptors1)) < 2:
+    if descriptors0.shape[0] < 2 or descriptors1.shape[0] < 2:
         roll = octaves = positions0.new_zeros(())
         shift = positions0.new_zeros(2)
         i = j = torch.zeros(0, dtype=torch.long, device=positions0.device)
@@ -141,7 +141,7 @@ def align(
     x, y, size, angle = positions1.unbind(1)
     turned = torch.stack([cos * x + sin * y, cos * y - sin * x], 1) * (unit1 / unit)
     place = positions0[:, :2] * (long_side0 / unit)
-    if len(i):
+    if i.shape[0]:
         shift = _mode(turned[j] - place[i], share)
     return (
         torch.cat([place, positions0[:, 2:]], 1),
@@ -156,7 +156,7 @@ def _neighbours(descriptors0: Tensor, descriptors1: Tensor) -> tuple[Tensor, Ten
     _, nearest, mutual = mutual_nearest(similarity)
     distances = (2 - 2 * torch.stack([best, second])).clamp(min=1e-6).sqrt()
     weight = torch.where(mutual, 1 - distances[0] / distances[1], 0)  # how much nearer than the second nearest
-    weight, i = weight.topk(min(_VOTES, len(weight)))
+    weight, i = weight.topk(torch.sym_min(_VOTES, weight.shape[0]))
     return i, nearest[i], weight
 
 
@@ -176,7 +176,8 @@ def _roll_and_scale(votes: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tens
 
 def _mode(votes: Tensor, weight: Tensor) -> Tensor:
     """Mode of weighted votes (K, 2) for a shift."""
-    support = torch.exp(-0.5 * (torch.cdist(votes, votes) / _SHIFT) ** 2) * weight
+    squared = (votes[:, None] - votes).square().sum(2)
+    support = torch.exp(-0.5 / _SHIFT**2 * squared) * weight
     share = support[support.sum(1).argmax()]
     return (votes * share[:, None]).sum(0) / share.sum().clamp(min=1e-9)
 

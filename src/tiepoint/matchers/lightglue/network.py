@@ -234,7 +234,7 @@ def match(net: LightGlueNet, config: LightGlueConfig, *inputs: tuple[Tensor, Ten
     return Assignment(pairs, scores, i + 1, a.depth, b.depth, a.sigma, b.sigma)
 
 
-def read_matches(log_p: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def read_matches(log_p: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns (2, K) where P is the largest of its row and its column and above the threshold, and P (K,)."""
     if 0 in log_p.shape:
         return torch.zeros(2, 0, dtype=torch.int64, device=log_p.device), log_p.new_zeros(0)
