@@ -53,6 +53,7 @@ SLOW = {
     "test_distillation.py",
     "test_doppelgangers.py",
     "test_effort.py",
+    "test_export.py",
     "test_examples.py",
     "test_faults.py",
     "test_localize.py",

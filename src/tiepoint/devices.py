@@ -20,7 +20,7 @@ from .errors import ArgumentError
 
 # What `tiepoint info` reports: the core packages, then the optional ones.
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "safetensors", "poselib", "typer", "rich")
-OPTIONAL_PACKAGES = ("kornia", "scikit-image", "mahotas", "matplotlib", "h5py")
+OPTIONAL_PACKAGES = ("kornia", "scikit-image", "mahotas", "matplotlib", "h5py", "onnxruntime", "openvino")
 
 # With glibc, freeing one large block makes `malloc` keep freed memory up to twice its size (64 MB, the most) for the
 # next tensor. By its defaults large tensors go back to the kernel, and come again page by page: a tenth of the time of

@@ -19,6 +19,7 @@ from .devices import pick_device
 from .errors import ArgumentError
 from .features import Extractor, ExtractorOptions
 from .matchers import Matcher
+from .runtimes import is_exported
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ def choose(features: str = "auto", matcher: str = "auto") -> tuple[str, str, str
         name = weights.WEIGHTS_FOR["lightglue"].get(features)
         if name is not None and _may_use(name):
             return features, "lightglue", f"{features} + lightglue: the best matcher for these features"
+        folder = names.weights_file(features)
+        if is_exported(folder):
+            return features, f"lightglue@{folder}", f"{features} + lightglue@{folder}: exported together"
         why = f"no trained matcher exists for {features} features"
         if "@" in features:
             why = "name the matcher that was trained on these weights, if there is one"

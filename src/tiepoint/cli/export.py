@@ -20,7 +20,7 @@ def export(
 ) -> None:
     """Write extractor and matcher for ONNX Runtime or OpenVINO, in float32.
 
-    The folder is used as -f cairn@FOLDER -m lightglue@FOLDER, or runs by itself: python FOLDER/run.py A.jpg B.jpg.
+    The folder is used by --features cairn@FOLDER, or runs by itself: python FOLDER/run.py A.jpg B.jpg.
     """
     from ..exporting import export
 

@@ -48,8 +48,8 @@ class Detect(nn.Module):
         x, y = CELL * x + top % CELL, CELL * y + torch.div(top, CELL, rounding_mode="floor")
         steps = torch.arange(-WINDOW, WINDOW + 1)  # BORDER keeps them inside
         around = pixels[y[:, None, None] + steps[:, None], x[:, None, None] + steps]
-        share = around.flatten(1).softmax(1).unflatten(1, (len(steps), len(steps)))
-        at = torch.stack([x + (share.sum(1) * steps).sum(1), y + (share.sum(2) * steps).sum(1)], 1)
+        offsets = torch.stack([steps.repeat(len(steps)), steps.repeat_interleave(len(steps))], 1).float()
+        at = torch.stack([x, y], 1).float() + around.flatten(1).softmax(1) @ offsets
         return at, scores
 
 

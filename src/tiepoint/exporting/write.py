@@ -126,7 +126,7 @@ def export(
     --------
     >>> import tiepoint as tp
     >>> tp.export("cairn+lightglue", "exported")  # doctest: +SKIP
-    >>> tp.match("a.jpg", "b.jpg", "cairn@exported", "lightglue@exported")  # doctest: +SKIP
+    >>> tp.match("a.jpg", "b.jpg", features="cairn@exported")  # doctest: +SKIP
     """
     if to not in RUNTIMES:
         raise ArgumentError(f"tiepoint exports to {' or '.join(RUNTIMES)}, not to {to!r}")

@@ -116,7 +116,7 @@ class Exported:
         self.manifest = read_manifest(self.folder)
         self.extractor: dict[str, Any] = self.manifest["extractor"]
         self.matcher: dict[str, Any] = self.manifest["matcher"]
-        self._load = {"onnx": _onnxruntime, "openvino": _openvino}[self.manifest["runtime"]](threads)
+        self._load = _RUNTIMES[self.manifest["runtime"]](threads)
         self._loaded: dict[str, Graph] = {}
 
     def graph(self, name: str, *inputs: Array) -> list[Array]:
@@ -271,14 +271,15 @@ def pyramid(grey: Array, levels: int) -> list[Array]:
 
 def _shrink_rows(image: Array, length: int) -> Array:
     """Shrink (H, W) to (length, W): triangular filters over twice the step, as PyTorch's antialiased bilinear has."""
-    step = len(image) / length
-    centre = step * (np.arange(length) + 0.5)
-    first = np.maximum(centre - step + 0.5, 0).astype(np.int64)
-    last = np.minimum(centre + step + 0.5, len(image)).astype(np.int64)
+    half = np.float32(0.5)
+    step = np.float32(len(image)) / np.float32(length)
+    centre = step * (np.arange(length, dtype=np.float32) + half)
+    first = np.maximum(centre - step + half, 0).astype(np.int64)
+    last = np.minimum(centre + step + half, len(image)).astype(np.int64)
     taps = first[:, None] + np.arange((last - first).max())
-    weights = np.maximum(1 - np.abs(taps + 0.5 - centre[:, None]) / step, 0)
-    weights[taps >= last[:, None]] = 0
-    weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    away = np.abs(taps.astype(np.float32) - centre[:, None] + half)
+    weights = np.where(taps < last[:, None], np.maximum(1 - away * (1 / step), 0), np.float32(0))
+    weights /= weights.sum(1, keepdims=True)
     taps = np.minimum(taps, len(image) - 1)
     small = weights[:, :1] * image[taps[:, 0]]
     for k in range(1, taps.shape[1]):
@@ -325,13 +326,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     again = "export it again: tiepoint export"
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
-        version, files = manifest["format"], dict(manifest["files"])
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"is of format {manifest['format']}, and this program reads format {FORMAT}")
+        if manifest["runtime"] not in _RUNTIMES:
+            raise ValueError(f"names a runtime that this program does not know, {manifest['runtime']!r}")
+        files, _ = dict(manifest["files"]), [manifest[part] for part in ("extractor", "matcher", "graphs")]
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {MANIFEST}: it is no folder that tiepoint exported") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / MANIFEST} cannot be read ({type(error).__name__}); {again}") from error
-    if version != FORMAT:
-        raise ValueError(f"{folder} is of format {version}, and this program reads format {FORMAT}; {again}")
+        reason = str(error) if type(error) is ValueError else f"cannot be read ({type(error).__name__})"
+        raise ValueError(f"{folder / MANIFEST} {reason}; {again}") from error
     for name, expected in files.items():
         try:
             digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -376,6 +380,9 @@ def _openvino(threads: int | None) -> Callable[[Path, list[str]], Graph]:
         return run
 
     return load
+
+
+_RUNTIMES = {"onnx": _onnxruntime, "openvino": _openvino}
 
 
 def main(paths: list[str]) -> None:
