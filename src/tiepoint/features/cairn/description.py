@@ -193,7 +193,7 @@ def _turn(x: Tensor, direction: Tensor) -> Tensor:
     whole = angle.detach().floor()
     part = (angle - whole)[:, None, None].to(x.dtype)
     index = (whole.long()[:, None] + torch.arange(count + 1, device=x.device)) % count
-    rows = index + count * torch.arange(len(x), device=x.device)[:, None]
+    rows = index + count * torch.arange(x.shape[0], device=x.device)[:, None]
     # whole rows are copied, several times faster than gathering number by number
     x = x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (-1, count + 1))
     return torch.lerp(x[:, :-1], x[:, 1:], part)
