@@ -50,6 +50,7 @@ SLOW = {
     "test_cli_map.py",
     "test_cli_train.py",
     "test_cluster.py",
+    "test_densify.py",
     "test_distillation.py",
     "test_doppelgangers.py",
     "test_effort.py",
