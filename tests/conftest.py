@@ -15,6 +15,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+# For the programs that tests start, several at a time: threads that wait for work by spinning take the cores from each
+# other. In this process one thread computes anyway.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # Why a test may be skipped under --strict-skips, which `make test` and continuous integration use. Each reason is
 # something that a machine may lack for good; whatever can be installed is not among them.
 ALLOWED_SKIPS = re.compile(
