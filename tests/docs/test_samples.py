@@ -137,8 +137,8 @@ def test_commands_have_their_options(name: str) -> None:
 def test_inline_options_exist(name: str) -> None:
     """An option in running text is one of some command; or of the programs beside it."""
     pip, torchrun, ray = {"--index-url", "--no-deps"}, {"--nproc-per-node"}, {"--head", "--port", "--address"}
-    shell = {"--parents", "--random-source"}
-    known = pip | torchrun | ray | shell | benchmark_options()
+    shell, podman = {"--parents", "--random-source"}, {"--network", "--rm", "--target", "--user"}
+    known = pip | torchrun | ray | shell | podman | benchmark_options()
     todo: list[Any] = [typer.main.get_command(app)]
     while todo:
         command = todo.pop()

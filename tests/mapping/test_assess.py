@@ -17,7 +17,7 @@ from tiepoint import Features, Matches
 from tiepoint import match as match_two
 from tiepoint.errors import InputError
 from tiepoint.mapping.online.track import Tracker
-from tiepoint.mapping.steps.assess import judge
+from tiepoint.mapping.steps.assess import assess
 from tiepoint.mapping.steps.reconstruct import reconstruct
 from tiepoint.mapping.store import Store
 from tiepoint.matchers.overlay import without_overlay
@@ -35,7 +35,7 @@ def judged(world: SyntheticScene, folder: Path, focal: float | None = None) -> A
         for camera in model.cameras.values():
             camera.params = [focal, *camera.params[1:]]
     with Store.open(folder / "world.db") as store:
-        return judge(model, store, store.verified_pairs(), len(world.names))
+        return assess(model, store, store.verified_pairs(), len(world.names))
 
 
 def test_a_good_model_is_good(tmp_path: Path) -> None:
@@ -91,7 +91,9 @@ def test_models_say_what_they_share(tmp_path: Path) -> None:
     assert len(scene.models) == 2
     assert scene.notes == ("model 1: no photograph connects it with model 0",)
     summary = json.loads((tmp_path / "out/quality.json").read_text())
-    assert [model["judgement"]["verdict"] for model in summary["models"]] == [told.verdict for told in scene.judgements]
+    assert [model["assessment"]["verdict"] for model in summary["models"]] == [
+        told.verdict for told in scene.assessments
+    ]
 
 
 CLOCK = np.random.default_rng(5).integers(0, 256, (28, 90, 3)).astype(np.uint8)
@@ -184,7 +186,7 @@ def test_the_verdict_is_on_the_screen_the_page_and_in_the_report(
     command = ["map", tmp_path / "photos", "-o", out, "-f", "sift", "-m", "nearest", "-k", "500", "--workers", "0"]
     ran = tiepoint(*command, "--focal", 400)  # it is 260
     assert ran.code == 0, ran.err
-    told = json.loads((out / "report.json").read_text())["models"][0]["judgement"]
+    told = json.loads((out / "report.json").read_text())["models"][0]["assessment"]
     assert told["verdict"] == "doubtful"
     # Four views in a row determine it badly: it comes out much too short or much too long, as the threads fall.
     assert abs(told["focal_shift"]) > 0.2

@@ -38,7 +38,7 @@ def test_a_burnt_in_clock_does_not_break_the_map(tiepoint: Any, cases_dir: Path,
     assert ran.code == 0, ran.err
     models = json.loads(ran.out)["models"]
     assert [model["registered"] for model in models] == [24]
-    assert models[0]["judgement"]["verdict"] == "good"
+    assert models[0]["assessment"]["verdict"] == "good"
     # A point on the overlay would be where it is in all pictures.
     model = pycolmap.Reconstruction(tmp_path / "out/sparse/0")
     for point in model.points3D.values():
@@ -84,7 +84,7 @@ def test_panoramas(tiepoint: Any, cases_dir: Path, tmp_path: Path) -> None:
     ran = tiepoint("map", cases_dir / "panorama", "-o", out, *SIFT, "--camera-model", "EQUIRECTANGULAR", "--json")
     assert ran.code == 0, ran.err
     model = json.loads(ran.out)["models"][0]
-    assert (model["registered"], model["judgement"]["verdict"]) == (8, "good")
+    assert (model["registered"], model["assessment"]["verdict"]) == (8, "good")
     assert model["error"] < 0.5
     ran = tiepoint("map", cases_dir / "panorama", "-o", tmp_path / "lens", *SIFT)
     assert "bug" not in ran.err

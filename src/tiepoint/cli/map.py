@@ -186,9 +186,9 @@ def map_photographs(
         return
     print(result.choice)
     scene = result.scene
-    for number, (measured, judgement) in enumerate(zip(scene.qualities, scene.judgements, strict=True)):
+    for number, (measured, assessment) in enumerate(zip(scene.qualities, scene.assessments, strict=True)):
         print(f"model {number}: {measured}")
-        print(f"verdict: {judgement}")
+        print(f"verdict: {assessment}")
     if result.scene.left_out:
         print_table(("not in any model", "why"), list(result.scene.left_out.items()))
     if result.doppelgangers:

@@ -20,7 +20,7 @@ from ...errors import ArgumentError, InputError
 from ...io.files import atomic
 from ...io.html import fill_template
 from ...io.images import read_reduced, resize
-from ..steps.assess import Judgement
+from ..steps.assess import Assessment
 from ..steps.reconstruct import Quality, Scene
 from ..store import Store, registered
 
@@ -162,8 +162,8 @@ def write_page(
         "unit": unit,
         "up": up,
         "models": [
-            _describe(model, quality, names, judgement, found)
-            for model, quality, judgement in zip_longest(scene.models, scene.qualities, scene.judgements)
+            _describe(model, quality, names, assessment, found)
+            for model, quality, assessment in zip_longest(scene.models, scene.qualities, scene.assessments)
         ],
         "leftOut": {names[name]: reason for name, reason in scene.left_out.items()},
     }
@@ -177,7 +177,7 @@ def _describe(
     model: pycolmap.Reconstruction,
     quality: Quality,
     names: dict[str, int],
-    judgement: Judgement | None,
+    assessment: Assessment | None,
     found: Collection[str],
 ) -> dict[str, Any]:
     """Return one model as the page's script wants it; numbers that are many are little-endian blocks in base64."""
@@ -212,7 +212,7 @@ def _describe(
     seen = [(row[image], *pixels[image][place]) for track in tracks for image, place in track]
     observations = np.array(seen, np.float64).reshape(-1, 3)
     return {
-        "summary": str(quality) if judgement is None else f"{quality}. Verdict: {judgement}",
+        "summary": str(quality) if assessment is None else f"{quality}. Verdict: {assessment}",
         "total": len(ids),
         "points": _encoded(np.array([point.xyz for point in chosen], "<f4").reshape(-1, 3)),
         "colours": _encoded(np.array([point.color for point in chosen], np.uint8).reshape(-1, 3)),

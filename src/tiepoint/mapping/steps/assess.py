@@ -1,6 +1,6 @@
 """How far a model can be trusted. That all images are in it says little: a camera that only turned is placed as well.
 
-`judge` measures what depth depends on: the angles between the rays of a point, pairs that a rotation alone explains,
+`assess` measures what depth depends on: the angles between the rays of a point, pairs that a rotation alone explains,
 how much of the images has points, and how far the focal length moved from the one that was given.
 """
 
@@ -36,7 +36,7 @@ CELLS = 8  # along the longer side of an image
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Assessment:
     """The verdict on a model, its reasons, and the measurements behind it.
 
     Attributes
@@ -72,13 +72,13 @@ ONLY_TURNED = (
 )
 
 
-def judge(
+def assess(
     model: pycolmap.Reconstruction,
     store: Store,
     verified: Mapping[Pair, int],
     total: int,
-) -> Judgement:
-    """Judge one model.
+) -> Assessment:
+    """Assess one model.
 
     Parameters
     ----------
@@ -121,9 +121,9 @@ def judge(
     if shift is not None and abs(shift) > MOST_SHIFT:
         reasons.append(shift_text)
     if points and turned <= TURNED:
-        return Judgement("doubtful" if reasons else "good", tuple(reasons), angle, coverage, turned, flat, shift)
+        return Assessment("doubtful" if reasons else "good", tuple(reasons), angle, coverage, turned, flat, shift)
     reason = ONLY_TURNED if turned > TURNED else "it has no points"
-    return Judgement("no 3D", (reason,), angle, coverage, turned, flat, shift)
+    return Assessment("no 3D", (reason,), angle, coverage, turned, flat, shift)
 
 
 def turned_and_flat(store: Store, pairs: Sequence[Pair], cameras: Mapping[int, pycolmap.Camera]) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from ...io.images import read_image
 from ...io.model_files import write_model
 from ..store import Store, registered
 from . import refine as refinement
-from .assess import ONLY_TURNED, TURNED, Judgement, judge, turned_and_flat
+from .assess import ONLY_TURNED, TURNED, Assessment, assess, turned_and_flat
 from .densify import densify
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Scene:
         One for each model.
     left_out : dict
         Name of each image that is in no model -> why.
-    judgements : tuple of Judgement
+    assessments : tuple of Assessment
         One for each model: how far it can be trusted.
     notes : tuple of str
         How the models are connected, and which were rejected.
@@ -130,14 +130,14 @@ class Scene:
     models: tuple[pycolmap.Reconstruction, ...]
     qualities: tuple[Quality, ...]
     left_out: dict[str, str]
-    judgements: tuple[Judgement, ...] = ()
+    assessments: tuple[Assessment, ...] = ()
     notes: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Return everything but the models themselves, ready for JSON."""
         models = [asdict(quality) for quality in self.qualities]
-        for model, judgement in zip(models, self.judgements, strict=False):
-            model["judgement"] = asdict(judgement)
+        for model, assessment in zip(models, self.assessments, strict=False):
+            model["assessment"] = asdict(assessment)
         return {"models": models, "left_out": self.left_out}
 
 
@@ -249,8 +249,8 @@ def reconstruct(
         with _quiet():
             _adjust(model, refine_cameras, threads or -1, furthest)
     with Store.open(database, create=False) as store:
-        judged = [judge(model, store, collection.verified, len(collection.names)) for model in models]
-        kept = [place for place, judgement in enumerate(judged) if judgement.verdict != "no 3D"]
+        judged = [assess(model, store, collection.verified, len(collection.names)) for model in models]
+        kept = [place for place, assessment in enumerate(judged) if assessment.verdict != "no 3D"]
         models = tuple(models[place] for place in kept)
         if not models:
             begun = {image.image_id: image.camera for image in store.images()}
@@ -265,14 +265,14 @@ def reconstruct(
         for number, model in enumerate(models):
             (folder / str(number)).mkdir()
             write_model(model, folder / str(number))
-    rejected = [judgement.reasons[0] for judgement in judged if judgement.verdict == "no 3D"]
+    rejected = [assessment.reasons[0] for assessment in judged if assessment.verdict == "no 3D"]
     notes = [f"a model was rejected: {reason}" for reason in rejected]
     scene = Scene(
         folder=target,
         models=models,
         qualities=tuple(Quality.of(model, len(collection.names)) for model in models),
         left_out=collection.left_out(models),
-        judgements=tuple(judged[place] for place in kept),
+        assessments=tuple(judged[place] for place in kept),
         notes=tuple(notes + collection.connections(models)),
     )
     write_json(target / "quality.json", scene.summary())
