@@ -98,7 +98,7 @@ def run_pair(meter: Meter, extractor: Cairn, matcher: LightGlue, paths: tuple[Pa
             found = type(found)(*(part[:, :keypoints] for part in found))
         with meter("extract: patches"):
             patches = net.patches(levels, found.positions, found.levels)[0]
-        with meter("extract: describer"):
+        with meter("extract: descriptor head"):
             described = net.read(patches)
         size = pixels.shape[1], pixels.shape[0]
         direction = described.directions

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import tiepoint as tp
 from tiepoint import weights
 from tiepoint.errors import ArgumentError, WeightsError
-from tiepoint.features.cairn import CELL, Cairn, CairnConfig, CairnNet, Scores, SteerableDescriber, pyramid
+from tiepoint.features.cairn import CELL, Cairn, CairnConfig, CairnNet, Scores, SteerableDescriptorHead, pyramid
 from tiepoint.features.cairn.config import NOISE, RADIUS, RINGS_PER_OCTAVE
 from tiepoint.features.cairn.description import _complex
 from tiepoint.features.steerable import steer
@@ -65,7 +65,7 @@ def test_beyond_the_edge_a_patch_repeats_the_edge_and_not_another_level(net: Cai
 
 
 def test_layers_see_each_angle_beside_its_neighbours(net: CairnNet) -> None:
-    """The convolutions of the describer against its definition: angles joined with their neighbours, linear layers."""
+    """The descriptor head's convolutions against their definition: linear layers on neighbouring angles joined."""
     describer = net.describer
     patches = torch.rand(20, net.config.angles, net.config.rings, generator=torch.Generator().manual_seed(2))
 
@@ -77,7 +77,7 @@ def test_layers_see_each_angle_beside_its_neighbours(net: CairnNet) -> None:
 
     x = F.layer_norm(patches, patches.shape[1:], eps=NOISE**2)
     x = norm(describer.first(joined(x, 2)[:, ::2]).relu())
-    if isinstance(describer, SteerableDescriber):
+    if isinstance(describer, SteerableDescriptorHead):
         for layer in describer.layers:
             x = norm(x + layer(joined(x, 1)).relu())
         real, imaginary = describer.orders(x)

@@ -4,7 +4,7 @@ What SIFT has by construction, Cairn keeps by construction: keypoints are found 
 so scale is measured and not learned; each is described by a patch around it whose size follows that level and whose
 direction is the keypoint's own, so a camera may be rolled and zoomed. What SIFT has by hand is learned from
 photographs: where a keypoint is (`Detector`), how likely it is to be matched, which direction is its own, how
-precisely it is located, and its descriptor (`Describer`).
+precisely it is located, and its descriptor (`DescriptorHead`).
 
 1. `detection.pyramid`: the grey image, each level smaller by the square root of 2.
 2. `detection.Detector`: a small convolutional network, the same on every level: for each pixel a logit of being the
@@ -21,7 +21,7 @@ precisely it is located, and its descriptor (`Describer`).
 """
 
 from .config import CELL, DIAMETER, CairnConfig
-from .description import Describer, Description, SteerableDescriber
+from .description import Description, DescriptorHead, SteerableDescriptorHead
 from .detection import Detector, Keypoints, Scores, pyramid, to_grey
 from .extractor import Cairn
 from .network import CairnNet
@@ -32,12 +32,12 @@ __all__ = [
     "Cairn",
     "CairnConfig",
     "CairnNet",
-    "Describer",
     "Description",
+    "DescriptorHead",
     "Detector",
     "Keypoints",
     "Scores",
-    "SteerableDescriber",
+    "SteerableDescriptorHead",
     "pyramid",
     "to_grey",
 ]

@@ -31,7 +31,7 @@ class CairnConfig:
     rings, angles : int
         Samples of a patch: so many circles, so many points on each, an even number.
     channels, depth : int
-        Of the describer: numbers for each angle, and layers after the first.
+        Of the descriptor head: numbers for each angle, and layers after the first.
     dim : int
         Of the descriptor.
     harmonics : tuple of int

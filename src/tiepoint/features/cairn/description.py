@@ -16,7 +16,7 @@ FAINT = 0.1  # amplitude of the harmonic below which a direction means little
 
 
 class Description(NamedTuple):
-    """What `Describer` says about N keypoints.
+    """What `DescriptorHead` says about N keypoints.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Description(NamedTuple):
     spreads: Tensor
 
 
-class Describer(nn.Module):
+class DescriptorHead(nn.Module):
     """Patches in polar coordinates (N, angles, rings) -> `Description`."""
 
     def __init__(self, config: CairnConfig) -> None:
@@ -85,7 +85,7 @@ class Describer(nn.Module):
         return torch.stack([first, torch.zeros_like(first), second, third], 1).unflatten(1, (2, 2))
 
 
-class SteerableDescriber(nn.Module):
+class SteerableDescriptorHead(nn.Module):
     """Patches in polar coordinates (N, angles, rings) -> `Description`, all of it read from circular harmonics.
 
     After the layers each patch is a function on the circle with values in R^channels. Its Fourier coefficients of order

@@ -1,4 +1,4 @@
-"""Cairn's network: detector and describer, and the pyramid that both read."""
+"""Cairn's network: detector and descriptor head, and the pyramid that both read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import CELL, RADIUS, RINGS_PER_OCTAVE, CairnConfig
-from .description import Describer, Description, SteerableDescriber
+from .description import Description, DescriptorHead, SteerableDescriptorHead
 from .detection import Detector, Keypoints, Scores, pyramid, to_grey
 
 WINDOW = 2  # pixels to each side of a peak over which its position is averaged
@@ -28,7 +28,7 @@ class Level(NamedTuple):
 
 
 class CairnNet(nn.Module):
-    """Detector and describer, and the pyramid that both read.
+    """Detector and descriptor head, and the pyramid that both read.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class CairnNet(nn.Module):
         super().__init__()
         self.config = config
         self.detector = Detector(config.width)
-        self.describer = SteerableDescriber(config) if config.harmonics else Describer(config)
+        self.describer = SteerableDescriptorHead(config) if config.harmonics else DescriptorHead(config)
 
     def forward(self, pictures: Tensor, count: int) -> tuple[Keypoints, Description]:
         """Find and describe ``count`` keypoints in each of B pictures, uint8 (B, 3, H, W).

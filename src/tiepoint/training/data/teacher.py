@@ -160,7 +160,7 @@ class Answers:
             "keypoints": self.config.keypoints,
             "teacher": self.config.teacher.partition("@")[0],
             "the teacher's weights": fingerprint(_weights_of(self.config.teacher)[0]),
-            # The describer has no say in where keypoints are, nor on which level.
+            # The descriptor head has no say in where keypoints are, nor on which level.
             "the student's detector": fingerprint(detector),
             "the student's levels": CairnConfig.from_dict(config, self.config.student).levels,
         }
@@ -224,7 +224,7 @@ class _Questions:
         levels = (2 * torch.log2(found.scales / DIAMETER)).round()
         descriptors = torch.zeros(len(found), 1)
         octaves = (levels / 2).floor().clamp(0, max(0, math.floor(math.log2(min(found.image_size) / _SMALLEST_SIDE))))
-        # As the photograph stands: the direction of a keypoint is the describer's, which is what learns.
+        # As the photograph stands: the direction of a keypoint is the descriptor head's, which is what learns.
         upright = replace(found, orientations=torch.zeros_like(found.scales))
         for octave in octaves.unique().tolist():
             small = resize(pixels, round(max(found.image_size) / 2**octave))

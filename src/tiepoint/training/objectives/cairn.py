@@ -23,7 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...features.cairn import CairnNet, Describer, Description, Detector, Keypoints, Scores, SteerableDescriber, to_grey
+from ...features.cairn import (
+    CairnNet,
+    Description,
+    DescriptorHead,
+    Detector,
+    Keypoints,
+    Scores,
+    SteerableDescriptorHead,
+    to_grey,
+)
 from ...matchers.mutual import mutual_nearest
 from ..data.ground_truth import IGNORED, UNMATCHABLE, Labels
 from ..pairs.views import Carried, Views
@@ -63,7 +72,7 @@ class CairnObjective(Objective):
         Of each picture.
     """
 
-    compiled: tuple[type[nn.Module], ...] = (Detector, Describer, SteerableDescriber)
+    compiled: tuple[type[nn.Module], ...] = (Detector, DescriptorHead, SteerableDescriptorHead)
 
     def __init__(self, net: nn.Module, keypoints: int) -> None:
         super().__init__()

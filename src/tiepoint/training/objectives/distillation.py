@@ -27,7 +27,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ...features.cairn import CairnNet, SteerableDescriber, to_grey
+from ...features.cairn import CairnNet, SteerableDescriptorHead, to_grey
 from ...features.steerable import steer
 from ...matchers.mutual import mutual_nearest
 from ..pairs.taught_views import TaughtViews
@@ -64,7 +64,7 @@ class DistillationObjective(Objective):
         What is trained, but for its detector.
     """
 
-    compiled = (SteerableDescriber,)
+    compiled = (SteerableDescriptorHead,)
 
     def __init__(self, net: Student) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Cairn and a LightGlue trained on together: what a keypoint is worth is decided by the matcher that uses it.
 
 LightGlue's assignment loss on the keypoints just found is added to Cairn's own loss (`cairn`). Its
-gradient goes through the descriptors into the describer, so these learn to tell apart what the matcher confuses. Which
+gradient goes through the descriptors into their head, which learns to tell apart what the matcher confuses. Which
 keypoints are kept is a choice without a gradient; but their ranks learn from whether the *matcher* matched them
 rightly, in place of nearest neighbours, so the detector keeps those that serve it.
 """

@@ -230,7 +230,7 @@ def _new_objective(settings: FeatureSettings, preset: FeaturePreset, answer_dim:
     if settings.first is not None:
         state, metadata = weights.load(settings.first)
         if not CairnConfig.from_dict(metadata).harmonics and preset.model.harmonics:
-            # its detector is used, and a new describer begins
+            # its detector is used, and a new descriptor head begins
             own = {k.removeprefix("detector."): v for k, v in state.items() if k.startswith("detector.")}
             weights.load_into(net.detector, own, settings.first)
         else:
