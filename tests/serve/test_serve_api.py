@@ -80,7 +80,7 @@ def test_map_of_a_room_with_bad_photographs_among_good_ones(server: Server, room
         ("a zip.jpg", b"PK\x03\x04" + bytes(100)),
         ("bomb.png", bomb(60_000, 60_000)),
     ]
-    answer = server.post("/maps", [*room[:2], *bad, *room[2:]], **FIELDS)
+    answer = server.post("/maps", [*room[:2], *bad, *room[2:]], **FIELDS, quality="fast")
     assert answer.status_code == 202, answer.text
     path = f"/maps/{answer.json()['id']}"
     events = server.get(f"{path}/events", stream=True)
@@ -90,6 +90,7 @@ def test_map_of_a_room_with_bad_photographs_among_good_ones(server: Server, room
     assert "extracting" in steps
     final = server.get(path).json()
     assert final["result"]["models"][0]["registered"] == len(room)
+    assert final["result"]["plan"]["quality"] == "fast"
     for name, _ in bad:  # one message each, under the user's name
         assert len([note for note in final["notes"] if name in note]) == 1, final["notes"]
     assert str(server.folder) not in json.dumps(final)
@@ -106,7 +107,7 @@ def test_a_video_is_mapped_and_one_that_is_none_is_one_message(server: Server, t
     for i in range(60):
         video.write(world.photograph(look((0.04 * i - 1, 0.01 * i, 0.02 * i)))[:, :, ::-1])
     video.release()
-    mapped = server.post("/maps", [("walk.avi", path.read_bytes())], **FIELDS).json()["id"]
+    mapped = server.post("/maps", [("walk.avi", path.read_bytes())], **FIELDS, quality="fast").json()["id"]
     broken = server.post("/maps", [("broken.avi", bytes(5000))], **FIELDS).json()["id"]
     job = server.wait(f"/maps/{mapped}")
     assert job["state"] == "done", job["error"]
@@ -143,6 +144,7 @@ def bomb(width: int, height: int) -> bytes:
         ([("a.png", b"x"), ("b.png", b"x")], {"features": "cairn@/etc/passwd"}, 422, "no features of that name"),
         ([("a.png", b"x"), ("b.png", b"x")], {"matcher": "../x"}, 422, "no matcher of that name"),
         ([("a.png", b"x"), ("b.png", b"x")], {"effort": "most"}, 422, "effort"),
+        ([("a.png", b"x"), ("b.png", b"x")], {"quality": "dense"}, 422, "quality: Extra inputs"),
         ([("a.png", b"x"), ("b.png", b"x")], {"output": "/etc"}, 422, "output: Extra inputs"),
         ([("a.png", b"x"), ("b.png", b"x")], {"features": "s" * 20_000}, 413, "too long"),
     ],

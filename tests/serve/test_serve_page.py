@@ -84,6 +84,8 @@ def test_a_folder_is_mapped_through_a_reload(browser: Any, server: Server, photo
     assert "notes.txt: not a photograph" in page.text_content("#summary")
     assert page.is_checked("input[value=maps]")
     assert page.is_hidden("#effort")  # is for matches
+    page.select_option("#quality", "fast")
+    assert "shortest time" in page.text_content("#quality-line")
     page.select_option("#features", "sift")
     page.select_option("#matcher", "nearest")
     page.click("#start")
@@ -91,6 +93,8 @@ def test_a_folder_is_mapped_through_a_reload(browser: Any, server: Server, photo
     page.reload()
     page.wait_for_selector(".job progress, .job.done", timeout=SLOW)
     page.wait_for_selector(".job.done", timeout=SLOW)
+    job = server.get("/jobs").json()[0]
+    assert job["options"] == {"features": "sift", "matcher": "nearest", "quality": "fast"}
     assert "6 of 6 photographs placed" in page.text_content(".job .verdict")
     assert page.locator(".notes li", has_text="broken.jpg").count() == 1
     # Dark, and nothing reaches beyond the side of a phone.

@@ -11,6 +11,7 @@ from .. import matchers, weights
 from ..effort import Effort
 from ..io.decoding import SUFFIXES
 from ..io.video import VIDEO_SUFFIXES
+from ..mapping.quality import Quality
 from .uploads import Limits
 
 FEATURES = {
@@ -31,6 +32,11 @@ EFFORTS: dict[Effort, str] = {
     "fast": "One pass; seconds.",
     "auto": "Tries harder only while the result does not convince.",
     "thorough": "All tries: for extreme changes of view; up to a minute or more.",
+}
+QUALITIES: dict[Quality, str] = {
+    "fast": "Few points, in the shortest time: to see whether the photographs connect.",
+    "balanced": "As many points as other tools find, placed to a fraction of a pixel.",
+    "dense": "Three times as many, for splats and meshes; takes twice as long.",
 }
 GEOMETRIES = {
     "fundamental": "Tells right from wrong matches for any scene.",
@@ -70,6 +76,8 @@ class MatchOptions(_Options):
 class MapOptions(_Options):
     """Options of a map."""
 
+    quality: Quality = Field("balanced", description="How many points, and how precise.")
+
 
 def _known(value: str, names: list[str], what: str) -> str:
     if value not in ("auto", *names):
@@ -88,6 +96,7 @@ def choices(limits: Limits) -> dict[str, object]:
         "features": usable,
         "matcher": MATCHERS,
         "effort": EFFORTS,
+        "quality": QUALITIES,
         "geometry": GEOMETRIES,
         "photographs": SUFFIXES,
         "videos": VIDEO_SUFFIXES,

@@ -106,6 +106,7 @@ def run_map(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> di
         out,
         features=options["features"],
         matcher=options["matcher"],
+        quality=options["quality"],
         report=report,
     )
     for name, why in result.skipped.items():
