@@ -32,5 +32,5 @@ def mutual_nearest(similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows = torch.arange(similarity.shape[-2], device=similarity.device, dtype=torch.int32)
     # the first row that holds the largest value of a column: argmax(-2), which on CPUs takes twice as long
     largest = similarity == similarity.amax(-2, keepdim=True)
-    first = torch.where(largest, rows[:, None], len(rows)).amin(-2)
+    first = torch.where(largest, rows[:, None], rows.shape[0]).amin(-2)  # len() would be a constant when exported
     return best, nearest, first.gather(-1, nearest) == rows
