@@ -121,7 +121,7 @@ def test_no_matches_is_a_result(tiepoint, photos: Path, tmp_path: Path) -> None:
         (["match", "{photos}/a.png", "{photos}/b.png", "--focal", "500"], 2, "essential"),
         (["match", "{photos}/a.png", "{photos}/b.png", "--geometri", "homography"], 2, "--geometry"),
         (["match", "{photos}/a.png", "{photos}/b.png", "--geometry", "affine"], 2, "fundamental"),
-        (["match", "{photos}/a.png"], 2, "Missing argument"),
+        (["match", "{photos}/a.png"], 2, "give two photographs"),
         (["mach"], 2, "match"),
         (["extract", "{photos}/a.png", "-o", "feats.hdf"], 2, "feats.hdf"),
         (["extract", "{empty}", "-o", "feats"], 3, "no images"),

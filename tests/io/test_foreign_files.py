@@ -401,7 +401,7 @@ def test_settings_of_a_map_are_validated(change: dict[str, object], tmp_path: Pa
     good = {"features": "sift", "matcher": "nearest", "max_keypoints": None, "long_side": 1600, "video": None}
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(good))
-    assert read_settings(path) == {**good, "bands": None}
+    assert read_settings(path) == {**good, "bands": None, "first_pass": None, "quality": "fast"}
     path.write_text(json.dumps({**good, **change}))
     with pytest.raises(InputError, match=r"settings\.json: "):
         read_settings(path)

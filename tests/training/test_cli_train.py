@@ -378,12 +378,16 @@ def test_training_goes_on_from_given_weights(tiepoint, images: Path, finished: P
     """With a learning rate of nearly nothing the matcher stays what it was."""
     weights_file = finished / "weights.safetensors"
     with pytest.MonkeyPatch.context() as patch:
-        still = replace(MINIATURE, fit=replace(MINIATURE.fit, learning_rate=1e-12, weight_decay=0.0))
+        fit, model = (
+            replace(MINIATURE.fit, learning_rate=1e-12, weight_decay=0.0),
+            replace(MINIATURE.model, match_threshold=0.7),
+        )
+        still = replace(MINIATURE, fit=fit, model=model)
         patch.setitem(presets.MATCHER_PRESETS, "tiny", still)
         ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "on", "--start", weights_file)
     assert ran.code == 0, ran.err
-    before, after = (weights.load(file)[0] for file in (weights_file, tmp_path / "on" / "weights.safetensors"))
-    assert before.keys() == after.keys()
+    (before, was), (after, became) = map(weights.load, (weights_file, tmp_path / "on" / "weights.safetensors"))
+    assert before.keys() == after.keys() and was["match_threshold"] == became["match_threshold"] != 0.7
     for name in before:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
     assert json.loads((tmp_path / "on" / "config.json").read_text())["config"]["start"]

@@ -282,8 +282,8 @@ class Extractor(ABC):
         Examples
         --------
         >>> import numpy as np, tiepoint as tp
-        >>> noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
-        >>> orb = tp.features.load("orb", max_keypoints=1, long_side=80)
+        >>> noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
+        >>> orb = tp.features.load("orb", max_keypoints=1, long_side=160)
         >>> bool((orb.with_covariances(orb(noise)).covariances[0].diag() == (2 * orb.deviation) ** 2).all())
         True
         """

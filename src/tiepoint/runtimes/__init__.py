@@ -41,8 +41,10 @@ def open_exported(folder: str | os.PathLike[str], threads: int | None = None) ->
 
     Examples
     --------
+    >>> import numpy as np
+    >>> pixels = np.zeros((480, 640, 3), np.uint8)
     >>> exported = open_exported("exported")  # doctest: +SKIP
-    >>> exported.match(exported.extract(pixels0), exported.extract(pixels1)).pairs  # doctest: +SKIP
+    >>> exported.match(exported.extract(pixels), exported.extract(pixels)).pairs  # doctest: +SKIP
     """
     try:
         return Exported(folder, threads)

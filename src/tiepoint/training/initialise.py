@@ -145,7 +145,7 @@ def new_lightglue(
     pairs : Batch or None
         Some of those to match, for `start_as_nearest_neighbour`.
     start : path, optional
-        LightGlue weights of ours, of the same shape, to begin with instead.
+        LightGlue weights of ours, of the same shape, to begin with instead. Their match threshold stays.
 
     Raises
     ------
@@ -180,6 +180,7 @@ def new_lightglue(
     if differing := [name for name in names if getattr(there, name) != getattr(config, name)]:
         what = "; ".join(f"{name} is {getattr(there, name)} there, {getattr(config, name)} here" for name in differing)
         raise ArgumentError(f"{start} cannot start this training: {what}. Choose the preset it was trained with")
+    net.config = replace(config, match_threshold=there.match_threshold)
     return weights.load_into(net, state, start).train().requires_grad_(True)
 
 
