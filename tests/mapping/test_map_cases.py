@@ -41,9 +41,14 @@ def test_a_burnt_in_clock_does_not_break_the_map(tiepoint: Any, cases_dir: Path,
     assert models[0]["assessment"]["verdict"] == "good"
     # A point on the overlay would be where it is in all pictures.
     model = pycolmap.Reconstruction(tmp_path / "out/sparse/0")
+    burnt = 0
     for point in model.points3D.values():
         at = np.array([model.images[e.image_id].points2D[e.point2D_idx].xy for e in point.track.elements])
         assert len(at) < 6 or np.ptp(at, axis=0).max() > 3
+        burnt += on_overlay(at - 0.5).any(axis=0).all()
+    # Matching along epipolar lines takes some letters of two pictures for one place: 75 of 2,770 points where overlays
+    # are not looked for, 20 of 2,717 where they are.
+    assert burnt < len(model.points3D) / 100
     with Store.open(tmp_path / "out/database.db", read_only=True) as store:
         points = {image.image_id: store.features(image.image_id).keypoints.numpy() for image in store.images()}
         assert sum(len(one) for one in points.values()) > sum(on_overlay(one).sum() for one in points.values()) > 500

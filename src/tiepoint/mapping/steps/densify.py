@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from ...geometry.colmap import Matrix, import_pycolmap, to_colmap
+from ...matchers.base import make_matches
 from ...matchers.nearest import as_vectors, distances
+from ...matchers.overlay import without_overlay
 from ...types import Features
 from ..blocks import FeatureCache, in_blocks
 from ..store import Store, registered
@@ -108,6 +110,8 @@ def densify(
     cache, found = FeatureCache(store), 0
     for done, (a, b) in enumerate(pairs.tolist(), start=1):
         matches = match_along_lines(View.of(model, a, cache[a]), View.of(model, b, cache[b]))
+        scores = np.ones(len(matches), np.float32)
+        matches = without_overlay(make_matches(cache[a], cache[b], matches, scores), cache[a], cache[b], 0).indices
         if len(matches):
             geometry = pycolmap.TwoViewGeometry()
             geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
