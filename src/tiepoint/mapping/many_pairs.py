@@ -144,7 +144,7 @@ def match_pairs(
         reasons |= extract_into(store, folder, extractor, report=report).failed
         bad = [pair for pair in wanted if reasons.keys() & set(pair)]
         failed += [(f"{a} {b}", reasons.get(a) or reasons[b]) for a, b in bad]
-        usable = [pair for pair in wanted if pair not in set(bad)]
+        usable = [pair for pair in wanted if not reasons.keys() & set(pair)]
         if not usable:
             raise InputError(f"{source}: none of its pairs can be matched; of the first: {failed[0][1]}")
         done = match_into(store, [(ids[a], ids[b]) for a, b in usable], pairer, verify=False, report=report)
