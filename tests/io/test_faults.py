@@ -168,6 +168,45 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "target"]
 
 
+@posix_only
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_takes_the_place_of_a_link_and_not_of_what_it_leads_to(tmp_path: Path, there: bool) -> None:
+    elsewhere, place = tmp_path / "elsewhere", tmp_path / "scene" / "sparse"
+    place.parent.mkdir()
+    place.symlink_to(elsewhere)
+    if there:
+        elsewhere.mkdir()
+        (elsewhere / "model").write_text("somebody's")
+    with pytest.raises(InputError, match="full"), files.atomic_folder(place):
+        raise OSError(28, "the disk is full")
+    assert place.is_symlink()
+    for text in ("new", "newer"):
+        with files.atomic_folder(place) as temporary:
+            (temporary / "model").write_text(text)
+        assert not place.is_symlink()
+        assert tree(place.parent) == {"sparse/model": text.encode()}
+        assert list(place.parent.iterdir()) == [place]
+    assert tree(tmp_path).get("elsewhere/model") == (b"somebody's" if there else None)
+
+
+def test_what_is_missing_is_named_before_a_package(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    a, gone = str(photos / "00.png"), str(tmp_path / "gone.png")
+    for words, code, what in (
+        (["match", gone, a, "-o", "out.h5"], 3, "gone.png: no such file"),
+        (["match", a, a, "--mask1", gone, "-o", "out.pdf"], 3, "gone.png: no such file"),
+        (["match", "--pairs", gone, "-o", "out.h5"], 3, "gone.png: no such file"),
+        (["track", gone, "-o", "out.png"], 3, "gone.png: no such file"),
+        (["match", a, a, "-o", "out.h5"], 5, "tiepoint[hdf5]"),
+        (["track", str(photos), "-o", "out.txt"], 5, "tiepoint[map]"),
+    ):
+        assert main(words) == code, words
+        assert what in said(capsys), words
+
+
 def test_a_folder_survives_when_its_successor_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,8 +334,9 @@ def test_a_missing_package_is_found_before_the_work(
     package: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    # The photographs do not exist: reading them, the first piece of work, would say so.
-    assert main(["match", "no.jpg", "none.jpg", "-o", str(tmp_path / f"a{suffix}")]) == 5
+    photograph = tmp_path / "a.jpg"
+    photograph.write_bytes(b"damaged: reading it, the first piece of work, would say so")
+    assert main(["match", str(photograph), str(photograph), "-o", str(tmp_path / f"a{suffix}")]) == 5
     assert "pip install 'tiepoint[" in said(capsys)
 
 

@@ -111,9 +111,12 @@ def match(
     from ..pipeline import weights_files
     from ..two_view import FILES, match
 
+    inputs = [path for path in (image0, image1, mask0, mask1) if path is not None]
+    for path in inputs:
+        files.open_file(path).close()  # what is missing is named before a package that an output needs
     for path in output:
-        inputs = (image0, image1, mask0, mask1, *weights_files(features, matcher))
-        files.check_output(path, FILES, inputs=inputs, overwrite=overwrite)
+        named = (*inputs, *weights_files(features, matcher))
+        files.check_output(path, FILES, inputs=named, overwrite=overwrite)
     result = match(
         image0,
         image1,

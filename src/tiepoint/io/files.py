@@ -138,7 +138,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     Parameters
     ----------
     path : path
-        The final place. A folder there is replaced.
+        The final place. A folder there is replaced; where it is a symbolic link, the link is, and the folder that it
+        points to stays.
 
     Yields
     ------
@@ -160,7 +161,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     ['/out', '/out/a.txt']
     """
     with explained(path):
-        final = Path(os.path.realpath(path))
+        final = Path(path)
+        final = Path(os.path.realpath(final.parent)) / final.name if final.is_symlink() else Path(os.path.realpath(path))
         if final.exists() and not final.is_dir():
             raise InputError(f"{path}: is a file; give the name of a folder")
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -170,18 +172,21 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             temporary.mkdir()
             yield temporary
-            if final.exists():
+            if os.path.lexists(final):
                 final.rename(old)
             try:
                 temporary.rename(final)
             except OSError:
-                if old.exists():
+                if os.path.lexists(old):
                     old.rename(final)
                 raise
         finally:
-            leftovers = (temporary, old) if final.exists() else (temporary,)
+            leftovers = (temporary, old) if os.path.lexists(final) else (temporary,)
             for leftover in leftovers:
-                shutil.rmtree(leftover, ignore_errors=True)
+                if leftover.is_symlink():
+                    leftover.unlink()
+                else:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _regular(path: Path) -> Path:

@@ -122,15 +122,15 @@ def match_pairs(
         for pair, reason in done.failed:
             print(pair, reason)
     """
-    import_pycolmap()
     source = Path(pairs)
     if source.is_dir() and photographs is not None:
         raise ArgumentError(f"{source} is a folder of photographs; a second one, {photographs}, has no meaning")
     folder = source if source.is_dir() else source.parent if photographs is None else Path(photographs)
     names = list_images(folder)
-    target = check_output(output, (".h5",), inputs=[source, *(folder / name for name in names)])
     numbers = {name: number for number, name in enumerate(names)}
     listed = PairList(exhaustive(range(len(names))), 0, []) if source.is_dir() else from_list(source, numbers)
+    target = check_output(output, (".h5",), inputs=[source, *(folder / name for name in names)])
+    import_pycolmap()  # said before the work
     if not len(listed.pairs):
         raise InputError(f"{folder}: holds {len(names)} photographs, and a pair needs two")
     failed = [(f"line {line}", f"names {what}, which is not in {folder}") for line, what in listed.unused]

@@ -158,6 +158,8 @@ def track(
     """
     outputs = [Path(path) for path in ([output] if isinstance(output, (str, os.PathLike)) else output)]
     paths = [one for one in (source, camera) if isinstance(one, (str, os.PathLike))]
+    if isinstance(source, (str, os.PathLike)) and not Path(source).is_dir():
+        files.open_file(source).close()  # what is missing is named before a package that an output needs
     for path in outputs:
         files.check_output(path, FILES, inputs=[*paths, *pipeline.weights_files(features, matcher)])
         if path.suffix.lower() == ".kitti":
