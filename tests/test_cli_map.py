@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from splat_readers import reprojection_errors
 from stored import matched_pairs
 from tiepoint import matchers
 from tiepoint.cli import main
@@ -73,6 +74,9 @@ def test_map_finds_the_places_goes_on_and_leaves_out(tiepoint: Any, photographs:
     files = "sparse/0/images.bin text/images.txt points.ply quality.json scene.html undistorted/transforms.json"
     for file in files.split():
         assert (mapped / file).stat().st_size > 0
+    for errors in reprojection_errors(mapped / "undistorted"):
+        assert len(errors) == result["models"][0]["observations"]
+        assert abs(errors.mean() - result["models"][0]["error"]) < 0.01
 
     again = json.loads(tiepoint("map", photographs, "-o", mapped, *CLASSIC, "--json").out)
     assert (again["images"]["extracted"], again["pairs"][0]["matched"]) == (0, 0)

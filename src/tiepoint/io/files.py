@@ -161,8 +161,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     ['/out', '/out/a.txt']
     """
     with explained(path):
-        final = Path(path)
-        final = Path(os.path.realpath(final.parent)) / final.name if final.is_symlink() else Path(os.path.realpath(path))
+        final = Path(os.path.realpath(path))
+        if Path(path).is_symlink():
+            final = Path(os.path.realpath(Path(path).parent)) / Path(path).name
         if final.exists() and not final.is_dir():
             raise InputError(f"{path}: is a file; give the name of a folder")
         final.parent.mkdir(parents=True, exist_ok=True)
