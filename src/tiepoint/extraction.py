@@ -13,7 +13,6 @@ import torch
 
 from . import features as extractors
 from . import pipeline
-from .devices import pick_device
 from .errors import ArgumentError, InputError
 from .features import Extractor
 from .io.arrays import FeatureWriter
@@ -141,7 +140,7 @@ def extract(
         name = pipeline.choose(features)[0]
         features = extractors.load(
             name,
-            device=pick_device(device),
+            device=device,
             max_keypoints=max_keypoints,
             long_side=long_side,
             detection_threshold=detection_threshold,

@@ -149,7 +149,7 @@ def load(
     matcher : str or Matcher
         The same for the matcher.
     device : torch.device or str
-        Where networks run; ``"auto"`` is `tiepoint.devices.best_device`.
+        Where networks run, as `tiepoint.features.load` takes it.
     options : ExtractorOptions, optional
         Of an extractor that is loaded here.
 
@@ -173,15 +173,15 @@ def load(
     >>> extractor.options.max_keypoints, matcher.name
     (100, 'nearest')
     """
-    where = pick_device(device)
+    pick_device(device)  # a wrong one is said before anything is loaded
     feature_name, matcher_name, why = choose(
         features if isinstance(features, str) else features.name,
         matcher if isinstance(matcher, str) else matcher.name,
     )
     if isinstance(features, str):
-        features = extractors.load(feature_name, device=where, **vars(options or ExtractorOptions()))
+        features = extractors.load(feature_name, device=device, **vars(options or ExtractorOptions()))
     if isinstance(matcher, str):
-        matcher = matchers.load(matcher_name, features=feature_name, device=where)
+        matcher = matchers.load(matcher_name, features=feature_name, device=device)
     return Pipeline(features, matcher, why)
 
 

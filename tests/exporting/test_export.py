@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 import tiepoint as tp
+from tiepoint import devices
 from tiepoint.errors import ArgumentError, MissingDependencyError, WeightsError
 from tiepoint.exporting import graphs, write
 from tiepoint.features.cairn import CairnConfig, CairnNet, pyramid, to_grey
@@ -345,6 +347,32 @@ def test_what_exporting_lacks_is_named(
     with pytest.raises(MissingDependencyError, match=rf"pip install 'tiepoint\[{extra}\]'"):
         tp.export("cairn+lightglue", tmp_path / "new", to)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps", "abacus", torch.device("meta")])
+def test_other_devices_are_refused(device: Any, folders: dict[str, Path]) -> None:
+    for load, name in ((tp.features.load, "cairn"), (partial(tp.matchers.load, features="cairn"), "lightglue")):
+        with pytest.raises(ArgumentError, match=rf"runs on the CPU only, not on '{device}'"):
+            load(f"{name}@{folders['onnx']}", device=device)
+
+
+def test_where_there_is_a_gpu_an_export_runs_on_the_cpu(
+    folders: dict[str, Path], small_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device nobody has chosen is the GPU for networks of PyTorch, and the CPU for exported ones."""
+    monkeypatch.setattr(devices, "best_device", lambda: torch.device("meta"))
+    a, b = (small_pairs / "viewpoint" / "images" / name for name in PAIRS[0])
+    name = f"cairn@{folders['onnx']}"
+    assert len(tp.match(a, b, name, max_keypoints=200)) > 20
+    assert [
+        extractor.device.type for extractor in (tp.features.load(name, "auto"), tp.features.load("sift", None))
+    ] == [
+        "cpu",
+        "meta",
+    ]
+    assert list(tp.extract([a], features=name, max_keypoints=50).keypoints.values()) == [50]
+    with pytest.raises(ArgumentError, match="not on 'meta'"):
+        tp.match(a, b, name, device="meta")
 
 
 def test_other_models_and_folders_in_use_are_refused(folders: dict[str, Path], tmp_path: Path, tiepoint: Any) -> None:

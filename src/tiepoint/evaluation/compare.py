@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from ..devices import pick_device
 from ..effort import Effort
 from .run import Row, Run, parse_combination, run
 from .tables import save
@@ -71,7 +70,6 @@ def evaluate(
         for run in tiepoint.evaluate("eval", ["sift+nearest", "cairn"]):
             print(run.label, tiepoint.evaluation.summarise(run))
     """
-    where = str(pick_device(device))
     runs = []
     for combination, level in product(dict.fromkeys(map(parse_combination, combinations)), dict.fromkeys(effort)):
         runs.append(
@@ -82,7 +80,7 @@ def evaluate(
                 limit=limit,
                 max_keypoints=max_keypoints,
                 long_side=long_side,
-                device=where,
+                device=device,
                 output=output,
                 resume=not fresh,
                 effort=level,

@@ -140,7 +140,7 @@ def run(
     limit: int | None = None,
     max_keypoints: int | None = 2048,
     long_side: int | None = None,
-    device: str = "cpu",
+    device: torch.device | str | None = "cpu",
     output: str | Path | None = None,
     resume: bool = True,
     progress: Progress | None = None,
@@ -191,7 +191,7 @@ def run(
         "matcher": matcher,
         "max_keypoints": max_keypoints,
         "long_side": long_side,
-        "device": device,
+        "device": str(extract.device),
     }
     short = []
     for name, _, file in (part.partition("@") for part in split(combination.label, _names())):

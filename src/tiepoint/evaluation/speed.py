@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from .. import pipeline
-from ..devices import environment, pick_device
+from ..devices import environment
 from ..errors import ArgumentError
 from ..features import ExtractorOptions
 from ..io.images import ImageSource, read_image
@@ -109,15 +109,15 @@ def bench(
         raise ArgumentError(f"give the two images of a pair, not {len(images)}")
     if repeats < 1:
         raise ArgumentError(f"repeats must be at least 1, not {repeats}")
-    where = str(pick_device(device))
     pair = made_up_pair() if images is None else (read_image(images[0]), read_image(images[1]))
     alternatives: dict[tuple[str, str], Callable[[], Any]] = {}
-    timings = []
+    timings, places = [], set()
     options = ExtractorOptions(max_keypoints=max_keypoints, long_side=long_side)
     with cpu_threads(threads):
         for combination in dict.fromkeys(map(parse_combination, combinations)):
             label = combination.label
-            extract, match, _ = pipeline.load(*combination, where, options)
+            extract, match, _ = pipeline.load(*combination, device, options)
+            places.add(str(extract.device))
             both = extract(pair[0]), extract(pair[1])
             alternatives[label, "extract"] = partial(extract.extract_many, pair)
             alternatives[label, "match"] = partial(match, *both)
@@ -129,7 +129,7 @@ def bench(
             "sizes": [list(image.size) for image in pair],
             "max_keypoints": max_keypoints,
             "long_side": long_side,
-            "device": where,
+            "device": ", ".join(sorted(places)),
             "threads": torch.get_num_threads(),
             "repeats": repeats,
         }

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..devices import pick_device
 from ..errors import ArgumentError
 from ..names import split
 from ..runtimes import is_exported
@@ -51,7 +52,7 @@ def names() -> list[str]:
     return sorted({*_BUILTIN, *(point.name for point in entry_points(group="tiepoint.extractors"))})
 
 
-def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extractor:
+def load(name: str, device: torch.device | str | None = "cpu", **options: Any) -> Extractor:
     """Return the extractor of that name.
 
     Parameters
@@ -60,7 +61,8 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
         One of `names`, or ``name@FILE`` for weights of one's own, or ``cairn@FOLDER`` for what `tiepoint.export`
         wrote; several joined by ``+`` are an `Ensemble`.
     device : torch.device or str
-        Where networks run; hand-made extractors stay on the CPU.
+        Where networks run; hand-made extractors stay on the CPU. ``"auto"`` and None are
+        `tiepoint.devices.best_device`, and the CPU for what `tiepoint.export` wrote, which runs nowhere else.
     **options
         The fields of `ExtractorOptions` (max_keypoints, detection_threshold, nms_radius, long_side, enlarge,
         bands) and the extractor's own.
@@ -68,7 +70,7 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
     Raises
     ------
     ArgumentError
-        Unknown name or option.
+        Unknown name or option, or a device that cannot be used.
     WeightsError
         The extractor needs a weights file that is not on this machine; nothing is downloaded here.
     MissingDependencyError
@@ -92,6 +94,7 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
     if file:
         options["weights"] = file
     builtin = _EXPORTED if is_exported(file) else _BUILTIN
+    where = device if is_exported(file) else pick_device(device)
     if is_exported(file) and name not in builtin:
         raise ArgumentError(f"{name}@{file}: is a folder, and only cairn is run from an exported one; name a file")
     if name in builtin:
@@ -108,7 +111,7 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Extra
     shared = ExtractorOptions(**{k: v for k, v in options.items() if k in common})
     own = {k: v for k, v in options.items() if k not in common}
     try:
-        return factory(options=shared, device=device, **variant, **own)
+        return factory(options=shared, device=where, **variant, **own)
     except TypeError as error:
         if own and "unexpected keyword" in str(error):
             raise ArgumentError(

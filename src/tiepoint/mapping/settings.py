@@ -68,7 +68,7 @@ class MapSettings:
     align: str | os.PathLike[str] | None
     scale: str | os.PathLike[str] | None
     fresh: bool
-    device: torch.device
+    device: torch.device | str | None
     workers: int | None
     ray: str | None
     seed: int
@@ -78,7 +78,7 @@ class MapSettings:
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> MapSettings:
-        """Take the arguments of `map_photographs`, with paths, device, bands and "no limit" in one form."""
+        """Take the arguments of `map_photographs`, with paths, bands and "no limit" in one form."""
         preset = preset_of(arguments["quality"])
         options = preset.options()
         first_pass: int | None = preset.first_pass
@@ -92,7 +92,7 @@ class MapSettings:
             first_pass = None
         values |= {"preset": preset, "chosen": chosen, "first_pass": first_pass}
         values |= {"photographs": Path(values["photographs"]), "output": Path(values["output"])}
-        values |= {"device": pick_device(values["device"]), "bands": check_bands(values["bands"])}
+        values |= {"bands": check_bands(values["bands"])}
         return cls(**{**values, "masks": None if values["masks"] is None else Path(values["masks"])})
 
     @property
@@ -123,6 +123,7 @@ class MapSettings:
             raise ArgumentError(f"{source}: is no video, so frames of it cannot be chosen; all photographs are used")
         video.check_choice(self.frames, self.every)
         ladder.check(self.effort, None)
+        pick_device(self.device)
         inputs = [Path(one) for one in (self.pairs, self.camera, self.align, self.scale) if one and is_file(one)]
         check_inputs_survive(out, source, [*inputs, *([self.masks] if self.masks is not None else [])])
         check_outputs_are_ours(out, self.fresh)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..devices import pick_device
 from ..errors import ArgumentError
 from ..features import names as feature_names
 from ..names import split, weights_file
@@ -28,7 +29,7 @@ def names() -> list[str]:
     return sorted(_BUILTIN)
 
 
-def load(name: str, features: str = "sift", device: torch.device | str = "cpu", **options: Any) -> Matcher:
+def load(name: str, features: str = "sift", device: torch.device | str | None = "cpu", **options: Any) -> Matcher:
     """Return the matcher of that name for one kind of features.
 
     Parameters
@@ -40,14 +41,15 @@ def load(name: str, features: str = "sift", device: torch.device | str = "cpu", 
     features : str
         Name of the extractor whose features will be matched, as `tiepoint.features.load` takes it; chooses the weights.
     device : torch.device or str
-        Where it runs.
+        Where it runs. ``"auto"`` and None are `tiepoint.devices.best_device`, and the CPU for what `tiepoint.export`
+        wrote, which runs nowhere else.
     **options
         The matcher's own, see its class.
 
     Raises
     ------
     ArgumentError
-        Unknown name or option, or no weights exist for these features.
+        Unknown name or option, a device that cannot be used, or no weights exist for these features.
     WeightsError
         The weights file is not on this machine; nothing is downloaded here.
     """
@@ -71,8 +73,9 @@ def load(name: str, features: str = "sift", device: torch.device | str = "cpu", 
         raise ArgumentError(f"{name}@{file}: is a folder, and only lightglue is run from an exported one; name a file")
     module, attribute = _EXPORTED[name] if is_exported(file) else _BUILTIN[name]
     factory = getattr(import_module(f".{module}", __name__), attribute)
+    where = device if is_exported(file) else pick_device(device)
     try:
-        return factory(features=features.partition("@")[0], device=device, **options)
+        return factory(features=features.partition("@")[0], device=where, **options)
     except TypeError as error:
         if options and "unexpected keyword" in str(error):
             wanted = ", ".join(map(repr, options))

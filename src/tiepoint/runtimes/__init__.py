@@ -8,13 +8,34 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import MissingDependencyError, WeightsError
+from ..errors import ArgumentError, MissingDependencyError, WeightsError
 from .run import MANIFEST, Exported, Found, Keypoints
 
 
 def is_exported(weights: str) -> bool:
     """Whether the WEIGHTS of ``name@WEIGHTS`` are a folder, which they are only if they were exported."""
     return bool(weights) and Path(weights).is_dir()
+
+
+def check_device(device: object) -> None:
+    """Refuse any device but the CPU, which is where exported folders run; ``"auto"`` and None mean it.
+
+    Raises
+    ------
+    ArgumentError
+        It is another one.
+
+    Examples
+    --------
+    >>> check_device("cuda:1")
+    Traceback (most recent call last):
+    tiepoint.errors.ArgumentError: ...runs on the CPU only, not on 'cuda:1'; leave the device out, or give 'cpu'
+    """
+    if device is not None and str(device).partition(":")[0] not in ("auto", "cpu"):
+        raise ArgumentError(
+            f"what tiepoint export wrote runs on the CPU only, not on {str(device)!r}; "
+            "leave the device out, or give 'cpu'"
+        )
 
 
 def open_exported(folder: str | os.PathLike[str], threads: int | None = None) -> Exported:
@@ -55,4 +76,4 @@ def open_exported(folder: str | os.PathLike[str], threads: int | None = None) ->
         raise WeightsError(str(error)) from error
 
 
-__all__ = ["MANIFEST", "Exported", "Found", "Keypoints", "is_exported", "open_exported"]
+__all__ = ["MANIFEST", "Exported", "Found", "Keypoints", "check_device", "is_exported", "open_exported"]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...runtimes import open_exported
+from ...runtimes import check_device, open_exported
 from ...types import Features
 from ..base import Extractor, ExtractorOptions, best
 from .config import DIAMETER
@@ -18,19 +18,21 @@ from .extractor import Cairn
 class ExportedCairn(Cairn):
     """Cairn from an exported folder, see `tiepoint.export`; loaded by the name ``cairn@FOLDER``.
 
-    It runs on the CPU, whatever the device, on as many threads as torch.
+    It runs on the CPU, on as many threads as torch.
 
     Parameters
     ----------
     options : ExtractorOptions, optional
         The common controls.
     device : torch.device or str
-        Has no influence.
+        ``"cpu"``, or ``"auto"``, which is the CPU on every machine.
     weights : path
         The folder.
 
     Raises
     ------
+    ArgumentError
+        Another device.
     WeightsError
         It is not whole, or of another version.
     MissingDependencyError
@@ -45,6 +47,7 @@ class ExportedCairn(Cairn):
         weights: str | os.PathLike[str],
     ) -> None:
         Extractor.__init__(self, options, "cpu")
+        check_device(device)
         self.exported = open_exported(weights, torch.get_num_threads())
         self.harmonics = tuple(self.exported.extractor["harmonics"])
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ...errors import ArgumentError
-from ...runtimes import Keypoints, open_exported
+from ...runtimes import Keypoints, check_device, open_exported
 from ...types import Features, Matches
 from ..base import Matcher, Pair, make_matches
 from .config import LightGlueConfig
@@ -19,14 +19,14 @@ from .matcher import LightGlue
 class ExportedLightGlue(LightGlue):
     """LightGlue from an exported folder, see `tiepoint.export`; loaded by the name ``lightglue@FOLDER``.
 
-    It runs on the CPU, whatever the device, on as many threads as torch, one pair after the other.
+    It runs on the CPU, on as many threads as torch, one pair after the other.
 
     Parameters
     ----------
     features : str, optional
         Extractor of the features to match.
     device : torch.device or str
-        Has no influence.
+        ``"cpu"``, or ``"auto"``, which is the CPU on every machine.
     weights : path
         The folder.
     match_threshold : float, optional
@@ -35,7 +35,7 @@ class ExportedLightGlue(LightGlue):
     Raises
     ------
     ArgumentError
-        The weights are for other features.
+        The weights are for other features; or another device.
     WeightsError
         The folder is not whole, or of another version.
     MissingDependencyError
@@ -51,6 +51,7 @@ class ExportedLightGlue(LightGlue):
         match_threshold: float | None = None,
     ) -> None:
         Matcher.__init__(self, "cpu")
+        check_device(device)
         self.exported = open_exported(weights, torch.get_num_threads())
         self.config = LightGlueConfig.from_dict(self.exported.matcher, weights)
         self.features = self.config.features
