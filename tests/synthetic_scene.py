@@ -80,15 +80,16 @@ class SyntheticScene:
                 )
             store.write_matches(results)
 
-    def model(self) -> pycolmap.Reconstruction:
-        """Return the true model, with every point that two images or more see."""
+    def model(self, one_camera: bool = False) -> pycolmap.Reconstruction:
+        """Return the true model, with every point that two images or more see; images share ``one_camera``, or none."""
         model = pycolmap.Reconstruction()
         for number, (name, pose) in enumerate(zip(self.names, self.poses, strict=True), 1):
             camera = to_pycolmap(self.camera)
-            camera.camera_id = number
-            model.add_camera_with_trivial_rig(camera)
+            camera.camera_id = 1 if one_camera else number
+            if not model.exists_camera(camera.camera_id):
+                model.add_camera_with_trivial_rig(camera)
             image = pycolmap.Image(
-                name=name, image_id=number, camera_id=number, keypoints=self.keypoints[number - 1] + 0.5
+                name=name, image_id=number, camera_id=camera.camera_id, keypoints=self.keypoints[number - 1] + 0.5
             )
             model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pycolmap.Rotation3d(pose[0]), pose[1]))
         for point, (xyz, colour) in enumerate(zip(self.points, self.colours, strict=True)):

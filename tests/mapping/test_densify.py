@@ -166,7 +166,7 @@ def test_qualities_of_a_map(photographs: Path, tmp_path: Path, tiepoint: Any) ->
     assert balanced["error"] < 1.15 * fast["error"] < 0.15  # weaker keypoints, but refined
     assert dense["error"] < 1.1 * balanced["error"]
     assert reports["balanced"]["plan"]["chosen"] == {
-        **{"max_keypoints": 8192, "long_side": 1600, "effort": "fast", "refine": True, "second_pass": True}
+        **{"max_keypoints": 10240, "long_side": 1600, "effort": "fast", "refine": True, "second_pass": True}
     }
     ran = tiepoint("map", photographs, "-o", tmp_path / "few", *options[:-2], "-k", "200", "--no-refine", "--json")
     assert json.loads(ran.out)["plan"]["chosen"].keys() == {"long_side", "effort", "second_pass"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 import tiepoint as tp
 from textured_room import CAMERA, Room, look
-from tiepoint.errors import ArgumentError, InputError
+from tiepoint.errors import ArgumentError, InputError, MissingDependencyError
 
 pytest.importorskip("pycolmap")
 
@@ -59,3 +61,36 @@ def test_what_cannot_be_tracked(frames: list[NDArray[np.uint8]], tmp_path: Path)
         tp.track(frames, tmp_path / "path.csv")
     with pytest.raises(ArgumentError, match="exclude each other"):
         tp.track(frames, camera="SIMPLE_PINHOLE:260,160,120", focal=260.0)
+
+
+def test_a_recording_holds_path_points_and_pictures(frames: list[NDArray[np.uint8]], tmp_path: Path) -> None:
+    """Read back with rerun's own reader."""
+    outputs, told = [tmp_path / "path.rrd", tmp_path / "path.txt"], []
+    found = tp.track(frames, outputs, camera=CAMERA, progress=lambda state, frame: told.append(state.pose))
+    columns: dict[str, list[Any]] = {}
+    for chunk in pytest.importorskip("rerun.chunk").RrdReader(tmp_path / "path.rrd").stream().to_chunks():
+        batch = chunk.to_record_batch()
+        for name in batch.schema.names:
+            columns.setdefault(f"{chunk.entity_path} {name}", []).extend(batch.column(name).to_pylist())
+    places = np.array(columns["/world/camera Transform3D:translation"]).reshape(-1, 3)
+    assert len(places) > 4
+    np.testing.assert_allclose(places, [pose.centre for pose in told if pose is not None], atol=1e-6)
+    path = np.array(columns["/world/path LineStrips3D:strips"][-1][0])
+    centres = np.array([pose.centre for pose in found.poses])
+    np.testing.assert_allclose(path, centres, atol=1e-5)
+    points = np.array(columns["/world/points Points3D:positions"][-1])
+    expected = np.array([point.xyz for point in found.reconstruction.points3D.values()])
+    np.testing.assert_allclose(points, expected, atol=1e-4)
+    assert len(columns["/world/camera/picture Image:buffer"]) == len(frames)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["path.rrd", "path.txt"]
+
+
+@pytest.mark.parametrize("options", [{"view": True}, {"output": "path.rrd"}])
+def test_rerun_is_asked_for_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    with pytest.raises(MissingDependencyError, match=r"tiepoint\[rerun\]"):
+        tp.track([np.zeros((9, 9, 3), np.float64)], **options)  # the first frame, once looked at, would be refused
+    assert not list(tmp_path.iterdir())

@@ -115,7 +115,7 @@ def match(
     for path in inputs:
         files.open_file(path).close()  # what is missing is named before a package that an output needs
     for path in output:
-        named = (*inputs, *weights_files(features, matcher))
+        named: list[str | Path] = [*inputs, *weights_files(features, matcher)]
         files.check_output(path, FILES, inputs=named, overwrite=overwrite)
     result = match(
         image0,

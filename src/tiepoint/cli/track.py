@@ -43,7 +43,7 @@ def track(
             "--output",
             "-o",
             help="The path as .txt (TUM) or .kitti, points as .ply, a page as .html, a sheet of the key "
-            "frames as .jpg or .png; repeatable.",
+            "frames as .jpg or .png, a recording for rerun as .rrd; repeatable.",
         ),
     ],
     frames: FramesOption = None,
@@ -59,6 +59,9 @@ def track(
         bool,
         typer.Option("--loops/--no-loops", help="Correct the path where it comes back to what was seen long before."),
     ] = True,
+    view: Annotated[
+        bool, typer.Option("--view", help="Show path, points and frames in rerun's viewer while it runs.")
+    ] = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -93,6 +96,7 @@ def track(
             long_side=long_side,
             bands=bands,
             loops=loops,
+            view=view,
             device=device,
             progress=screen.show,
         )

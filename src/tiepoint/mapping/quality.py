@@ -48,7 +48,7 @@ class Preset:
 
 PRESETS: dict[Quality, Preset] = {
     "fast": Preset(1024, 1024, effort="fast", refine=False, first_pass=1024, second_pass=False),
-    "balanced": Preset(8192, 1600, effort="fast", refine=True, first_pass=1536, second_pass=True),
+    "balanced": Preset(10240, 1600, effort="fast", refine=True, first_pass=1536, second_pass=True),
     "dense": Preset(32768, 3200, effort="auto", refine=True, first_pass=2048, second_pass=True),
 }
 

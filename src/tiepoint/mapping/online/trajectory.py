@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,13 +28,14 @@ from ..exchange.colmap import write_ply
 from ..exchange.trajectories import Pose, kitti_times, write_kitti, write_tum
 from ..steps.images import parse_camera
 from ..steps.reconstruct import Quality, Scene
+from .live import import_rerun, shown_live
 from .loops import Loop
 from .track import State, Tracker
 
 if TYPE_CHECKING:
     import pycolmap
 
-FILES = (".txt", ".kitti", ".ply", ".html", ".jpg", ".png")
+FILES = (".txt", ".kitti", ".ply", ".html", ".jpg", ".png", ".rrd")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,6 +104,7 @@ def track(
     long_side: int | None = 1024,
     bands: Sequence[int] | None = None,
     loops: bool = True,
+    view: bool = False,
     device: torch.device | str | None = "auto",
     progress: Callable[[State, Frame], None] | None = None,
 ) -> Trajectory:
@@ -117,7 +120,8 @@ def track(
         one size, in order (`tiepoint.read_image`).
     output : path, or list of paths
         Files to write: the path as .txt (TUM's format) or .kitti (KITTI's, with its times in a second file, see
-        `write_kitti`), the points as .ply, a page to look at as .html, and the key frames on one sheet as .jpg or .png.
+        `write_kitti`), the points as .ply, a page to look at as .html, the key frames on one sheet as .jpg or .png,
+        and all that `view` shows as .rrd.
     features, matcher, max_keypoints, long_side, device
         As in `tiepoint.match`; SIFT is fast enough for video on a CPU.
     frames, every : int or float, optional
@@ -131,6 +135,8 @@ def track(
         Which bands of the frames to use, see `tiepoint.read_image`; a video and a camera have none to choose.
     loops : bool
         Close loops: where the camera sees again what it has seen long before, the whole path is corrected.
+    view : bool
+        Show path, points and frames in rerun's viewer while it runs (`tiepoint.mapping.online.live`).
     progress : callable, optional
         Called with (`State`, `Frame`) after every frame.
 
@@ -147,7 +153,7 @@ def track(
     InputError
         The source holds no frames.
     WeightsError, MissingDependencyError
-        What the features need is not on this machine.
+        What the features need, or rerun, is not on this machine.
 
     Examples
     --------
@@ -164,6 +170,9 @@ def track(
         files.check_output(path, FILES, inputs=[*paths, *pipeline.weights_files(features, matcher)])
         if path.suffix.lower() == ".kitti":
             files.check_output(kitti_times(path), None, inputs=paths)
+    recordings = [path for path in outputs if path.suffix.lower() == ".rrd"]
+    if view or recordings:
+        import_rerun()
     if isinstance(source, (int, str, os.PathLike)):
         film = video.choose_frames(source, frames, every, bands=bands)
     elif frames is not None or every is not None:
@@ -182,22 +191,28 @@ def track(
     begin = time.perf_counter()
     count = lost = 0
     interrupted, problem = False, ""
-    try:
-        for frame in chain([first], film):
-            state = tracker(frame)
-            count += 1
-            lost += state.status == "lost"
-            if progress is not None:
-                progress(state, frame)
-    except KeyboardInterrupt:
-        interrupted = True
-    except InputError as error:
-        problem = str(error)
-    if any(not loop.refused for loop in tracker.loops):
-        tracker.adjust()
-    poses = tracker.trajectory()
-    for path in outputs:
-        _write(path, tracker, poses, count)
+    with shown_live(recordings, view) if view or recordings else nullcontext() as live:
+        try:
+            for frame in chain([first], film):
+                state = tracker(frame)
+                count += 1
+                lost += state.status == "lost"
+                if live is not None:
+                    live.show(tracker, state, frame)
+                if progress is not None:
+                    progress(state, frame)
+        except KeyboardInterrupt:
+            interrupted = True
+        except InputError as error:
+            problem = str(error)
+        if any(not loop.refused for loop in tracker.loops):
+            tracker.adjust()
+        if live is not None:
+            live.show_map(tracker)
+        poses = tracker.trajectory()
+        for path in outputs:
+            if path not in recordings:
+                _write(path, tracker, poses, count)
     return Trajectory(
         poses, count, lost, tracker.reconstruction, tuple(tracker.loops), tracker.choice,
         time.perf_counter() - begin, interrupted, problem,

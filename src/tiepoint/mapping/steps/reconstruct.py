@@ -20,6 +20,7 @@ from ...io.images import read_image
 from ...io.model_files import write_model
 from ..store import Store, registered
 from . import refine as refinement
+from .adjust import adjust, reprojection_errors
 from .assess import ONLY_TURNED, TURNED, Assessment, assess, turned_and_flat
 from .densify import densify
 
@@ -85,7 +86,7 @@ class Quality:
         """
         images = []
         for image in registered(model):
-            errors = _reprojection_errors(model, image)
+            errors = reprojection_errors(model, image)
             images.append(ImageQuality(image.name, len(errors), float(errors.mean()) if len(errors) else 0.0))
         observations, points = sum(image.observations for image in images), model.num_points3D()
         return cls(
@@ -172,8 +173,8 @@ def reconstruct(
         Global (GLOMAP) solves for all images at once: much faster from some hundred images on, but it needs
         good matches, and focal lengths that are roughly right.
     refine_cameras : bool
-        Adjust focal lengths and distortion along with the poses. False for calibrated cameras. Principal points
-        are never adjusted.
+        Adjust focal lengths and distortion along with the poses, and at the end the principal points that the
+        photographs determine (`tiepoint.mapping.steps.adjust`). False for calibrated cameras.
     second_pass : bool
         Also match all keypoints along epipolar lines, for many more points (`tiepoint.mapping.steps.densify`).
     refine_keypoints : bool
@@ -241,13 +242,13 @@ def reconstruct(
         furthest = OUTLIER
         if second_pass:
             with _quiet(), Store.open(database, create=False) as store:
-                _adjust(model, refine_cameras, threads or -1, furthest)
+                adjust(model, refine_cameras, threads or -1, furthest)
                 densify(model, store)
         if refine_keypoints:
             refinement.refine_keypoints(model, images, bands)
             furthest = REFINED_OUTLIER
         with _quiet():
-            _adjust(model, refine_cameras, threads or -1, furthest)
+            adjust(model, refine_cameras, threads or -1, furthest, principal_points=True)
     with Store.open(database, create=False) as store:
         judged = [assess(model, store, collection.verified, len(collection.names)) for model in models]
         kept = [place for place, assessment in enumerate(judged) if assessment.verdict != "no 3D"]
@@ -419,44 +420,6 @@ class _Collection:
                 reason = f"it is linked only to photographs that are left out too, such as {self.names[other]}"
             reasons[name] = reason
         return reasons
-
-
-def _reprojection_errors(model: pycolmap.Reconstruction, image: pycolmap.Image) -> NDArray[np.float64]:
-    """Return by how many pixels each observation of an image misses its point."""
-    seen = [point for point in image.points2D if point.has_point3D()]
-    if not seen:
-        return np.zeros(0)
-    points = np.array([model.points3D[point.point3D_id].xyz for point in seen])
-    pose = image.cam_from_world()
-    camera = model.cameras[image.camera_id]
-    pixels = np.asarray(camera.img_from_cam(points @ pose.rotation.matrix().T + pose.translation))
-    return np.linalg.norm(pixels - [point.xy for point in seen], axis=1)
-
-
-def _adjust(model: pycolmap.Reconstruction, refine_cameras: bool, threads: int, furthest: float) -> None:
-    """Adjust the bundle with Cauchy's loss, and drop observations that miss by more than ``furthest`` pixels."""
-    pycolmap = import_pycolmap()
-    options = pycolmap.BundleAdjustmentOptions(print_summary=False, refine_focal_length=refine_cameras)
-    options.refine_extra_params = refine_cameras
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
-    options.ceres.solver_options.num_threads = threads
-    options.ceres.solver_options.function_tolerance = 1e-5  # as in GLOMAP; less takes longer and changes no digit
-    config = pycolmap.BundleAdjustmentConfig()
-    for image in registered(model):
-        config.add_image(image.image_id)
-    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-    for _ in range(2):  # the first takes the errors down, and with them what counts as an outlier
-        pycolmap.ObservationManager(model).filter_observations_with_negative_depth()
-        errors = np.concatenate([_reprojection_errors(model, image) for image in registered(model)])
-        errors = errors[np.isfinite(errors)]
-        if not len(errors):
-            return
-        options.ceres.loss_function_scale = max(2 * float(np.median(errors)), 0.01)
-        # What pycolmap.bundle_adjustment does, which logs at any level.
-        pycolmap.create_default_bundle_adjuster(options, config, model).solve()
-    pycolmap.ObservationManager(model).filter_observations_with_negative_depth()
-    pycolmap.ObservationManager(model).filter_all_points3D(furthest, 1.5)  # degrees: as the mappers
-    model.update_point_3d_errors()
 
 
 def _colour(model: pycolmap.Reconstruction, folder: Path, bands: Sequence[int] | None) -> None:

@@ -1,0 +1,118 @@
+"""A running `Tracker` in the viewer of rerun, or recorded for it: path, points and frames, as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError, MissingDependencyError
+from ...geometry.colmap import to_colmap
+from ...io.files import atomic
+from ...io.images import resize
+from ...io.video import Frame
+from .track import State, Tracker
+
+SIDE = 640  # longest side of the pictures, in pixels
+PATH_COLOUR, CAMERA_DISTANCE = (255, 170, 0), 0.3  # of the picture in front of the camera
+
+
+def import_rerun() -> Any:
+    """Return the package rerun, or raise `MissingDependencyError` with the line that installs it."""
+    try:
+        import rerun
+    except ImportError as error:
+        raise MissingDependencyError("rerun-sdk", "rerun", "showing or recording a path for rerun") from error
+    return rerun
+
+
+@contextmanager
+def shown_live(files: Sequence[Path], view: bool) -> Iterator[Live]:
+    """Show what a tracker does, while it does it.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        ``.rrd`` files to write; they appear when the block ends without an error.
+    view : bool
+        Open rerun's viewer, a program of its own, which stays open.
+
+    Yields
+    ------
+    Live
+
+    Raises
+    ------
+    MissingDependencyError
+        rerun is not installed.
+    InputError
+        The viewer does not start, or a file cannot be written.
+
+    Notes
+    -----
+    Entities: ``world/camera`` (pose; below it the picture), ``world/path``, ``world/points`` (of the key frames), and
+    ``status``. Timelines: ``frame``, and ``time`` in seconds. World and camera: x right, y down, z forward.
+    """
+    rr = import_rerun()
+    with ExitStack() as stack:
+        stream = rr.RecordingStream("tiepoint track")
+        sinks = [rr.FileSink(stack.enter_context(atomic(path))) for path in files]
+        if view:
+            try:
+                rr.spawn(connect=False)
+            except RuntimeError as error:
+                raise InputError(f"rerun's viewer does not start: {error}") from error
+            sinks.append(rr.GrpcSink())
+        stream.set_sinks(*sinks)
+        stream.log("world", rr.ViewCoordinates.RDF, static=True)
+        try:
+            yield Live(rr, stream)
+        finally:
+            stream.flush()
+            stream.disconnect()
+
+
+class Live:
+    """Logs what a tracker does to a stream of rerun's."""
+
+    def __init__(self, rr: Any, stream: Any) -> None:
+        self.rr, self.stream = rr, stream
+        self.key_frames = 0
+
+    def show(self, tracker: Tracker, state: State, frame: Frame) -> None:
+        """Log a frame and where the camera is after it; with a key frame, what it changed."""
+        rr, log = self.rr, self.stream.log
+        self.stream.set_time("frame", sequence=frame.index)
+        self.stream.set_time("time", duration=frame.time)
+        log("status", rr.TextLog(f"{frame.name}: {state.status}, {state.inliers} inliers"))
+        picture = resize(frame.pixels, SIDE)
+        height, width = picture.shape[:2]
+        scale = width / frame.pixels.shape[1]
+        focal, centre = np.multiply(tracker.camera.focal_lengths, scale), to_colmap(tracker.camera.principal_point)
+        log(
+            "world/camera/picture",
+            rr.Pinhole(
+                focal_length=focal,
+                principal_point=centre * scale,
+                resolution=(width, height),
+                camera_xyz=rr.ViewCoordinates.RDF,
+                image_plane_distance=CAMERA_DISTANCE,
+            ),
+            rr.Image(picture).compress(jpeg_quality=80),
+        )
+        if state.pose is not None:
+            log("world/camera", rr.Transform3D(translation=state.pose.centre, mat3x3=state.pose.R.T))
+        if state.key_frames != self.key_frames:  # the map grew, or was begun anew
+            self.key_frames = state.key_frames
+            self.show_map(tracker)
+
+    def show_map(self, tracker: Tracker) -> None:
+        """Log the path so far, as it is known by now, and the points."""
+        points = tracker.reconstruction.points3D.values()
+        where, colours = np.array([point.xyz for point in points]), np.array([point.color for point in points])
+        path = np.array([pose.centre for pose in tracker.trajectory()])
+        self.stream.log("world/points", self.rr.Points3D(where.reshape(-1, 3), colors=colours.reshape(-1, 3)))
+        self.stream.log("world/path", self.rr.LineStrips3D([path.reshape(-1, 3)], colors=[PATH_COLOUR]))
