@@ -54,7 +54,7 @@ def test_finds_the_cameras(
         mapper=mapper,
         refine_cameras=False,
         threads=1,
-        on_image=lambda: placed.append(1),
+        report=lambda progress: placed.append((progress.step, progress.done, progress.total)),
     )
     assert "adjustment" not in capfd.readouterr().err, "COLMAP's log is not for users"
     (model,), (quality,) = scene.models, scene.qualities
@@ -62,8 +62,8 @@ def test_finds_the_cameras(
     assert quality.registered == quality.total == 6
     assert centre_errors(model, world).max() < 0.01  # the arc has a radius of 4
     assert 0.2 < quality.error < 0.6  # noise of 0.3 px in x and y
-    if mapper == "incremental":
-        assert len(placed) == 4  # all but the first pair
+    between = 4 if mapper == "incremental" else 0  # all but the first pair
+    assert placed == [("mapping", n, 6) for n in (0, *range(1, 1 + between), 6)] + [("adjusting", 0, 0)]
 
     points = list(model.points3D.values())
     world_colours = {tuple(colour) for colour in world.colours}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ def test_a_recording_holds_path_points_and_pictures(frames: list[NDArray[np.uint
     points = np.array(columns["/world/points Points3D:positions"][-1])
     expected = np.array([point.xyz for point in found.reconstruction.points3D.values()])
     np.testing.assert_allclose(points, expected, atol=1e-4)
-    assert len(columns["/world/camera/picture Image:buffer"]) == len(frames)
+    pictures = columns["/world/camera/picture EncodedImage:blob"]
+    assert len(pictures) == len(frames)
+    shown = [np.asarray(PIL.Image.open(BytesIO(bytes(picture[0]))), np.float64) for picture in pictures]
+    assert [int(np.abs(one - frames).mean(axis=(1, 2, 3)).argmin()) for one in shown] == list(range(len(frames)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["path.rrd", "path.txt"]
 
 

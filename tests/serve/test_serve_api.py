@@ -87,7 +87,9 @@ def test_map_of_a_room_with_bad_photographs_among_good_ones(server: Server, room
     states = [json.loads(line[6:]) for line in events.iter_lines() if line.startswith(b"data: ")]
     assert states[-1]["state"] == "done", states[-1]["error"]
     steps = " ".join(state["step"]["name"] for state in states if state["step"])
-    assert "extracting" in steps
+    for step in ("extracting", "matching", "mapping", "adjusting"):
+        assert step in steps
+    assert {name.rpartition("/")[0] for name in states[-1]["files"]} == {"holiday", ""}  # sub-folders are kept
     final = server.get(path).json()
     assert final["result"]["models"][0]["registered"] == len(room)
     assert final["result"]["plan"]["quality"] == "fast"
@@ -97,6 +99,9 @@ def test_map_of_a_room_with_bad_photographs_among_good_ones(server: Server, room
     for name in final["outputs"]:
         assert server.get(f"{path}/files/{name}").content
     assert server.get(f"{path}/files/points.ply").content.startswith(b"ply")
+    preview = np.asarray(PIL.Image.open(io.BytesIO(server.get(f"{path}/files/best-matches.jpg").content)), int)
+    assert (np.abs(preview - (0xA8, 0xEF, 0x2E)).max(axis=2) < 60).sum() > 100  # lines between inliers
+    assert max(preview.shape) < 1200
     assert server.get(f"{path}/files/report.json").json()["output"] == "map"
     assert "<h1>holiday</h1>" in server.get(f"{path}/files/scene.html").text
 
@@ -167,14 +172,18 @@ def test_names_lead_nowhere(server: Server, pair: Files) -> None:
         "\x1b[31m.png",
         "<script>.png",
         "a" * 2000 + ".png",
+        "a/" * 200 + "../" * 20 + "..png",
     ]
     for name in names:
         answer = server.post("/matches", [(name, pair[0][1]), pair[1]], **FIELDS)
         assert answer.status_code == 202, answer.text
         job = server.wait(f"/matches/{answer.json()['id']}")
         assert job["state"] == "done", job["error"]
-        stored = [path.name for path in (server.folder / job["id"] / "photos").iterdir()]
-        assert all(re.fullmatch(r"\d{4}-[A-Za-z0-9_-]{1,40}\.png", one) for one in stored), stored
+        photos = server.folder / job["id"] / "photos"
+        stored = [path.relative_to(photos).as_posix() for path in photos.rglob("*") if path.is_file()]
+        assert sorted(stored) == sorted(job["files"]) and len(stored) == 2
+        plain = r"([A-Za-z0-9_-]{1,40}/){0,8}\d{4}-[A-Za-z0-9_-]{1,40}\.png"
+        assert all(re.fullmatch(plain, one) for one in stored), stored
         assert all(label.isprintable() and len(label) <= 300 for label in job["files"].values())
     after = {path for path in server.folder.parent.rglob("*") if server.folder not in path.parents}
     assert before == after

@@ -434,18 +434,11 @@ def _match(
 def _reconstruct(asked: MapSettings, photos: _Photographs, log: _Log) -> tuple[Scene, tuple[Alignment, ...]]:
     """Make the models, and move each into the frame that was asked for."""
     alignments: list[Alignment] = []
-    count, placed = len(photos.images), 0
-
-    def on_image() -> None:
-        nonlocal placed
-        placed += 1
-        log.report(Progress("mapping", min(placed, count), count))
 
     def align(model: Any) -> None:
         if photos.aligner is not None:
             alignments.append(photos.aligner(model))
 
-    log.report(Progress("mapping", 0, count))
     scene = reconstruct(
         asked.output / "database.db",
         photos.folder,
@@ -456,10 +449,9 @@ def _reconstruct(asked: MapSettings, photos: _Photographs, log: _Log) -> tuple[S
         refine_keypoints=bool(asked.refine),
         bands=asked.bands,
         seed=asked.seed,
-        on_image=on_image,
+        report=log.report,
         align=align,
     )
-    log.report(Progress("mapping", count, count))
     log.notes += scene.notes
     log.notes += [f"model {number}: {alignment}" for number, alignment in enumerate(alignments)]
     if len(scene.models) > 1:

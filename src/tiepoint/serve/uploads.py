@@ -1,7 +1,7 @@
 """Multipart uploads, written to disk while they arrive.
 
-Files get names of our own, ``0001-IMG_12.jpg``: a number, and of the user's name the last part with letters, digits,
-dots, dashes and underscores only. The user's whole name is kept as a label.
+Files get names of our own, ``day_1/0001-IMG_12.jpg``: a number, and of the user's name and folders what is made of
+letters, digits, dashes and underscores. The user's whole name is kept as a label.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ..io.video import VIDEO_SUFFIXES
 
 MB = 1_000_000
 LONGEST_FIELD = 10_000  # bytes
-LONGEST_LABEL = 300  # characters
+LONGEST_LABEL, LONGEST_PART = 300, 40  # characters of a name to show, and of each part of a path
+DEEPEST = 8  # folders above a file, the last
 IDLE = 60.0  # seconds after which an upload that stands still is given up
 
 
@@ -165,6 +166,7 @@ class _Parts:
         self._most = self.limits.video if suffix in VIDEO_SUFFIXES else self.limits.photograph
         self._size = 0
         self._name = server_name(len(self.upload.files) + 1, self._label)
+        (self.folder / self._name).parent.mkdir(parents=True, exist_ok=True)
         self._file = (self.folder / self._name).open("xb")
 
     def _data(self, data: bytes) -> None:
@@ -198,13 +200,19 @@ def shown_label(label: str) -> str:
 
 
 def server_name(number: int, label: str) -> str:
-    r"""Return the name under which a file is stored.
+    r"""Return the name under which a file is stored, a path below a folder.
 
     Examples
     --------
-    >>> server_name(3, "../../etc/IMG 12.JPG"), server_name(4, "..\\..\\con.png")
-    ('0003-IMG_12.jpg', '0004-con.png')
+    >>> server_name(3, "../../etc/IMG 12.JPG"), server_name(4, "..\\..\\con.png"), server_name(5, "my room/day 1/a.png")
+    ('etc/0003-IMG_12.jpg', '0004-con.png', 'my_room/day_1/0005-a.png')
     """
-    path = Path(re.split(r"[/\\]", label)[-1])
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem).strip("_")[:40]
-    return f"{number:04}-{stem or 'image'}{path.suffix.lower()}"
+    *folders, last = re.split(r"[/\\]", label)
+    path = Path(last)
+    parts = [part for part in map(_plain, folders) if part][-DEEPEST:]
+    return "/".join([*parts, f"{number:04}-{_plain(path.stem) or 'image'}{path.suffix.lower()}"])
+
+
+def _plain(part: str) -> str:
+    """Return part of a path in letters that any system takes, without dots; it may be empty."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", part).strip("_")[:LONGEST_PART]

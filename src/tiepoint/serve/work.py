@@ -8,6 +8,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -22,7 +23,9 @@ from ..io.images import read_image, read_reduced
 from ..mapping.progress import Progress
 from ..mapping.run import map_photographs
 from ..two_view import match
+from .preview import Preview
 
+PREVIEW = "best-matches.jpg"
 SHEET_SIDE, SHEET_COLUMNS, SHEET_IMAGES = 160, 6, 60  # of the contact sheet
 
 Tell = Callable[[str, Any], None]
@@ -92,13 +95,19 @@ def run_map(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> di
             except InputError as error:
                 path.unlink()
                 tell("note", f"left out: {error}")
-        if contact_sheet(photos, folder / "result" / "photographs.jpg"):
+        paths = [photos / name for name in labels if (photos / name).exists()]
+        if contact_sheet(paths, folder / "result" / "photographs.jpg"):
             tell("output", "photographs.jpg")
+    preview = Preview(out / "database.db", out / "frames" if videos else photos, folder / "result" / PREVIEW)
 
     def report(progress: Progress) -> None:
         tell("step", {"name": progress.step, "done": progress.done, "total": progress.total})
         if progress.note:
             tell("note", progress.note)
+        if progress.step in ("matching", "mapping"):
+            with suppress(InputError, OSError):  # a picture to look at meanwhile; the map says what is wrong
+                if preview():
+                    tell("output", PREVIEW)
 
     options = job["options"]
     result = map_photographs(
@@ -144,10 +153,10 @@ def check_size(path: Path, label: str, pixels: int) -> None:
         read_header(file, label, pixels)
 
 
-def contact_sheet(folder: Path, path: Path) -> bool:
-    """Draw the photographs of a folder, small, on one sheet; return whether there is one that can be read."""
+def contact_sheet(photographs: Sequence[Path], path: Path) -> bool:
+    """Draw photographs, small, on one sheet; return whether there is one that can be read."""
     thumbnails = []
-    for photo in sorted(folder.iterdir())[:SHEET_IMAGES]:
+    for photo in photographs[:SHEET_IMAGES]:
         try:
             image = PIL.Image.fromarray(read_reduced(photo.read_bytes(), photo.name, SHEET_SIDE))
         except InputError:  # the map says why

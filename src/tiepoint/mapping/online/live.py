@@ -91,11 +91,11 @@ class Live:
         picture = resize(frame.pixels, SIDE)
         height, width = picture.shape[:2]
         scale = width / frame.pixels.shape[1]
-        focal, centre = np.multiply(tracker.camera.focal_lengths, scale), to_colmap(tracker.camera.principal_point)
+        focal, centre = np.array(tracker.camera.focal_lengths), to_colmap(np.array(tracker.camera.principal_point))
         log(
             "world/camera/picture",
             rr.Pinhole(
-                focal_length=focal,
+                focal_length=focal * scale,
                 principal_point=centre * scale,
                 resolution=(width, height),
                 camera_xyz=rr.ViewCoordinates.RDF,

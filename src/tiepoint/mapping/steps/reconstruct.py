@@ -18,6 +18,7 @@ from ...geometry.colmap import import_pycolmap
 from ...io.files import atomic_folder, make_folder, scratch_folder, write_json
 from ...io.images import read_image
 from ...io.model_files import write_model
+from ..progress import Progress, Report, silent
 from ..store import Store, registered
 from . import refine as refinement
 from .adjust import adjust, reprojection_errors
@@ -154,7 +155,7 @@ def reconstruct(
     bands: Sequence[int] | None = None,
     seed: int = 0,
     threads: int | None = None,
-    on_image: Callable[[], None] | None = None,
+    report: Report = silent,
     align: Callable[[pycolmap.Reconstruction], None] | None = None,
 ) -> Scene:
     """Turn verified matches into cameras and points.
@@ -189,8 +190,9 @@ def reconstruct(
     threads : int, optional
         By default one for each core. The result is the same, bit for bit, in every run with ``threads=1``; with
         more, COLMAP's incremental mapper sums in an order that varies.
-    on_image : callable, optional
-        Called after each image that the incremental mapper places, for showing progress.
+    report : callable
+        Gets a `Progress` after each image that the incremental mapper places, each pair of the second pass, each image
+        whose keypoints are refined.
     align : callable, optional
         Called with each model before it is written, to move it into another frame.
 
@@ -231,10 +233,19 @@ def reconstruct(
         raise ArgumentError(f"threads must be at least 1, not {threads}")
     collection = _Collection.of(Path(database))
     target = make_folder(output)  # before the long work, not after
+    placed, total = 0, len(collection.names)
+
+    def on_image() -> None:
+        nonlocal placed
+        placed += 1
+        report(Progress("mapping", min(placed, total), total))
+
+    report(Progress("mapping", 0, total))
     with scratch_folder() as work, _quiet():
         found = _map(
             Path(database), work, mapper, refine_cameras, seed, threads or -1, on_image, collection.camera_models
         )
+    report(Progress("mapping", total, total))
     found.sort(key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
     # COLMAP keeps the first model that it makes, however small, and that need not be the largest.
     models = tuple(model for model in found if model is found[0] or model.num_reg_images() >= LEAST_IMAGES)
@@ -243,10 +254,11 @@ def reconstruct(
         if second_pass:
             with _quiet(), Store.open(database, create=False) as store:
                 adjust(model, refine_cameras, threads or -1, furthest)
-                densify(model, store)
+                densify(model, store, lambda *counts: report(Progress("matching along lines", *counts)))
         if refine_keypoints:
-            refinement.refine_keypoints(model, images, bands)
+            refinement.refine_keypoints(model, images, bands, report)
             furthest = REFINED_OUTLIER
+        report(Progress("adjusting", 0, 0))
         with _quiet():
             adjust(model, refine_cameras, threads or -1, furthest, principal_points=True)
     with Store.open(database, create=False) as store:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ...geometry.colmap import from_colmap
 from ...io.images import read_image
+from ..progress import Progress, Report, silent
 from ..store import registered
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ WEIGHTS /= WEIGHTS.sum()
 
 
 def refine_keypoints(
-    model: pycolmap.Reconstruction, images: str | os.PathLike[str], bands: Sequence[int] | None = None
+    model: pycolmap.Reconstruction,
+    images: str | os.PathLike[str],
+    bands: Sequence[int] | None = None,
+    report: Report = silent,
 ) -> int:
     """Move the observations of each point to where the photographs agree best.
 
@@ -61,6 +65,8 @@ def refine_keypoints(
         The folder of the photographs.
     bands : one or three ints, optional
         Which bands of them to use, see `tiepoint.read_image`.
+    report : callable
+        Gets a `Progress` after each photograph; each is read twice.
 
     Returns
     -------
@@ -82,13 +88,16 @@ def refine_keypoints(
     Lindenberger et al., Pixel-Perfect Structure-from-Motion, ICCV 2021, do this with learned feature maps.
     """
     references, moved, usable = _References(model), 0, []
+    total = 2 * model.num_reg_images()
     for image in registered(model):
         if (picture := _grey(model, image, Path(images), bands)) is not None:
             references.sample(model, image, picture)
             usable.append(image)
-    for image in usable:
+        report(Progress("refining keypoints", len(usable), total))
+    for done, image in enumerate(usable, start=1):
         if (picture := _grey(model, image, Path(images), bands)) is not None:
             moved += references.align(model, image, picture)
+        report(Progress("refining keypoints", total - len(usable) + done, total))
     return moved
 
 
