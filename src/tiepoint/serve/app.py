@@ -22,7 +22,7 @@ from ..io.video import VIDEO_SUFFIXES
 from .choices import MapOptions, MatchOptions, choices
 from .guard import COOKIE, Guard, is_token
 from .jobs import Job, Jobs, Kind
-from .uploads import MB, Limits, Refused, Upload, receive
+from .uploads import MB, Limits, Refused, Upload, common_folder, receive
 
 LOOK = 0.2  # seconds between two looks at a job
 BEAT = 15.0  # seconds of silence after which an event stream says that it lives, for proxies
@@ -231,17 +231,14 @@ def _job(job_id: str, kind: Kind, arrived: Upload) -> Job:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise Refused(422, f"{where}: {first['msg'].removeprefix('Value error, ')}.") from error
-    title = " – ".join(labels) if kind == "match" or videos else f"{len(labels)} photographs, {_common(labels)}"
+    title = (
+        " – ".join(labels)
+        if kind == "match" or videos
+        else f"{len(labels)} photographs, {common_folder(labels) or f'{labels[0]} … {labels[-1]}'}"
+    )
     return Job(
         id=job_id, kind=kind, title=title, options=options.model_dump(), files=arrived.files, notes=arrived.left_out
     )
-
-
-def _common(labels: Sequence[str]) -> str:
-    """Return the folder of photographs, or the first and the last of them."""
-    folders = {label.rpartition("/")[0] for label in labels}
-    folder = folders.pop() if len(folders) == 1 else ""
-    return folder or f"{labels[0]} … {labels[-1]}"
 
 
 async def _events(job: Job, jobs: Jobs) -> AsyncIterator[str]:

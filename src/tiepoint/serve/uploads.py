@@ -7,8 +7,9 @@ letters, digits, dashes and underscores. The user's whole name is kept as a labe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -197,6 +198,18 @@ class _Parts:
 def shown_label(label: str) -> str:
     """Return a user's name for a file, to show: without control characters, not longer than 300 characters."""
     return without_controls(label)[-LONGEST_LABEL:]
+
+
+def common_folder(labels: Sequence[str]) -> str:
+    """Return the folder that all files are in, at whatever depth; empty if there is none.
+
+    Examples
+    --------
+    >>> common_folder(["trip/day 1/1.jpg", "trip/day 2/1.jpg"]), common_folder(["1.jpg", "2.jpg"])
+    ('trip', '')
+    """
+    levels = zip(*(label.split("/")[:-1] for label in labels), strict=False)
+    return "/".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels))
 
 
 def server_name(number: int, label: str) -> str:

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +23,7 @@ from ..mapping.progress import Progress
 from ..mapping.run import map_photographs
 from ..two_view import match
 from .preview import Preview
+from .uploads import common_folder
 
 PREVIEW = "best-matches.jpg"
 SHEET_SIDE, SHEET_COLUMNS, SHEET_IMAGES = 160, 6, 60  # of the contact sheet
@@ -102,8 +102,8 @@ def run_map(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> di
 
     def report(progress: Progress) -> None:
         tell("step", {"name": progress.step, "done": progress.done, "total": progress.total})
-        if progress.note:
-            tell("note", progress.note)
+        for line in progress.note.splitlines():
+            tell("note", line)
         if progress.step in ("matching", "mapping"):
             with suppress(InputError, OSError):  # a picture to look at meanwhile; the map says what is wrong
                 if preview():
@@ -141,8 +141,10 @@ def scene_name(labels: Sequence[str]) -> str:
     --------
     >>> scene_name(["my castle/1.jpg", "my castle/2.jpg"]), scene_name(["walk.mp4"]), scene_name(["1.jpg", "2.jpg"])
     ('my_castle', 'walk', 'photographs')
+    >>> scene_name(["trip/day 1/1.jpg", "trip/day 2/1.jpg", "one more.jpg"])
+    'trip'
     """
-    folder, _ = Counter(label.rpartition("/")[0] for label in labels).most_common(1)[0]
+    folder = common_folder([label for label in labels if "/" in label])
     name = PurePath(labels[0]).stem if len(labels) == 1 else PurePath(folder).name
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:40] or "photographs"
 
