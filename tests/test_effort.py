@@ -60,6 +60,27 @@ def states(start: effort.State) -> list[effort.State]:
     return states
 
 
+@pytest.fixture(scope="module")
+def viewed(start: effort.State) -> effort.State:
+    """What synthetic views find, and nothing before them."""
+    return effort.synthetic_views(start)
+
+
+@pytest.fixture(scope="module")
+def solved(viewed: effort.State) -> effort.State:
+    return effort.second_pass(viewed)
+
+
+@pytest.fixture(scope="module")
+def everything(start: effort.State) -> effort.State:
+    return effort.climb(start, "thorough")
+
+
+@pytest.fixture(scope="module")
+def found(tilted: tuple[Any, Any]) -> tp.TwoView:
+    return tp.match(*tilted, **CLASSIC, effort="thorough")
+
+
 class Calibrated(NearestNeighbour):
     """Mutual nearest neighbours with a threshold."""
 
@@ -146,15 +167,16 @@ def test_further_tries_solve_what_one_pass_does_not(states: list[effort.State]) 
     assert tp.geometry.corner_error(model, TILT, states[0].images[0].size) < 1
 
 
-def test_auto_ends_where_the_evidence_is_enough(start: effort.State, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = effort.climb(start, "thorough").attempts
-    views = everything[2].evidence
+def test_auto_ends_where_the_evidence_is_enough(
+    start: effort.State, everything: effort.State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = everything.attempts[2].evidence
     for enough, count in ((views, 3), (views + 1, 4)):
         limits = [np.inf, np.inf, np.inf, np.inf, np.inf, enough, views, views]
         rungs = tuple((rung, limit, limit) for (rung, *_), limit in zip(effort.LADDER, limits, strict=True))
         monkeypatch.setattr(ladder, "LADDER", rungs)
         names = [attempt.name for attempt in effort.climb(start, "auto").attempts]
-        assert names == [attempt.name for attempt in everything[:count]]
+        assert names == [attempt.name for attempt in everything.attempts[:count]]
 
 
 def test_the_budget_is_kept_within_one_rung(start: effort.State, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,17 +219,17 @@ def test_wrong_arguments(texture: NDArray[np.uint8]) -> None:
         tp.match(texture, texture, budget=3)
 
 
-def test_the_verdict_asks_more_of_later_tries(start: effort.State) -> None:
+def test_the_verdict_asks_more_of_later_tries(start: effort.State, viewed: effort.State) -> None:
     """Evidence that convinces in a plain pass does not in one of many views; more than that does."""
 
     matcher = Calibrated("sift")
     state = replace(start, matcher=matcher)
-    evidence = effort.synthetic_views(state).evidence
+    evidence = viewed.evidence
     assert evidence > 50
     for share, verdict in ((1.1, False), (0.9, True)):
         matcher.threshold = share * evidence / ladder.LATER
         assert effort.synthetic_views(state).matches.overlaps is verdict
-    assert effort.synthetic_views(start).matches.overlaps is None
+    assert viewed.matches.overlaps is None
 
 
 # Rungs alone.
@@ -233,28 +255,27 @@ def test_best_keypoints_do_not_apply_where_there_are_few(start: effort.State) ->
     assert effort.best_keypoints(few) is few
 
 
-def test_second_pass_needs_a_homography_and_news(start: effort.State) -> None:
+def test_second_pass_needs_a_homography_and_news(
+    start: effort.State, viewed: effort.State, solved: effort.State
+) -> None:
     assert effort.second_pass(start) is start
-    views = effort.synthetic_views(start)
-    solved = effort.second_pass(views)
     assert [a.name for a in solved.attempts] == ["synthetic views", "second pass"]
-    assert solved.evidence > views.evidence
-    assert right(solved) / len(solved.matches) > max(0.98, right(views) / len(views.matches))
+    assert solved.evidence > viewed.evidence
+    assert right(solved) / len(solved.matches) > max(0.98, right(viewed) / len(viewed.matches))
     stale = replace(solved, attempts=(*solved.attempts, effort.Attempt("synthetic views", 3, 1.0, 0.1, 0)))
     assert effort.second_pass(stale) is stale
 
 
-def test_a_second_extractor_joins(start: effort.State) -> None:
-    first = effort.second_pass(effort.synthetic_views(start))
-    both = effort.second_extractor(first)
-    assert both.attempts[-1].kept > 0 and len(both.matches) > len(first.matches)
+def test_a_second_extractor_joins(start: effort.State, solved: effort.State) -> None:
+    both = effort.second_extractor(solved)
+    assert both.attempts[-1].kept > 0 and len(both.matches) > len(solved.matches)
     new = both.matches.indices[both.sources == len(both.attempts) - 1]
     assert not both.features[0].descriptors[new[:, 0]].any(), "descriptors of ORB are no descriptors of SIFT"
     assert both.features[0].extractor == "sift"
     assert both.matches.covariances is not None, "each says how precise it is"
     sizes = np.sqrt(both.matches.covariances[0][:, 0, 0])
     assert sizes[both.sources == len(both.attempts) - 1] == pytest.approx(1.0)  # ORB, in pixels of the photograph
-    assert sizes[both.sources < len(both.attempts) - 1] == pytest.approx(first.extractor.deviation)
+    assert sizes[both.sources < len(both.attempts) - 1] == pytest.approx(solved.extractor.deviation)
     without = replace(start, second=None)
     assert effort.second_extractor(without) is without
 
@@ -387,8 +408,7 @@ def test_tilts_cover_half_a_turn() -> None:
 # In `match`, on the command line, in pictures.
 
 
-def test_match_tells_what_was_tried(tilted: tuple[Any, Any], tmp_path: Path) -> None:
-    found = tp.match(*tilted, **CLASSIC, effort="thorough")
+def test_match_tells_what_was_tried(found: tp.TwoView, tmp_path: Path) -> None:
     assert right(found) > 50 and len(found.sources) == len(found)
     summary = found.summary()
     assert [a["name"] for a in summary["attempts"]] == [a.name for a in found.attempts]
@@ -398,11 +418,10 @@ def test_match_tells_what_was_tried(tilted: tuple[Any, Any], tmp_path: Path) -> 
     assert json.loads((tmp_path / "a.json").read_text())["attempts"] == summary["attempts"]
 
 
-def test_matches_are_coloured_by_try(tilted: tuple[Any, Any], tmp_path: Path) -> None:
+def test_matches_are_coloured_by_try(found: tp.TwoView, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from tiepoint.viz.pictures import ATTEMPTS
 
-    found = tp.match(*tilted, **CLASSIC, effort="thorough")
     found.plot(tmp_path / "a.svg", "attempts")
     drawn = (tmp_path / "a.svg").read_text()
     for colour, attempt in zip(ATTEMPTS, found.attempts, strict=False):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,7 @@ class Room:
     """A room of x in ±3, y in ±2, z in -3 ... 9, whose six walls are covered with a pattern of all scales."""
 
     def __init__(self, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        self.walls = [_pattern(rng) for _ in range(6)]
+        self.walls = _patterns(seed)
 
     def photograph(self, pose: Pose, camera: Camera = CAMERA) -> NDArray[np.uint8]:
         """Return the RGB picture (H, W, 3) of a camera inside at ``pose`` (R, t), world to camera."""
@@ -66,6 +67,13 @@ def align(estimated: NDArray[np.float64], true: NDArray[np.float64]) -> NDArray[
     U, S, Vt = np.linalg.svd(b.T @ a)
     D = np.diag([1, 1, np.sign(np.linalg.det(U @ Vt))])
     return (np.trace(np.diag(S) @ D) / (a**2).sum()) * a @ (U @ D @ Vt).T + true.mean(axis=0)
+
+
+@cache
+def _patterns(seed: int) -> list[NDArray[np.uint8]]:
+    """Return the six walls of a room, drawn once for all tests."""
+    rng = np.random.default_rng(seed)
+    return [_pattern(rng) for _ in range(6)]
 
 
 def _pattern(rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import cv2
 import numpy as np
 
@@ -10,6 +12,7 @@ CLASSIC = ["-f", "sift", "-m", "nearest", "-k", "600", "--long-side", "1600", "-
 CLASSIC += ["--focal", str(FOCAL)]
 
 
+@cache
 def wall(seed: int) -> np.ndarray:
     """Return a picture (600, 900, 3) with structure at all scales."""
     rng = np.random.default_rng(seed)

@@ -49,24 +49,26 @@ def is_whole(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def inputs(small_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the samples speak of."""
+    """The files that the samples speak of: few and small, since it is the samples that are tested."""
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "photos").mkdir()
     images = small_pairs / "viewpoint" / "images"
     named = {"a": images / "ruins.webp", "b": images / "ruins-viewpoint.webp", "c": images / "paris.webp"}
     named |= {"product": images / "ruins.webp", "shelf": images / "ruins-viewpoint.webp"}
-    views = sorted((small_pairs / "views").iterdir())
+    views = sorted((small_pairs / "views").iterdir())[:5]
     named |= {f"photos/{view.stem}": view for view in views} | {"query": views[3]}
     for name, source in named.items():
-        PIL.Image.open(source).save(folder / f"{name}.jpg", quality=95)
+        image = PIL.Image.open(source)
+        image.thumbnail((480, 480) if name.startswith(("photos", "query")) else (320, 320))
+        image.save(folder / f"{name}.jpg", quality=95)
     PIL.Image.new("L", PIL.Image.open(folder / "a.jpg").size, 255).save(folder / "mask.png")
     bundled = ROOT / "src" / "tiepoint" / "weights" / "bundled" / "sift-lightglue.safetensors"
     shutil.copy(bundled, folder / "mine.safetensors")  # as if it had been trained here
     room = Room()
-    video = cv2.VideoWriter(str(folder / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (320, 240))
-    for i in range(24):
-        frame = room.photograph(look((-1.0 + 0.08 * i, 0.1 * np.sin(i / 4), 0.0), yaw=0.01 * i))
-        video.write(np.ascontiguousarray(frame[:, :, ::-1]))
+    video = cv2.VideoWriter(str(folder / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (240, 180))
+    for i in range(12):
+        frame = room.photograph(look((-1.0 + 0.16 * i, 0.1 * np.sin(i / 2), 0.0), yaw=0.02 * i))
+        video.write(np.ascontiguousarray(frame[30:210, 40:280, ::-1]))
     video.release()
     return folder
 
@@ -82,11 +84,18 @@ def scene(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.fixture(scope="module")
+def mapped() -> dict[str, Path]:
+    """Commands that made a map, and the map: a command that stands on two pages is run once."""
+    return {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in TEXT if n not in NOT_RUN and (is_whole(n) or "```python" in TEXT[n])])
 def test_samples_run(
     name: str,
     inputs: Path,
+    mapped: dict[str, Path],
     tiepoint: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -107,10 +116,14 @@ def test_samples_run(
         elif language in ("", "sh") and is_whole(name):
             for line in code.splitlines():
                 line = line.split("#")[0].strip()
-                if line.startswith("tiepoint "):
+                if line in mapped:
+                    shutil.copytree(mapped[line], folder / "scene")
+                elif line.startswith("tiepoint "):
                     evaluated = line.replace("--data tests/data", f"--data {shlex.quote(str(ROOT / 'tests' / 'data'))}")
                     ran = tiepoint(*shlex.split(evaluated)[1:])
                     assert ran.code == 0, f"{line}: {ran.err}"
+                    if line.startswith("tiepoint map ") and line.endswith(" -o scene"):
+                        mapped[line] = folder / "scene"
 
 
 def find_command(words: list[str]) -> tuple[click.Command, list[str]]:

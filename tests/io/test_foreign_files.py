@@ -461,7 +461,6 @@ from tiepoint.mapping import Store
 from tiepoint.io import model_files
 from tiepoint.types import Features
 import h5py, pycolmap
-limit, folder = int(sys.argv[1]), Path(sys.argv[2])
 f = Features(torch.ones(300, 2), torch.ones(300), torch.ones(300, 64), (640, 480), "mine")
 model = pycolmap.synthesize_dataset(pycolmap.SyntheticDatasetOptions(num_points3D=300))
 def hdf5(path):
@@ -479,29 +478,35 @@ def text(path):
 def points(path):
     with files.atomic(path) as temporary:
         model_files.write_points(model, temporary)
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-for name, write in {"a.h5": hdf5, "b.h5": pair, "c.npz": hdf5, "binary": binary, "text": text, "p.ply": points,
-                    "d.db": lambda path: Store.open(path).close()}.items():
-    try:
-        write(folder / name)
-        print(name, "written")
-    except InputError as error:
-        print(name, "refused")
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for limit, folder in ((int(Path(path).name), Path(path)) for path in sys.argv[1:]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited))
+    for name, write in {"a.h5": hdf5, "b.h5": pair, "c.npz": hdf5, "binary": binary, "text": text, "p.ply": points,
+                        "d.db": lambda path: Store.open(path).close()}.items():
+        try:
+            write(folder / name)
+            print(limit, name, "written")
+        except InputError as error:
+            print(limit, name, "refused")
 """
 
 
-@pytest.mark.parametrize("limit", [0, 500, 4096, 9000, 24_576])
-def test_a_full_disk_leaves_nothing_and_kills_nobody(limit: int, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing_and_kills_nobody(tmp_path: Path) -> None:
     """A limit on the size of files, as far as programs see, is a disk that is full."""
-    words = [sys.executable, "-c", FULL, str(limit), str(tmp_path)]
+    limits = (0, 500, 4096, 9000, 24_576)
+    folders = [tmp_path / str(limit) for limit in limits]
+    for folder in folders:
+        folder.mkdir()
+    words = [sys.executable, "-c", FULL, *map(str, folders)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr[-2000:]
-    said = dict(line.split() for line in done.stdout.splitlines())
-    written = {name for name, outcome in said.items() if outcome == "written"}
-    assert len(said) == 7
-    assert {"a.h5", "b.h5", "c.npz", "binary", "text", "d.db"} & written == set()
-    assert ("p.ply" in written) == (limit > 5000)
-    assert {path.name for path in tmp_path.iterdir()} == written
+    said = [line.split() for line in done.stdout.splitlines()]
+    assert len(said) == 7 * len(limits)
+    for limit, folder in zip(limits, folders, strict=True):
+        written = {name for at, name, outcome in said if int(at) == limit and outcome == "written"}
+        assert {"a.h5", "b.h5", "c.npz", "binary", "text", "d.db"} & written == set()
+        assert ("p.ply" in written) == (limit > 5000)
+        assert {path.name for path in folder.iterdir()} == written
 
 
 NO_ROOM = """

@@ -32,13 +32,15 @@ def test_frames_of_every_kind_give_one_path(frames: list[NDArray[np.uint8]], tmp
     for n, frame in enumerate(frames):
         PIL.Image.fromarray(frame).save(tmp_path / f"{n}.png")
     seen = []
-    expected = tp.track(tmp_path, focal=260.0, progress=lambda state, frame: seen.append((state.status, frame.index)))
+    expected = tp.track(
+        tmp_path, focal=260.0, max_keypoints=500, progress=lambda state, frame: seen.append((state.status, frame.index))
+    )
     assert [index for _, index in seen] == list(range(8)) and seen[-1][0] == "tracked"
     centres = np.array([pose.centre for pose in expected.poses])
     steps = np.diff(centres, axis=0)
     assert len(centres) > 4 and (steps[:, 0] > 0).all() and np.abs(steps[:, 1:]).max() < 0.2 * steps[:, 0].min()
     mixed = [torch.from_numpy(f).permute(2, 0, 1) if n % 2 else PIL.Image.fromarray(f) for n, f in enumerate(frames)]
-    found = tp.track(mixed, tmp_path / "path.txt", camera=CAMERA)
+    found = tp.track(mixed, tmp_path / "path.txt", camera=CAMERA, max_keypoints=500)
     np.testing.assert_allclose([pose.centre for pose in found.poses], centres, atol=1e-6)
     assert len(np.loadtxt(tmp_path / "path.txt")) == len(centres)
     assert repr(found) == f"<Trajectory: {len(centres)} of 8 frames have a pose, {found.lost} were lost>"

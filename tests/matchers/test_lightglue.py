@@ -307,7 +307,7 @@ def ragged_pairs(real_pair: Callable[..., Any]) -> list[tuple[Features, Features
         index = np.sort(rng.choice(len(f), rng.integers(1, len(f)), replace=False))
         return f.select(torch.from_numpy(index))
 
-    pairs = [(some(f0), some(f1)) for _ in range(30)]
+    pairs = [(some(f0), some(f1)) for _ in range(14)]
     return [*pairs, (f0, f1), (f1, some(f1))]
 
 

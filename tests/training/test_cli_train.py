@@ -146,16 +146,19 @@ def test_superglue_trains_in_the_same_way(
 def test_calibrate_then_export(tiepoint, images: Path, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    options = ("--images", images, "--keep", 0.5, "--count", 5, "-k", 64, "--workers", 0)
-    ran = tiepoint("calibrate", run, *options, "--json")
+    options = ("--images", images, "-k", 64, "--workers", 0, "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tiepoint.calibration.calibrate.LEAST_UNRELATED", 8)
+        ran = tiepoint("calibrate", run, *options, "--count", 29, "--keep", 0.9)
+    assert ran.code == 0 and "at least 29 photographs; there are 4 (held out of the training)" in ran.err
+    told = json.loads(ran.out)
+    assert (told["pairs"], told["unrelated"]) == (32, 8)
+    kept = weights.load(finished / "confidence" / "weights.safetensors")[1]["match_threshold"]
+    assert weights.load(run / "calibrated.safetensors")[1]["match_threshold"] == kept != 0.35
+    ran = tiepoint("calibrate", run, *options, "--count", 5, "--keep", 0.5, "--match-threshold", 0.35)
     assert ran.code == 0, ran.err
     told = json.loads(ran.out)
     assert told["pairs"] == 8 and told["unrelated"] == 104 and len(told["settings"]) == 10
-    ran = tiepoint("calibrate", run, "--images", images, "--count", 299, "--keep", 0.9, "-k", 64, "--workers", 0)
-    assert ran.code == 0 and "at least 29 photographs; there are 4 (held out of the training)" in ran.err
-    ran = tiepoint("calibrate", run, *options, "--match-threshold", 0.35, "--json")
-    assert ran.code == 0, ran.err
-    told = json.loads(ran.out)
     assert told["overlap_threshold"] is not None
     _, config = weights.load(run / "calibrated.safetensors")
     assert config["match_threshold"] == 0.35
@@ -200,9 +203,10 @@ def test_calibrate_on_listed_pairs(tiepoint, images: Path, finished: Path, tmp_p
 
 
 def test_calibrate_needs_nothing_of_the_training_but_its_weights(
-    tiepoint, images: Path, finished: Path, tmp_path: Path
+    tiepoint, images: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither posed photographs nor the extractor's file."""
+    monkeypatch.setattr("tiepoint.calibration.calibrate.LEAST_UNRELATED", 8)
     state, config = weights.load(finished / "confidence" / "weights.safetensors")
     config["training"]["pairs"] |= {"posed": 0.5, "features": "sift@gone"}
     weights.save(tmp_path / "moved.safetensors", state, config)
@@ -218,7 +222,9 @@ def test_what_was_calibrated_before_is_not_exported_for_what_was_trained_since(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    calibrate = ("calibrate", run, "--images", images, "--keep", 0.5, "--count", 5, "-k", 64, "--workers", 0)
+    (tmp_path / "pairs.txt").write_text("0.png 1.png\n2.png 3.png\n")
+    options = ("--images", images, "--pairs", tmp_path / "pairs.txt", "--keep", 0.5, "--confidence", 0.75)
+    calibrate = ("calibrate", run, *options)
     assert tiepoint(*calibrate).code == 0 and tiepoint("export-weights", run).code == 0
     shutil.rmtree(run / "confidence")
     assert tiepoint("train", "confidence", run, "--steps", 3, "--workers", 0).code == 0

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -471,7 +472,13 @@ def test_compiled_parts_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 
     batch = make_batch(3)
     expected = LightGlueObjective(make_net(nearest=False))(batch).loss
-    monkeypatch.setattr(torch.nn.Module, "compile", _compile_with(backend))
+    trace = partial(torch.compile, backend=backend, fullgraph=True)
+    monkeypatch.setattr(torch, "compile", trace)
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda self, dynamic: setattr(self, "_compiled_call_impl", trace(self._call_impl, dynamic=dynamic)),
+    )
     objective = LightGlueObjective(make_net(nearest=False))
     objective.compile_parts()
     for size in (batch, make_batch(5), make_batch(6)):
@@ -479,13 +486,6 @@ def test_compiled_parts_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.testing.assert_close(objective(batch).loss, expected)
     assert 0 < len(traced) < 20, "new layouts must not be compiled anew"
     assert set(objective.net.state_dict()) == set(make_net().state_dict())
-
-
-def _compile_with(backend: object) -> object:
-    def compile(self: torch.nn.Module, dynamic: bool) -> None:
-        self._compiled_call_impl = torch.compile(self._call_impl, backend=backend, dynamic=dynamic, fullgraph=True)
-
-    return compile
 
 
 def pairs_like(batch: Batch) -> list[calibrate.Sample]:

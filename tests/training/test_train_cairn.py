@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -225,12 +226,15 @@ def test_compiled_end_to_end_computes_the_same(photos: PhotoCache, monkeypatch: 
         traced.append(graph)
         return graph.forward
 
+    trace = partial(torch.compile, backend=backend)
+
     def compile(self: torch.nn.Module, dynamic: bool) -> None:
-        self._compiled_call_impl = torch.compile(self._call_impl, backend=backend, dynamic=dynamic)
+        self._compiled_call_impl = trace(self._call_impl, dynamic=dynamic)
         compiled.append(self)
 
     compiled: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    monkeypatch.setattr(torch, "compile", trace)
     objective = end_to_end().eval()
     views = ViewMaker(photos, ViewConfig((64, 96), photometric="none", scenes=0.0), 5)(0, range(1))
     expected = objective(views).loss

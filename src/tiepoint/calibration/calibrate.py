@@ -54,6 +54,7 @@ SETTINGS = (
     (0.75, 0.08),
     (0.65, 0.10),
 )
+LEAST_UNRELATED = 100  # pairs, made to find the threshold of `overlaps`
 _SOLVED = 15  # right matches with which a pair counts as one that can be matched
 
 
@@ -448,7 +449,9 @@ def calibrate_file(
                     stacklevel=2,
                 )
             count = CHUNK * math.ceil(count / CHUNK)
-            samples = samples_from_photographs(photos, config, count, max(100, count // 4), seed, seen, workers)
+            samples = samples_from_photographs(
+                photos, config, count, max(LEAST_UNRELATED, count // 4), seed, seen, workers
+            )
         result = calibrate(matcher, samples, keep, confidence, expected=count, progress=progress)
     result.config = replace(result.config, match_threshold=matcher.match_threshold)
     if listed is not None:

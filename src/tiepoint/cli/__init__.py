@@ -17,7 +17,8 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 import typer
 
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), _stopped_by_signals(received):
             warnings.showwarning = show_warning
-            app(args=None if argv is None else list(argv), prog_name="tiepoint")
+            _command()(args=None if argv is None else list(argv), prog_name="tiepoint")
     except SystemExit as stop:  # how typer ends, also when all went well
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if code == INTERRUPTED:
@@ -117,6 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("Please report it with the traceback that you see if you set TIEPOINT_DEBUG=1 and run it again.")
         return 1
     return 0
+
+
+@cache
+def _command() -> Any:
+    """Return the tree of commands; typer takes 0.1 s to build it from the signatures of all verbs."""
+    return typer.main.get_command(app)
 
 
 def _share_cores() -> None:

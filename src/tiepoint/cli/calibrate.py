@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -19,22 +19,18 @@ def calibrate(
     ] = 0.99,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Probability that the promise holds.")] = 0.95,
     pairs: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             help="Text file with two image names a line, to calibrate on instead of pairs made from single photographs "
             "(says nothing of overlap)."
         ),
     ] = None,
     features: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--features", "-f", help="Extractor of the keypoints; by default the one trained on."),
+        str | None, typer.Option("--features", "-f", help="Extractor of the keypoints; by default the one trained on.")
     ] = None,
-    count: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Pairs to make; by default enough for the promise."),
-    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Pairs to make; by default enough for the promise.")] = None,
     match_threshold: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(
             "--match-threshold",
             min=0,
@@ -47,14 +43,13 @@ def calibrate(
         typer.Option("--max-keypoints", "-k", min=32, help="Keypoints of each picture: as many as will be matched."),
     ] = 1024,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             "--output", "-o", help="File; by default RUN/calibrated.safetensors, or NAME-calibrated.safetensors."
         ),
     ] = None,
     cache: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="File of decoded photographs, shared by runs; by default they are decoded anew."),
+        Path | None, typer.Option(help="File of decoded photographs, shared by runs; by default they are decoded anew.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that make pairs.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the pairs.")] = 0,

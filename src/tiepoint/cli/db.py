@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -47,21 +47,11 @@ def info(database: DatabaseArgument, json: JsonOption = False) -> None:
 def import_(
     database: Annotated[Path, typer.Argument(metavar="DATABASE", help="The database; created if it does not exist.")],
     images: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of photographs to enter first, with cameras from their EXIF."),
+        Path | None, typer.Option(help="Folder of photographs to enter first, with cameras from their EXIF.")
     ] = None,
-    features: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="hloc's features (.h5)."),
-    ] = None,
-    extractor: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="What made them: sift, superpoint, aliked-n16 …"),
-    ] = None,
-    matches: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="hloc's matches (.h5)."),
-    ] = None,
+    features: Annotated[Path | None, typer.Option(help="hloc's features (.h5).")] = None,
+    extractor: Annotated[str | None, typer.Option(help="What made them: sift, superpoint, aliked-n16 …")] = None,
+    matches: Annotated[Path | None, typer.Option(help="hloc's matches (.h5).")] = None,
     verify: Annotated[bool, typer.Option(help="Also find the two-view geometry of the matches.")] = True,
 ) -> None:
     """Read photographs, features and matches into a database.
@@ -100,18 +90,9 @@ def import_(
 @app.command("export")
 def export(
     database: DatabaseArgument,
-    features: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Write all features here (.h5, hloc's layout)."),
-    ] = None,
-    matches: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Write all matches here (.h5, hloc's layout)."),
-    ] = None,
-    pairs: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Write the names of all verified pairs here, two a line."),
-    ] = None,
+    features: Annotated[Path | None, typer.Option(help="Write all features here (.h5, hloc's layout).")] = None,
+    matches: Annotated[Path | None, typer.Option(help="Write all matches here (.h5, hloc's layout).")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Write the names of all verified pairs here, two a line.")] = None,
 ) -> None:
     """Write features, matches and pairs of a database as hloc reads them."""
     from ..errors import ArgumentError

@@ -85,25 +85,14 @@ def match(
     With --pairs many pairs go into one HDF5 file in hloc's layout; run the same command to resume. Pairs that cannot be
     matched are listed, and the exit code is then 3.
     """
+    shared: dict[str, Any] = {"max_keypoints": max_keypoints, "long_side": long_side, "nms_radius": nms_radius}
+    shared |= {"detection_threshold": detection_threshold, "bands": bands, "device": device}
     if pairs is not None:
         one: dict[str, Any] = {"effort": effort != "fast", "instances": instances, "geometry": geometry, "focal": focal}
         one |= {"budget": budget, "mask0": mask0, "mask1": mask1, "picture": picture != "matches", "B": image1}
         one |= {"overwrite": overwrite}
-        _match_pairs(
-            [name for name, given in one.items() if given],
-            pairs,
-            output,
-            image0,
-            features,
-            matcher,
-            max_keypoints=max_keypoints,
-            long_side=long_side,
-            detection_threshold=detection_threshold,
-            nms_radius=nms_radius,
-            bands=bands,
-            device=device,
-            json=json,
-        )
+        only_for_two = [name for name, given in one.items() if given]
+        _match_pairs(only_for_two, pairs, output, image0, features, matcher, json=json, **shared)
         return
     if image0 is None or image1 is None:
         raise typer.BadParameter("give two photographs, or --pairs")
@@ -118,24 +107,9 @@ def match(
         named: list[str | Path] = [*inputs, *weights_files(features, matcher)]
         files.check_output(path, FILES, inputs=named, overwrite=overwrite)
     result = match(
-        image0,
-        image1,
-        features,
-        matcher,
-        max_keypoints=max_keypoints,
-        long_side=long_side,
-        detection_threshold=detection_threshold,
-        nms_radius=nms_radius,
-        mask0=mask0,
-        mask1=mask1,
-        bands=bands,
-        effort=effort,
-        budget=budget,
-        instances=instances,
-        geometry=geometry,
-        focal=focal,
-        device=device,
-    )
+        image0, image1, features, matcher, mask0=mask0, mask1=mask1, effort=effort, budget=budget,
+        instances=instances, geometry=geometry, focal=focal, **shared,
+    )  # fmt: skip
     for path in output:
         result.save(path, picture, overwrite)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -19,24 +19,18 @@ from .console import DeviceOption, JsonOption, Minutely, is_terminal, print_json
 
 app = typer.Typer(help="Train on your own photographs: features; or matcher, then confidence.", no_args_is_help=True)
 
-# typer evaluates annotations, and Python 3.10's typer wants Optional.
-OptionalPath = Optional[Path]  # noqa: UP045
-OptionalName = Optional[str]  # noqa: UP045
-OptionalNumber = Optional[int]  # noqa: UP045
-OptionalFloat = Optional[float]  # noqa: UP045
-OptionalLight = Optional[Literal["none", "mild", "strong", "extreme"]]  # noqa: UP045
 PresetName = Literal["tiny", "small", "standard"]
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of 'tiepoint train'.")]
 ImagesOption = Annotated[Path, typer.Option("--images", help="Folder of photographs, with its sub-folders.")]
 RunOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a run there is resumed.")]
-StepsOption = Annotated[OptionalNumber, typer.Option(min=1, help="Optimiser steps.")]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")]
 MinutesOption = Annotated[
-    OptionalFloat,
+    float | None,
     typer.Option(min=0, help="Train no longer than this, the making of pairs ahead not counted; 0 for no limit."),
 ]
 LightOption = Annotated[
-    OptionalLight,
+    Literal["none", "mild", "strong", "extreme"] | None,
     typer.Option(help="How much light, lens and camera of the two views may differ; by default the preset's."),
 ]
 AverageOption = Annotated[
@@ -44,14 +38,14 @@ AverageOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of all random choices.")]
 CacheOption = Annotated[
-    OptionalPath, typer.Option(help="File of decoded photographs, which several runs can use; by default in RUN.")
+    Path | None, typer.Option(help="File of decoded photographs, which several runs can use; by default in RUN.")
 ]
 CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Draw a few pairs, time a few steps, print what training would need.")
 ]
 WorkersOption = Annotated[
-    OptionalNumber,
+    int | None,
     typer.Option(min=0, help="Processes that make pairs; by default one for each core but one, or none on a GPU."),
 ]
 
@@ -67,15 +61,15 @@ def matcher(
     preset: Annotated[PresetName, typer.Option(help="Size, pairs and length of the training.")] = "tiny",
     kind: Annotated[Literal["lightglue", "superglue"], typer.Option(help="Architecture.")] = "lightglue",
     start: Annotated[
-        OptionalName, typer.Option(help="Train these LightGlue weights on: file, or name of 'tiepoint weights list'.")
+        str | None, typer.Option(help="Train these LightGlue weights on: file, or name of 'tiepoint weights list'.")
     ] = None,
     posed: Annotated[
-        OptionalPath,
+        Path | None,
         typer.Option(help="Scenes with depth and pose: MegaDepth, COLMAP's dense workspace, 7-Scenes, TUM RGB-D."),
     ] = None,
     posed_share: Annotated[float, typer.Option(min=0, max=1, help="Fraction of the pairs that come from them.")] = 0.5,
     teacher: Annotated[
-        OptionalName,
+        str | None,
         typer.Option(help="Learn from photographs that overlap, too, as this extractor's LightGlue matches them."),
     ] = None,
     pairs: Annotated[
@@ -85,9 +79,9 @@ def matcher(
     light: LightOption = None,
     steps: StepsOption = None,
     minutes: MinutesOption = None,
-    batch: Annotated[OptionalNumber, typer.Option(min=8, help="Pairs of one step, a multiple of 8.")] = None,
+    batch: Annotated[int | None, typer.Option(min=8, help="Pairs of one step, a multiple of 8.")] = None,
     detection_threshold: Annotated[
-        OptionalFloat, typer.Option(help="Of the extractor; lower finds more points in dark and blurred pictures.")
+        float | None, typer.Option(help="Of the extractor; lower finds more points in dark and blurred pictures.")
     ] = None,
     seed: SeedOption = 1,
     cache: CacheOption = None,
@@ -137,23 +131,23 @@ def features(
     output: RunOption,
     preset: Annotated[PresetName, typer.Option(help="Pairs and length of the training.")] = "tiny",
     start: Annotated[
-        OptionalName, typer.Option(help="Train these weights of Cairn on: file, or name of 'tiepoint weights list'.")
+        str | None, typer.Option(help="Train these weights of Cairn on: file, or name of 'tiepoint weights list'.")
     ] = None,
     matcher: Annotated[
-        OptionalName, typer.Option(help="End to end: with this LightGlue on top, trained on the features of --start.")
+        str | None, typer.Option(help="End to end: with this LightGlue on top, trained on the features of --start.")
     ] = None,
     teacher: Annotated[
-        OptionalName,
+        str | None,
         typer.Option(help="Learn descriptors from this extractor (aliked-n16 …) at the keypoints of --start."),
     ] = None,
     answers: Annotated[
-        OptionalPath,
+        Path | None,
         typer.Option(help="Folder of the teacher's answers, which several runs can use; by default in RUN."),
     ] = None,
     light: LightOption = None,
     steps: StepsOption = None,
     minutes: MinutesOption = None,
-    batch: Annotated[OptionalNumber, typer.Option(min=4, help="Pairs of one step, a multiple of 4.")] = None,
+    batch: Annotated[int | None, typer.Option(min=4, help="Pairs of one step, a multiple of 4.")] = None,
     seed: SeedOption = 1,
     cache: CacheOption = None,
     workers: WorkersOption = None,
@@ -211,13 +205,7 @@ def superpoint(
     from ..training.runs import superpoint as runs
 
     settings = runs.SuperPointSettings(
-        images=images,
-        output=output,
-        seed=seed,
-        cache=cache,
-        workers=workers,
-        device=device,
-        preset=preset,
+        images=images, output=output, seed=seed, cache=cache, workers=workers, device=device, preset=preset
     )
     with _watched() as (report, stop):
         row = runs.train(settings, report, stop)
@@ -252,7 +240,7 @@ def export_weights(
         Path, typer.Argument(metavar="RUN|WEIGHTS", help="Folder of a run of 'tiepoint train', or one of its weights.")
     ],
     output: Annotated[
-        OptionalPath,
+        Path | None,
         typer.Option("--output", "-o", help="File; by default FEATURES-KIND.safetensors (upstream: .pth) in RUN."),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store 16-bit numbers: half the size.")] = False,

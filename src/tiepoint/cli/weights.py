@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -97,8 +97,7 @@ def path(names: NamesArgument, json: JsonOption = False) -> None:
 @app.command()
 def verify(
     names: Annotated[
-        Optional[list[str]],  # noqa: UP045  typer evaluates annotations, and Python 3.10's typer wants it so
-        typer.Argument(metavar="[NAMES]...", help="By default all that are on this machine."),
+        list[str] | None, typer.Argument(metavar="[NAMES]...", help="By default all that are on this machine.")
     ] = None,
     json: JsonOption = False,
 ) -> None:

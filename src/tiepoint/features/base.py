@@ -87,8 +87,8 @@ class Extractor(ABC):
     harmonics : tuple of int
         How its descriptors turn with the image, see `tiepoint.features.steerable`; empty if they do not.
     deviation : float
-        Standard deviation of its keypoints along x and y, in working pixels, for `with_covariances`. Only ratios to
-        other extractors count, so that it is told in the unit of Cairn's covariances: the median error of right matches
+        Standard deviation of its keypoints along x and y, in working pixels, for `with_covariances`. Only its ratio to
+        that of other extractors matters, so its unit is that of Cairn's covariances: the median error of right matches
         of training photographs under random homographies, divided by 0.68, as it is for Cairn. 1 where not measured.
     """
 

@@ -301,7 +301,7 @@ def _pixels(picture: PIL.Image.Image) -> tuple[NDArray[Any], int]:
 
 
 def check_header(header: Header, name: str, max_pixels: int = MAX_PIXELS, bands: tuple[int, ...] | None = None) -> None:
-    """Raise `InputError` where decoding would, as far as the header tells: bands that lack, or have to be named."""
+    """Raise `InputError` where the header shows that decoding would: bands are missing, or have to be named."""
     count, (width, height) = _count_bands(header), header.size
     if bands is not None and max(bands) > count:
         raise _lacks_band(name, count, bands, header)
@@ -331,7 +331,7 @@ def _count_bands(header: Header) -> int:
 
 
 def _beyond_pillow(header: Header, bands: tuple[int, ...] | None) -> bool:
-    """Whether a file is a TIFF of which Pillow shows nothing, or of several bands that are no colours one alone."""
+    """Whether Pillow cannot read a TIFF, or would show only one of its bands."""
     if header.kind != "TIFF" or header.picture is None:
         return header.kind == "TIFF"
     wanted = bands is not None or header.tags.get(_PHOTOMETRIC) != _RGB

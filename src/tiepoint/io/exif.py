@@ -76,7 +76,7 @@ def read_exif(path: str | os.PathLike[str]) -> Exif:
 
 
 def order_in_time(folder: str | os.PathLike[str], names: Iterable[str]) -> tuple[list[str], str]:
-    """Sort the photographs of a folder by when they were taken: by their names, or by EXIF where these tell nothing.
+    """Sort the photographs of a folder by time: by what their names say, or else by EXIF.
 
     Parameters
     ----------

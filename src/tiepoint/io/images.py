@@ -33,7 +33,7 @@ from .files import open_file, printable
 
 ImageSource = str | os.PathLike[str] | IO[bytes] | NDArray[Any] | PIL.Image.Image | torch.Tensor | Image
 
-_BORDER_SHARE = 1 / 8  # of the picture's outline that a border without data takes up at least
+_BORDER_SHARE = 1 / 8  # least share of the image's outline that a border without data takes up
 
 
 def read_image(

@@ -1,4 +1,4 @@
-"""COLMAP's model files, read and written with what COLMAP itself leaves out: whether they are whole."""
+"""COLMAP's model files: read and written with checks that they are whole, which COLMAP leaves out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from .files import check_image_name, open_file
 def read_model(folder: str | os.PathLike[str]) -> Any:
     """Read a COLMAP model from a folder of its files.
 
-    COLMAP believes what the binary files say of their own length, and reads for ever where that is wrong. So the
-    lengths are checked first.
+    COLMAP trusts the counts in its binary files, and reads for ever where they are wrong. So they are checked first.
 
     Returns
     -------

@@ -21,7 +21,7 @@ class Ensemble(Matcher):
     """Union of the matches of several matchers, one for each member of an ensemble of extractors.
 
     Of matches of two members that are near each other in both photographs the one with the better score stays.
-    Pruning and layers are not told: they are different ones for each member.
+    Pruning and layers are not reported, since they differ between members.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Ensemble(Matcher):
         self.members = tuple(members)
         self.features = tuple(features)
         names = [member.name for member in members]
-        # of every other matcher it is the class's
+        # a class attribute of every other matcher
         self.name = names[0] if len(set(names)) == 1 else "+".join(names)  # type: ignore[misc]
 
     @property

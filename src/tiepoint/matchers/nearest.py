@@ -1,4 +1,4 @@
-"""Mutual nearest neighbours with Lowe's ratio test: the matcher of handcrafted features, the bar for learned ones.
+"""Mutual nearest neighbours with Lowe's ratio test: the matcher of handcrafted features, the baseline for learned ones.
 
 Every distance follows from a dot product. For unit vectors the L2 distance is d² = 2 - 2 a·b; for strings of D bits
 written as ±1 the Hamming distance is (D - a·b) / 2. On a CPU the product is also twenty times as fast as XOR and bit
@@ -27,7 +27,7 @@ from .base import Matcher, Pair, make_matches
 _DEFAULT_RATIO = {"sift": 0.8, "orb": 0.8, "brief": 0.8, "surf": 0.8, "hog": 0.8}
 
 _BLOCK_ELEMENTS = 1 << 20  # of the similarity matrix that exist at one time: 4 MiB, which caches hold
-_GROUPS = 16  # columns whose maximum stands for them in the search of a row's largest
+_GROUPS = 16  # of columns; the largest value of a row is looked for among the maxima of the groups first
 
 
 class NearestNeighbour(Matcher):
@@ -110,7 +110,7 @@ class NearestNeighbour(Matcher):
     def _match(self, features0: Features, features1: Features) -> Matches:
         vectors0, vectors1 = as_vectors(features0), as_vectors(features1)
         nearest0, best0, second0 = _two_nearest(vectors0, vectors1)
-        # Whom the first image rejects need not be looked for from the second.
+        # Matches that the first image rejects need no check from the second.
         index0 = torch.nonzero(self._accepts(distances(best0, features0), distances(second0, features0)))[:, 0]
         columns, place = torch.unique(nearest0[index0], return_inverse=True)
         nearest1, _, second1 = _two_nearest(vectors1[columns], vectors0)
@@ -238,7 +238,7 @@ def _two_nearest(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 
 def _exact(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return vectors whose products no rounding decides: in float64, but for ±1 and on Apple's GPUs, which lack it."""
+    """Return vectors whose products can be compared: float64, except of ±1 and on Apple's GPUs, which lack it."""
     if a.device.type == "mps" or all(bool((vectors.abs() == 1).all()) for vectors in (a, b)):
         return a, b
     return a.double(), b.double()

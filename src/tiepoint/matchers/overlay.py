@@ -1,8 +1,8 @@
-"""Clocks, logos and other overlays that are burnt into the pictures: they match anywhere, and stand still.
+"""Clocks, logos and other overlays that are burnt into the pictures: they match in all pictures, and stand still.
 
-Matches that stay where they are in the picture while what surrounds them moves belong to no scene. A camera at rest
-has such matches as well, but all over the picture; and in a view ahead the horizon stands still, but what is next to
-it moves only a little more. Neither is touched.
+Matches that stay where they are in the picture while what surrounds them moves are no part of the scene. A camera at
+rest has such matches as well, but all over the picture; and in a view ahead the horizon stands still, but what is next
+to it moves only a little more. Neither is touched.
 """
 
 from __future__ import annotations

@@ -328,7 +328,7 @@ class SuperGlue(Matcher):
         best, nearest, mutual = mutual_nearest(P[:-1, :-1])
         rows = torch.nonzero(mutual & (best > self.match_threshold))[:, 0]
         matches = torch.stack([rows, nearest[rows]], dim=1).cpu().numpy()
-        # Who is not in the dustbin has a partner.
+        # A point that is not in the dustbin has a partner.
         matchability0, matchability1 = ((1 - dustbin).clamp(0, 1).cpu().numpy() for dustbin in (P[:-1, -1], P[-1, :-1]))
         return replace(
             make_matches(features0, features1, matches, best[rows].clamp(max=1).cpu().numpy()),

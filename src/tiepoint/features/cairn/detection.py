@@ -70,7 +70,7 @@ def normalise_contrast(image: Tensor) -> Tensor:
     """Subtract from each pixel of (B, 1, h, w) the mean around it and divide by the standard deviation around it.
 
     Both are those of squares of 8 pixels, interpolated. Light and contrast then matter little, and noise in flat parts
-    is not blown up.
+    is not amplified.
     """
     size = image.shape[2:]
     squares = torch.cat([image, image * image], 1)
@@ -81,7 +81,7 @@ def normalise_contrast(image: Tensor) -> Tensor:
 
 
 class Detector(nn.Module):
-    """Grey image of one level (B, 1, h, w) -> what each pixel is worth.
+    """Grey image of one level (B, 1, h, w) -> a logit for each pixel and a rank for each cell.
 
     At half resolution for precision, at a quarter for context, added together.
     """
@@ -108,7 +108,7 @@ class Detector(nn.Module):
 
         Random peaks are not found again, and a network that learns from what is found again begins by flattening them;
         blobs are, as SIFT has shown, so it has only to improve. Two channels for each of a cell's pixels carry the
-        positive and the negative part through the layers; the others begin at random and without a say.
+        positive and the negative part through the layers; the others begin at random and do not reach the output.
         """
         convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
         for convolution in convolutions:

@@ -267,6 +267,6 @@ class Adaptive:
         self.active = [p for k, p in enumerate(self.active) if not ending[k]]
 
     def _record(self, i: int, gone: Tensor) -> None:
-        """Record of tokens that take no further part how far they came."""
+        """Record how many layers the tokens that take no further part went through."""
         self.depth[self.tokens.number[gone]] = i + 1
         self.matchability[self.tokens.number[gone]] = self.net.heads[i].logits(self.tokens.x[gone]).sigmoid()
