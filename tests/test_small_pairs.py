@@ -27,7 +27,7 @@ PAIRS_PER_SET = 8
 
 @dataclass
 class Pipeline:
-    """Features of each photograph once, and their matcher, with early exit and without."""
+    """Features of each photograph and matches of each pair once, with early exit and without."""
 
     name: str
     data: Path
@@ -37,8 +37,9 @@ class Pipeline:
         self.matcher, self.full_depth = (
             tp.matchers.load("lightglue", features=self.name, adaptive=adaptive) for adaptive in (True, False)
         )
+        self.match = cache(self._match)
 
-    def match(self, image0: Path, image1: Path, full_depth: bool = False) -> tp.Matches:
+    def _match(self, image0: Path, image1: Path, full_depth: bool = False) -> tp.Matches:
         matcher = self.full_depth if full_depth else self.matcher
         return matcher(self.features(image0), self.features(image1))
 
