@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, texture: NDArray[np.uint8])
 
 @pytest.fixture
 def pipeline() -> tuple[Any, Any]:
-    return tp.features.load("sift", max_keypoints=800), tp.matchers.load("lightglue", features="sift")
+    return tp.features.load("sift", max_keypoints=1500), tp.matchers.load("lightglue", features="sift")
 
 
 def test_a_hard_pair_is_solved_on_the_keypoints_that_are_there(

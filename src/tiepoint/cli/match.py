@@ -100,7 +100,7 @@ def match(
     from ..pipeline import weights_files
     from ..two_view import FILES, match
 
-    inputs = [path for path in (image0, image1, mask0, mask1) if path is not None]
+    inputs: list[Path | str] = [path for path in (image0, image1, mask0, mask1) if path is not None]
     for path in inputs:
         files.open_file(path).close()  # what is missing is named before a package that an output needs
     for path in output:
