@@ -83,11 +83,11 @@ def test_track(run: Run, tmp_path: Path) -> None:
     room = Room()
     frames = tmp_path / "frames"
     frames.mkdir()
-    for n in range(6):
+    for n in range(8):
         picture = room.photograph(look((0.12 * n - 0.5, 0.0, 0.0)), CAMERA)
         cv2.imwrite(str(frames / f"{n}.png"), picture[..., ::-1])
     out = run("track", frames)
-    assert out.count("tracked") > 3 and "6 frames have a pose" in out
+    assert out.count("tracked") > 3 and "8 frames have a pose" in out
     assert len(np.loadtxt(tmp_path / "path.txt")) > 3
 
 
