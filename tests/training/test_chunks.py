@@ -219,7 +219,7 @@ stand_in = type(sys)("grid")
 stand_in.Grid = Grid
 sys.modules["tiepoint.features.grid"] = stand_in
 features._BUILTIN["grid"] = ("grid", "Grid", {{}})
-config = PairConfig("grid", keypoints=64, size=(120, 160))
+config = PairConfig(features="grid", keypoints=64, size=(120, 160))
 photos = open_cache({str(photos.path)!r})
 assert traits.try_extractor(photos, config, torch.device("cpu")).input_dim == 64
 batch = ChunkMaker(photos, config, 1)(0)

@@ -85,7 +85,7 @@ def test_a_second_pool_makes_nothing_again_and_another_is_refused(photos: PhotoC
 
 
 def test_chunks_show_real_pairs_with_their_labels_under_other_light(photos: PhotoCache, pool: RealPool) -> None:
-    config = PairConfig("cairn", keypoints=256, size=(240, 320), photometric="mild", real=1.0)
+    config = PairConfig(features="cairn", keypoints=256, size=(240, 320), photometric="mild", real=1.0)
     batch, pictures = (maker := ChunkMaker(photos, config, 3, real=pool))(0), maker.pictures(0)
     assert len(batch) == CHUNK and bool(batch.related.all()) and len(pictures) == 2 * CHUNK
     for pair in range(CHUNK):

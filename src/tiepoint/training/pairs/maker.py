@@ -31,18 +31,18 @@ from ..data.ground_truth import IGNORED, Labels
 from ..data.photographs import PhotoCache
 from ..data.posed import PosedPool
 from ..data.real_pairs import RealPool
-from ..data.scene_layouts import TEXTURES_PER_SCENE, SceneConfig
+from ..data.scene_layouts import TEXTURES_PER_SCENE
 from .batch import Batch
+from .views import TEXTURE, ViewConfig
 
 CHUNK = 8  # pairs made together
 _ROUNDS = 8  # times a chunk is topped up before we conclude that the extractor finds too little
 _PER_SCENE = 4  # photographs drawn for each scene; it borrows some of the next one's
 _LEAST = 32  # keypoints without which a picture is not used
-TEXTURE = 512  # side of the textures of rendered scenes, pixels; about what the photographs of a pool resolve
 
 
 @dataclass(frozen=True)
-class PairConfig:
+class PairConfig(ViewConfig):
     """Which pairs are made, and which features are taken from them.
 
     Attributes
@@ -53,14 +53,6 @@ class PairConfig:
         Of the extractor; lower than its default, dark and blurred pictures have enough points too.
     keypoints : int
         Points kept per picture, at most.
-    size : (int, int)
-        (height, width) of the pictures.
-    difficulty, max_roll, max_scale : float
-        See `tiepoint.training.data.homographies.HomographyConfig`.
-    photometric : str
-        Preset of `tiepoint.training.data.photometric.PhotometricConfig`.
-    scenes : float in [0, 1]
-        Fraction of chunks that show rendered scenes instead of homographies.
     posed : float in [0, 1]
         Fraction of chunks of photographs whose depth and pose are known, see `tiepoint.training.data.posed.PosedPool`.
     real : float in [0, 1]
@@ -68,17 +60,17 @@ class PairConfig:
         `tiepoint.training.data.real_pairs.RealPool`.
     negatives : float in [0, 1]
         Fraction of pairs that show two unrelated photographs, so that the matcher learns to say "no".
+
+    Attributes of the pictures are those of `ViewConfig`.
     """
 
-    features: str = "sift"
-    detection_threshold: float | None = None
-    keypoints: int = 512
-    size: tuple[int, int] = (480, 640)
     difficulty: float = 0.7
     max_roll: float = 0.7854
     max_scale: float = 2.0
-    photometric: str = "strong"
     scenes: float = 0.0
+    features: str = "sift"
+    detection_threshold: float | None = None
+    keypoints: int = 512
     posed: float = 0.0
     real: float = 0.0
     negatives: float = 0.1
@@ -97,7 +89,8 @@ class PairConfig:
         return self.features.partition("@")[0]
 
     def __post_init__(self) -> None:
-        for name in ("scenes", "posed", "real", "negatives"):
+        super().__post_init__()
+        for name in ("posed", "real", "negatives"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(f"{name} is a fraction between 0 and 1, not {getattr(self, name)}")
         if self.scenes + self.posed + self.real > 1:
@@ -237,10 +230,7 @@ class ChunkMaker:
         config = self.config
         rows = self.photos.draw(CHUNK, generator, self.held_out)
         photos = self.photos.sample(rows, config.size, generator, self.device)
-        views = homographies.HomographyConfig(
-            config.size, config.difficulty, max_roll=config.max_roll, max_scale=config.max_scale
-        )
-        pairs = homographies.make_pairs(photos, views, generator)
+        pairs = homographies.make_pairs(photos, config.homographies, generator)
 
         def label(b: int, f0: Features, f1: Features) -> Labels:
             size = torch.tensor([f0.image_size], dtype=torch.float32)
@@ -251,10 +241,9 @@ class ChunkMaker:
         yield from self._relit(pairs.images0, pairs.images1, label, generator, rows[:, None])
 
     def _scenes(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
-        config = self.config
         rows = self.photos.draw(_PER_SCENE * CHUNK, generator, self.held_out)
         textures = self.photos.sample(rows, (TEXTURE, TEXTURE), generator, self.device)
-        pairs = scenes.make_pairs(textures, CHUNK, SceneConfig.rolled(config.size, config.max_roll), generator)
+        pairs = scenes.make_pairs(textures, CHUNK, self.config.rendered, generator)
 
         def label(b: int, f0: Features, f1: Features) -> Labels:
             of_pair = {
@@ -268,7 +257,7 @@ class ChunkMaker:
         yield from self._relit(pairs.images0, pairs.images1, label, generator, seen)
 
     def _posed(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
-        config, light = self.config, photometric.PhotometricConfig.preset(self.config.photometric)
+        config, light = self.config, self.config.light
         assert self.posed is not None  # see __init__
         seed = int(torch.randint(2**62, (), generator=generator))
         pairs = self.posed.draw(CHUNK, np.random.default_rng(seed), self.held_out)
@@ -304,7 +293,7 @@ class ChunkMaker:
         """Yield real pairs, relit, with the keypoints and labels that they have as they were taken."""
         assert self.real is not None  # see __init__
         chosen = self._overlapping
-        light = photometric.PhotometricConfig.preset(self.config.photometric)
+        light = self.config.light
         for i in torch.randint(len(chosen), (CHUNK,), generator=generator).tolist():
             pair = self.real.read(chosen[i])
             photos = [torch.tensor(self.photos[row]).permute(2, 0, 1)[None] / 255 for row in pair.rows]
@@ -327,8 +316,7 @@ class ChunkMaker:
 
         ``rows`` (B, K) are the photographs that each pair was made of.
         """
-        light = photometric.PhotometricConfig.preset(self.config.photometric)
-        images0, images1 = (photometric.augment(images, light, generator) for images in (images0, images1))
+        images0, images1 = (photometric.augment(images, self.config.light, generator) for images in (images0, images1))
         unrelated = torch.rand(len(images0), generator=generator) < self.config.negatives
         sources = torch.from_numpy(self.photos.sources)[rows]
         yield from self._featurise(images0.unbind(), images1.unbind(), label, unrelated, sources)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -99,14 +99,12 @@ class TaughtViewMaker:
     def _pair(self, row: int, generator: torch.Generator) -> TaughtViews:
         config = self.config
         photo = torch.from_numpy(self.photos[row].copy()).permute(2, 0, 1)[None].float() / 255
-        wanted = homographies.HomographyConfig(
-            config.size, config.difficulty, config.max_roll, config.max_scale, zoom=0.35, min_overlap=0.5
-        )
+        wanted = replace(config.homographies, zoom=0.35, min_overlap=0.5)
         # Each maps pixels of a view to those of the photograph.
         both = homographies.sample_views(1, (photo.shape[2], photo.shape[3]), wanted, generator)
-        light = photometric.PhotometricConfig.preset(config.photometric)
         images = [
-            photometric.augment(homographies.warp(photo, view, config.size), light, generator)[0] for view in both
+            photometric.augment(homographies.warp(photo, view, config.size), config.light, generator)[0]
+            for view in both
         ]
         points, levels, descriptors = (torch.from_numpy(part.copy()) for part in self.answers[row])
         H = torch.linalg.inv(torch.cat(both)).float()

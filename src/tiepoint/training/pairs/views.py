@@ -16,18 +16,20 @@ from torch import Tensor
 from ...errors import ArgumentError
 from ..data import ground_truth, homographies, photometric, scenes
 from ..data._random import seeded
+from ..data.homographies import HomographyConfig
 from ..data.photographs import PhotoCache
+from ..data.photometric import PhotometricConfig
 from ..data.scene_layouts import SceneConfig
-from .maker import TEXTURE
 from .tensors import Tensors
 
 CHUNK = 4  # pairs made together
+TEXTURE = 512  # side of the textures of rendered scenes, pixels; about what the photographs of a pool resolve
 _STEP = 1.5  # pixels over which the derivative of a warp given by depth is measured
 
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """Which pairs are made.
+    """Which pairs of pictures are made.
 
     Attributes
     ----------
@@ -38,7 +40,7 @@ class ViewConfig:
     photometric : str
         Preset of `tiepoint.training.data.photometric.PhotometricConfig`.
     scenes : float in [0, 1]
-        Fraction of steps that show rendered scenes instead of homographies.
+        Fraction of steps, or of chunks for a matcher, that show rendered scenes instead of homographies.
     """
 
     size: tuple[int, int] = (480, 640)
@@ -51,6 +53,21 @@ class ViewConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.scenes <= 1:
             raise ArgumentError(f"scenes is a fraction between 0 and 1, not {self.scenes}")
+
+    @property
+    def homographies(self) -> HomographyConfig:
+        """Which homographies are drawn."""
+        return HomographyConfig(self.size, self.difficulty, max_roll=self.max_roll, max_scale=self.max_scale)
+
+    @property
+    def rendered(self) -> SceneConfig:
+        """Which scenes are rendered."""
+        return SceneConfig.rolled(self.size, self.max_roll)
+
+    @property
+    def light(self) -> PhotometricConfig:
+        """How light and camera differ."""
+        return PhotometricConfig.preset(self.photometric)
 
 
 class Carried(NamedTuple):
@@ -187,10 +204,7 @@ class ViewMaker:
         config = self.config
         size = 2 * config.size[0], 2 * config.size[1]  # so that the closer of two views is no blur
         photos = self.photos.sample(self.photos.draw(CHUNK, generator, self.held_out), size, generator, self.device)
-        wanted = homographies.HomographyConfig(
-            config.size, config.difficulty, max_roll=config.max_roll, max_scale=config.max_scale
-        )
-        pairs = homographies.make_pairs(photos, wanted, generator)
+        pairs = homographies.make_pairs(photos, config.homographies, generator)
         images = self._relight(pairs.images0, pairs.images1, generator)
         none = images.new_zeros(0, dtype=torch.float32)
         height, width = config.size
@@ -205,10 +219,9 @@ class ViewMaker:
         )
 
     def _scenes(self, generator: torch.Generator) -> Views:
-        config = self.config
         rows = self.photos.draw(6 * CHUNK, generator, self.held_out)
         textures = self.photos.sample(rows, (TEXTURE, TEXTURE), generator, self.device)
-        pairs = scenes.make_pairs(textures, CHUNK, SceneConfig.rolled(config.size, config.max_roll), generator)
+        pairs = scenes.make_pairs(textures, CHUNK, self.config.rendered, generator)
         images = self._relight(pairs.images0, pairs.images1, generator)
         return Views(
             images=images,
@@ -222,6 +235,5 @@ class ViewMaker:
 
     def _relight(self, images0: Tensor, images1: Tensor, generator: torch.Generator) -> Tensor:
         """Change the light of both pictures of each pair; (2 B, 3, H, W), pair by pair, as 8-bit photographs have."""
-        light = photometric.PhotometricConfig.preset(self.config.photometric)
-        both = [photometric.augment(images, light, generator) for images in (images0, images1)]
+        both = [photometric.augment(images, self.config.light, generator) for images in (images0, images1)]
         return (torch.stack(both, 1).flatten(0, 1) * 255).round().byte()
