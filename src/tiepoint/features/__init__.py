@@ -56,7 +56,7 @@ def names() -> list[str]:
 
 @cache
 def _registered(path: tuple[str, ...]) -> dict[str, EntryPoint]:
-    """Return the extractors of other packages; to look through all installed ones takes 20 ms or more."""
+    """Return the extractors of other packages; to look through all installed ones takes 5 ms."""
     return {point.name: point for point in entry_points(group="tiepoint.extractors")}
 
 
