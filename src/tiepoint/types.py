@@ -5,8 +5,8 @@ Conventions, stated once and used everywhere:
 - Pixel coordinates are (x, y) float32 and (0, 0) is the **centre** of the top-left pixel (as in OpenCV;
   COLMAP counts from the corner and is 0.5 larger). Resizing by a factor s maps x to ``s * (x + 0.5) - 0.5``.
 - Keypoints are in the coordinates of the image after EXIF orientation, whatever was resized inside.
-- Angles are radians, counter-clockwise on the y-down picture's axes as OpenCV measures them
-  (from +x towards +y); scales are diameters in pixels.
+- Angles are radians from +x towards +y, which is clockwise as seen, as OpenCV measures them; scales are
+  diameters in pixels.
 - Scores lie in [0, 1].
 
 `Features` hold tensors, because they feed networks and may stay on a GPU. `Matches` are results and hold
