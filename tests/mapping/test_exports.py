@@ -105,6 +105,26 @@ def test_what_trains_splats_reads_the_same_scene_from_both_files(
                 assert picture.size == shot.size
 
 
+def test_the_principal_point_of_undistorted_photographs_is_in_the_middle(tmp_path: Path) -> None:
+    """Readers that take it to be there see the same scene, to half a pixel; the blobs are where the model says."""
+    scene = SyntheticScene(NAMES, points=40, camera=Camera("SIMPLE_RADIAL", 400, 300, (380.0, 206.3, 141.8, -0.12)))
+    scene.write_photographs(tmp_path / "in")
+    exports.write_undistorted(scene.model(), tmp_path / "in", tmp_path / "out")
+    checked = 0
+    for errors in reprojection_errors(tmp_path / "out"):
+        assert errors.max() < 0.01
+    for name, shot in read_transforms(tmp_path / "out")[0].items():
+        pixels = np.asarray(PIL.Image.open(tmp_path / "out" / "images" / name))
+        assert (pixels.shape[1], pixels.shape[0]) == shot.size
+        assert np.abs(shot.K[:2, 2] - np.divide(shot.size, 2)).max() <= 0.5
+        expected = shot.project(scene.points) - 0.5
+        inside = ((expected > 6) & (expected < np.subtract(shot.size, 7))).all(axis=1)
+        for place in expected[lonely(expected) & inside]:
+            assert np.linalg.norm(centre_of_blob(pixels, place) - place) < 0.15
+            checked += 1
+    assert checked > 20
+
+
 def test_undistorted_model_agrees_with_itself(scene: SyntheticScene, photographs: Path, tmp_path: Path) -> None:
     model = scene.model()
     exports.write_undistorted(model, photographs, tmp_path / "out")

@@ -169,7 +169,8 @@ def write_undistorted(
     Notes
     -----
     Photographs without distortion are copied byte by byte, unless their file holds them turned (EXIF orientation).
-    All others are warped with bilinear interpolation by COLMAP and lose a border, so that no pixel is empty.
+    All others are warped with bilinear interpolation by COLMAP and lose a border, so that no pixel is empty, and that
+    the principal point is in the middle, to half a pixel: some readers take it to be there.
     Files other than JPEG and PNG become PNG. What is under transparent pixels becomes black; a mask lets a pixel
     pass only if all pixels that it was made of do.
     """
@@ -180,7 +181,7 @@ def write_undistorted(
     for image in registered(model):
         check_image_name(image.name, "the model")
     straight, options = copy.deepcopy(model), pycolmap.UndistortCameraOptions()
-    _undistort_cameras(straight, options)
+    crops = _undistort_cameras(straight, options)
     written: dict[str, NDArray[np.uint8] | None] = {}  # name -> mask
     with atomic_folder(folder) as temporary:
         for image in registered(straight):
@@ -203,11 +204,13 @@ def write_undistorted(
                 drawn = read_image(view, mask_path).mask
                 mask = drawn if mask is None or drawn is None else np.minimum(mask, drawn)
             if not _is_pinhole(camera):
+                crop = crops[image.camera_id]
                 pixels = pycolmap.undistort_image(options, pycolmap.Bitmap.from_array(pixels), camera)[0].to_array()
+                whole, pixels = pixels.shape[:2], pixels[crop]
                 if mask is not None:
                     bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(mask))
                     warped = pycolmap.undistort_image(options, bitmap, camera)[0].to_array()
-                    mask = np.where(warped.reshape(pixels.shape[:2]) == 255, 255, 0).astype(np.uint8)
+                    mask = np.where(warped.reshape(whole)[crop] == 255, 255, 0).astype(np.uint8)
             elif bands is None and original.suffix == target.suffix and _is_upright(original):
                 shutil.copyfile(original, target)
                 written[image.name] = mask
@@ -251,10 +254,13 @@ def _is_pinhole(camera: pycolmap.Camera) -> bool:
     return bool(camera.is_undistorted()) and not camera.is_perspective_fisheye()
 
 
-def _undistort_cameras(model: pycolmap.Reconstruction, options: Any) -> None:
-    """Turn every camera into the pinhole camera of `write_undistorted`, and move the keypoints along."""
+def _undistort_cameras(model: pycolmap.Reconstruction, options: Any) -> dict[int, tuple[slice, slice]]:
+    """Turn every camera into the pinhole camera of `write_undistorted`, and move the keypoints along.
+
+    Return which rows and columns are left of what COLMAP undistorts, by camera.
+    """
     pycolmap = import_pycolmap()
-    rays = {}
+    rays, crops = {}, {}
     for image in registered(model):
         points = np.array([point.xy for point in image.points2D]).reshape(-1, 2)
         rays[image.image_id] = np.asarray(model.cameras[image.camera_id].cam_from_img(points))
@@ -264,7 +270,10 @@ def _undistort_cameras(model: pycolmap.Reconstruction, options: Any) -> None:
             params, size = [K[0, 0], K[1, 1], K[0, 2], K[1, 2]], (camera.width, camera.height)
         else:
             new = pycolmap.undistort_camera(options, camera)
-            params, size = new.params, (new.width, new.height)
+            fx, fy, *centre = new.params
+            (left, right), (top, bottom) = map(_around, centre, (new.width, new.height))
+            crops[camera.camera_id] = slice(top, bottom), slice(left, right)
+            params, size = [fx, fy, centre[0] - left, centre[1] - top], (right - left, bottom - top)
         camera.model = pycolmap.CameraModelId.PINHOLE
         camera.width, camera.height = size
         camera.params = params
@@ -273,6 +282,19 @@ def _undistort_cameras(model: pycolmap.Reconstruction, options: Any) -> None:
         pixels = np.asarray(model.cameras[image.camera_id].img_from_cam(on_plane))
         for point, xy in zip(image.points2D, pixels, strict=True):
             point.xy = xy
+    return crops
+
+
+def _around(centre: float, size: int) -> tuple[int, int]:
+    """Return the largest range of pixels that has a coordinate in its middle, to half a pixel.
+
+    Examples
+    --------
+    >>> _around(50.2, 100), _around(47.0, 100), _around(54.3, 100)
+    ((0, 100), (0, 94), (9, 100))
+    """
+    off = round(2 * centre - size)
+    return max(0, off), min(size, size + off)
 
 
 def _transforms(model: pycolmap.Reconstruction, masked: bool) -> dict[str, Any]:
