@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..types import Matches
-
-_ROWS = 1024  # matches compared with all others at one time, which bounds memory
 
 
 def undisputed(
@@ -75,25 +73,36 @@ def one_to_one(pairs: NDArray[np.int64], costs: NDArray[np.floating[Any]]) -> ND
     return np.array(rows, np.int64)
 
 
+def near_points(points0: ArrayLike, points1: ArrayLike, radius: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which points (N, 2) and (M, 2) lie at most ``radius`` apart in x and in y: their rows in both.
+
+    Examples
+    --------
+    >>> near_points([[0, 0], [9, 9]], [[1, 1], [8, 7], [0, 2]], 2)
+    (array([0, 0, 1]), array([2, 0, 1]))
+    """
+    first, second = np.asarray(points0, np.float64).reshape(-1, 2), np.asarray(points1, np.float64).reshape(-1, 2)
+    order = np.argsort(second[:, 0], kind="stable")  # so that those near in x follow each other
+    begin = np.searchsorted(second[order, 0], first[:, 0] - radius, "left")
+    count = np.searchsorted(second[order, 0], first[:, 0] + radius, "right") - begin
+    i = np.repeat(np.arange(len(first)), count)
+    j = order[np.arange(len(i)) + np.repeat(begin - np.cumsum(count) + count, count)]
+    near = np.abs(first[i, 1] - second[j, 1]) <= radius
+    return i[near], j[near]
+
+
 def _rivals(
     first: Matches, second: Matches, radii: tuple[float, float], same_keypoints: tuple[bool, bool]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows of all rivals, in the first set and in the second."""
-    sides = [
-        (first.points0, second.points0, radii[0], same_keypoints[0]),
-        (first.points1, second.points1, radii[1], same_keypoints[1]),
-    ]
-    pairs = []
-    for begin in range(0, max(1, len(first)), _ROWS):
-        rows = slice(begin, begin + _ROWS)
-        near, shared = np.array(True), np.array(False)
-        for side, (points0, points1, radius, same) in enumerate(sides):
-            near = near & (np.abs(points0[rows, None] - points1).max(axis=2, initial=0) <= radius)
-            if same:
-                shared = shared | (first.indices[rows, side, None] == second.indices[:, side])
-        i, j = np.nonzero(near | shared)
-        pairs.append((i + begin, j))
-    return np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs])
+    i, j = near_points(first.points0, second.points0, radii[0])
+    near = (np.abs(first.points1[i].astype(np.float64) - second.points1[j]) <= radii[1]).all(axis=1)
+    rows, columns = [i[near]], [j[near]]
+    for side in np.flatnonzero(same_keypoints):
+        _, i, j = np.intersect1d(first.indices[:, side], second.indices[:, side], True, return_indices=True)
+        rows.append(i)
+        columns.append(j)
+    return np.concatenate(rows), np.concatenate(columns)
 
 
-__all__ = ["one_to_one", "undisputed"]
+__all__ = ["near_points", "one_to_one", "undisputed"]
