@@ -16,7 +16,7 @@ from tiepoint import effort
 from tiepoint.effort import along_lines, ladder
 from tiepoint.effort.state import NEAR, State
 from tiepoint.effort.views import cropped
-from tiepoint.geometry import reprojection_error, transform
+from tiepoint.geometry import homogeneous, reprojection_error, transform
 from two_walls import FOCAL, view
 
 K = np.array([[FOCAL, 0, 159.5], [0, FOCAL, 119.5], [0, 0, 1]])
@@ -80,27 +80,48 @@ def test_swapped_photographs_give_swapped_guided_matches() -> None:
     geometry = along_lines.estimate(matches.points0, matches.points1)
     assert geometry is not None and not geometry.planar
     other = along_lines.Geometry(geometry.model.T, False, geometry.inliers)
-    points = [f.keypoints.double() for f in features]
-    assert torch.equal(geometry.allows(*points), other.allows(*points[::-1]).T)
+    points = [f.keypoints.double().numpy() for f in features]
+
+    def swapped_candidates(geometry: along_lines.Geometry) -> set[tuple[int, ...]]:
+        return {(i, j) for j, i in zip(*geometry.candidates(*points[::-1]), strict=True)}
+
+    assert set(zip(*geometry.candidates(*points), strict=True)) == swapped_candidates(other)
     plane = along_lines.Geometry(shift, True, geometry.inliers)
     back = along_lines.Geometry(np.linalg.inv(shift), True, geometry.inliers)
-    assert torch.equal(plane.allows(*points), back.allows(*points[::-1]).T)
-    near = np.linalg.norm(points[0].numpy()[:, None] + [20, -10] - points[1].numpy(), axis=2) <= along_lines.NEAR
-    np.testing.assert_array_equal(plane.allows(*points).numpy(), near)
+    found = set(zip(*plane.candidates(*points), strict=True))
+    assert found == swapped_candidates(back)
+    near = np.linalg.norm(points[0][:, None] + [20, -10] - points[1], axis=2) <= along_lines.NEAR
+    assert found == set(zip(*np.nonzero(near), strict=True)) and len(found) > 20
 
 
-def test_nearest_among_the_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a plain loop, in blocks of rows."""
-    monkeypatch.setattr(along_lines, "_ROWS", 7)
+def test_candidates_lie_near_their_epipolar_lines() -> None:
+    """Against the distances of all pairs in float64, for the geometry of real matches."""
+    state = begin(view(0.0), view(0.7))
+    geometry = along_lines.estimate(state.matches.points0, state.matches.points1)
+    assert geometry is not None and not geometry.planar
+    points = [state.own(i).keypoints.double().numpy() for i in (0, 1)]
+    x0, x1 = homogeneous(points[0]), homogeneous(points[1])
+    product = np.abs(x0 @ geometry.model.T @ x1.T)
+    offsets = [product / np.linalg.norm((x0 @ geometry.model.T)[:, :2], axis=1)[:, None]]
+    offsets.append(product / np.linalg.norm((x1 @ geometry.model)[:, :2], axis=1))
+    found = np.zeros(product.shape, bool)
+    found[geometry.candidates(*points)] = True
+    worst = np.maximum(*offsets)
+    sure = np.abs(worst - along_lines.NEAR) > 1e-2
+    np.testing.assert_array_equal(found[sure], (worst <= along_lines.NEAR)[sure])
+
+
+def test_nearest_of_the_candidates() -> None:
+    """Against a plain loop."""
     rng = np.random.default_rng(3)
     a = torch.from_numpy(rng.normal(size=(40, 6)))
     b = torch.cat(
         [a[:30] + 0.4 * torch.from_numpy(rng.normal(size=(30, 6))), torch.from_numpy(rng.normal(size=(9, 6)))]
     )
     a, b = (torch.nn.functional.normalize(x, dim=1) for x in (a, b))
-    allowed = torch.from_numpy(rng.random((40, 39)) < 0.4) | (torch.eye(40, 39) > 0)
-    pairs, scores = along_lines._mutual(a, b, lambda rows: allowed[rows], 0.9)
-    d = np.where(allowed.numpy(), np.sqrt(np.maximum(2 - 2 * (a @ b.T).numpy(), 0)), np.inf)
+    allowed = (rng.random((40, 39)) < 0.4) | (np.eye(40, 39) > 0)
+    pairs, scores = along_lines.nearest_of(*np.nonzero(allowed), a, b, 0.9)
+    d = np.where(allowed, np.sqrt(np.maximum(2 - 2 * (a @ b.T).numpy(), 0)), np.inf)
     expected = {}
     for i in range(40):
         j = int(d[i].argmin())
@@ -167,7 +188,7 @@ def test_a_plane_is_tried_longer_than_a_scene(texture: NDArray[np.uint8], monkey
     scene = begin(view(0.0), view(0.7))
     assert effort.is_scene(scene) and not effort.is_scene(plane) and not effort.is_scene(plane.without_matches())
     for state, tries in ((scene, 1), (plane, 2)):
-        limits = (np.inf, np.inf), (state.evidence + 1, state.evidence - 1)
-        rungs = zip((effort.all_keypoints, effort.second_pass), *zip(*limits, strict=True), strict=True)
-        monkeypatch.setattr(ladder, "LADDER", tuple(rungs))
+        rungs = (effort.all_keypoints, np.inf), (effort.second_pass, state.evidence + 1)
+        monkeypatch.setattr(ladder, "LADDER", rungs)
+        monkeypatch.setattr(ladder, "SOLVED", state.evidence - 1)
         assert len(effort.climb(replace(state.without_matches(), attempts=()), "auto").attempts) == tries

@@ -68,10 +68,10 @@ def test_masks_are_honoured(warped: tuple[Any, Any, Any]) -> None:
 
 def test_loaded_extractor_and_matcher_are_used_as_they_are(warped: tuple[Any, Any, Any]) -> None:
     extractor = tp.features.load("orb", max_keypoints=77)
-    found = tp.match(*warped[:2], features=extractor)
+    found = tp.match(*warped[:2], features=extractor, effort="fast")
     assert len(found.features0) <= 77 and found.features0.extractor == "orb"
     assert found.choice.startswith("orb + nearest")
-    again = tp.match(*warped[:2], extractor, tp.matchers.load("nearest", features="orb"))
+    again = tp.match(*warped[:2], extractor, tp.matchers.load("nearest", features="orb"), effort="fast")
     np.testing.assert_array_equal(found.matches.indices, again.matches.indices)
 
 
@@ -146,7 +146,8 @@ def test_learned_default_on_photographs(data_dir: Path) -> None:
     images = sorted((data_dir / "demo" / "sceaux" / "images").glob("*.jpg"))[:2]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = tp.match(*images, "aliked-n16", "lightglue", max_keypoints=256, long_side=480, geometry="fundamental")
+        options: Any = {"max_keypoints": 256, "long_side": 480, "effort": "fast", "geometry": "fundamental"}
+        found = tp.match(*images, "aliked-n16", "lightglue", **options)
     assert found.inliers is not None and found.inliers.sum() > 50 and found.inliers.mean() > 0.8
     assert found.matches.stop_layer is not None
 

@@ -320,7 +320,7 @@ def match(
     mask0: ImageSource | None = None,
     mask1: ImageSource | None = None,
     bands: Sequence[int] | None = None,
-    effort: Effort = "fast",
+    effort: Effort = "auto",
     budget: float | None = None,
     instances: int | None = None,
     geometry: Geometry | None = None,
@@ -352,7 +352,8 @@ def match(
     bands : one or three ints, optional
         Which bands of the photographs to use, see `tiepoint.read_image`. A loaded extractor has its own.
     effort : {"fast", "auto", "thorough"}
-        One pass; further tries while what was found does not convince; or all tries: see `tiepoint.effort`.
+        One pass; further tries while what was found does not convince; or all tries: see `tiepoint.effort`. Matches of
+        a second extractor join only with ``"thorough"``, or where ``features`` is ``"auto"``.
     budget : float, optional
         No further try begins this many seconds after the call; with it the result depends on the machine's speed.
     instances : int, optional
@@ -413,7 +414,8 @@ def match(
     options = ExtractorOptions(max_keypoints, detection_threshold, nms_radius, long_side, bands=bands)
     extractor, pairer, choice = pipeline.load(features, matcher, device, options)
     clock.lap("load")
-    state = ladder.State.begin((view0, view1), extractor, pairer, pipeline.another(extractor))
+    second = pipeline.another(extractor) if features == "auto" or effort == "thorough" else None
+    state = ladder.State.begin((view0, view1), extractor, pairer, second)
     clock.lap("extract")
     state = ladder.climb(state, effort, budget, spent=sum(clock.seconds.values()))
     matches, sources, attempts = state.matches, state.sources, state.attempts

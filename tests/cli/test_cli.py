@@ -76,7 +76,7 @@ def test_match_json_is_pure(tiepoint, photos: Path) -> None:
 
 def test_match_options_reach_the_library(tiepoint, photos: Path, tmp_path: Path) -> None:
     def told(*options: object) -> dict:
-        ran = tiepoint("match", photos / "a.png", photos / "b.png", "-f", "orb", "--json", *options)
+        ran = tiepoint("match", photos / "a.png", photos / "b.png", "-f", "orb", "--effort", "fast", "--json", *options)
         assert ran.code == 0, ran.err
         return json.loads(ran.out)
 

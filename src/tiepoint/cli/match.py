@@ -29,7 +29,13 @@ Geometry = Literal["homography", "fundamental", "essential"]
 Picture = Literal["matches", "attempts", "pruning", "scores"]
 
 
+# What --pairs does not go together with.
+ONLY_FOR_TWO = ["image1", "mask0", "mask1", "effort", "budget", "instances", "geometry", "focal", "picture"]
+ONLY_FOR_TWO += ["overwrite"]
+
+
 def match(
+    context: typer.Context,
     image0: Annotated[
         Path | None, typer.Argument(metavar="A", help="First photograph; with --pairs, the folder of the photographs.")
     ] = None,
@@ -55,7 +61,7 @@ def match(
     mask0: Annotated[Path | None, typer.Option(help="Mask: black where A must have no keypoints.")] = None,
     mask1: Annotated[Path | None, typer.Option(help="Mask: black where B must have no keypoints.")] = None,
     bands: BandsOption = None,
-    effort: Annotated[Effort, typer.Option(help=EFFORT)] = "fast",
+    effort: Annotated[Effort, typer.Option(help=EFFORT)] = "auto",
     budget: Annotated[float | None, typer.Option(help="No further attempt starts after this many seconds.")] = None,
     instances: Annotated[
         int | None,
@@ -88,10 +94,8 @@ def match(
     shared: dict[str, Any] = {"max_keypoints": max_keypoints, "long_side": long_side, "nms_radius": nms_radius}
     shared |= {"detection_threshold": detection_threshold, "bands": bands, "device": device}
     if pairs is not None:
-        one: dict[str, Any] = {"effort": effort != "fast", "instances": instances, "geometry": geometry, "focal": focal}
-        one |= {"budget": budget, "mask0": mask0, "mask1": mask1, "picture": picture != "matches", "B": image1}
-        one |= {"overwrite": overwrite}
-        only_for_two = [name for name, given in one.items() if given]
+        sources = {name: context.get_parameter_source(name) for name in ONLY_FOR_TWO}
+        only_for_two = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
         _match_pairs(only_for_two, pairs, output, image0, features, matcher, json=json, **shared)
         return
     if image0 is None or image1 is None:

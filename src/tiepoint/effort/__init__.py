@@ -2,9 +2,9 @@
 
 Every rung is a function ``(State) -> State`` that can be called alone. In order:
 
-1. `best_keypoints`: match only the best 512 keypoints of each photograph.
-2. `all_keypoints`: match all of them; this alone is ``effort="fast"``.
-3. `second_pass`: warp one photograph into the frame of the other by the dominant homography, extract, match, map back.
+1. `best_keypoints`: match the best 512 keypoints of each photograph, and the others where the geometry of these says.
+2. `second_pass`: warp one photograph into the frame of the other by the dominant homography, extract, match, map back.
+3. `all_keypoints`: match all of them; this alone is ``effort="fast"``. Then a second pass from these.
 4. `zoom`: match again the part that both show, enlarged.
 5. `synthetic_views`: match both photographs as they would look from the side; then a second pass once more.
 6. `second_extractor`: add what another extractor and its matcher find.

@@ -8,15 +8,15 @@ denser and more precise, but it is no evidence that two photographs overlap.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..geometry import estimate_fundamental, estimate_homography, transform
+from ..geometry import estimate_fundamental, estimate_homography, homogeneous, transform
 from ..matchers.base import make_matches
+from ..matchers.union import near_points
 from ..types import Features, Matches
 from .views import Array
 
@@ -27,8 +27,11 @@ NEAR = 3.0  # working pixels from an epipolar line, or from where a homography p
 RATIO = 0.85  # distance of the descriptors against that of the second nearest along the line, from either side
 ALIKE = 0.9  # so many of the known matches have descriptors at least as similar as a new one has to have
 KEPT = 0.9  # of the known matches that have to agree with the geometry of all
+AGAIN = 200  # samples for the geometry of known and new matches, nearly all of which agree
 
 _ROWS = 512  # keypoints compared with all others at one time, which bounds memory
+
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,26 +42,39 @@ class Geometry:
     planar: bool
     inliers: NDArray[np.bool_]
 
-    def allows(self, points0: torch.Tensor, points1: torch.Tensor) -> torch.Tensor:
-        """Return which points (N, 2) and (M, 2) may be the same, bool (N, M): near in either photograph."""
+    def candidates(self, points0: Array, points1: Array) -> tuple[Indices, Indices]:
+        """Return which of the points (N, 2) and (M, 2) may be the same, rows and columns: near in either photograph."""
         if self.planar:
-            forth = torch.from_numpy(transform(self.model, points0.numpy()))
-            back = torch.from_numpy(transform(np.linalg.inv(self.model), points1.numpy()))
-            return (torch.cdist(forth, points1) <= NEAR) & (torch.cdist(points0, back) <= NEAR)
-        F = torch.from_numpy(self.model)
-        x0, x1 = (torch.cat([points, torch.ones(len(points), 1)], 1) for points in (points0, points1))
-        lines1, lines0 = x0 @ F.T, x1 @ F
-        product = (lines1 @ x1.T).abs()
-        return (product <= NEAR * lines1[:, :2].norm(dim=1)[:, None]) & (product <= NEAR * lines0[:, :2].norm(dim=1))
+            forth, back = transform(self.model, points0), transform(np.linalg.inv(self.model), points1)
+            i, j = near_points(forth, points1, NEAR)
+            keep = (
+                np.maximum(np.linalg.norm(forth[i] - points1[j], axis=1), np.linalg.norm(points0[i] - back[j], axis=1))
+                <= NEAR
+            )
+        else:
+            i, j = _near_lines(homogeneous(points0) @ self.model.T, points1)
+            lines = (homogeneous(points1) @ self.model)[j]
+            offsets = np.abs((lines * homogeneous(points0)[i]).sum(axis=1))
+            keep = offsets <= NEAR * np.linalg.norm(lines[:, :2], axis=1)
+        return i[keep], j[keep]
 
 
-def estimate(points0: Array, points1: Array) -> Geometry | None:
-    """Return the geometry that most matches (K, 2) agree with, in working pixels, or None."""
-    plane = estimate_homography(points0, points1, INLIER)
-    scene = estimate_fundamental(points0, points1, INLIER)
-    planar = plane.model is not None and plane.inliers.sum() >= PLANAR * scene.inliers.sum()
+def estimate(
+    points0: Array, points1: Array, planar: bool | None = None, max_iterations: int = 10_000
+) -> Geometry | None:
+    """Return the geometry that most matches (K, 2) agree with, in working pixels, or None.
+
+    ``planar`` says which kind to estimate; by default it is the homography where that explains nearly as many matches.
+    """
+    plane = scene = None
+    if planar is not False:
+        plane = estimate_homography(points0, points1, INLIER, max_iterations=max_iterations)
+    if planar is not True:
+        scene = estimate_fundamental(points0, points1, INLIER, max_iterations=max_iterations)
+    if plane is not None and scene is not None:
+        planar = plane.model is not None and bool(plane.inliers.sum() >= PLANAR * scene.inliers.sum())
     best = plane if planar else scene
-    if best.model is None or best.inliers.sum() < LEAST:
+    if best is None or best.model is None or best.inliers.sum() < LEAST:
         return None
     return Geometry(best.model, bool(planar), best.inliers)
 
@@ -92,25 +108,18 @@ def match_along(
     geometry = estimate(*known)
     if geometry is None:
         return None
-    pairs = [f.descriptors.cpu().double()[matches.indices[geometry.inliers, i]] for i, f in enumerate(features)]
+    pairs = [f.descriptors.cpu()[matches.indices[geometry.inliers, i]] for i, f in enumerate(features)]
     real = pairs[0].any(dim=1) & pairs[1].any(dim=1)  # those of another extractor are zeros
     if not real.any():
         return None
-    limit = float(torch.quantile(_distance((pairs[0] * pairs[1]).sum(1)[real]), ALIKE))
-    points = [torch.from_numpy(_at_work(M, f.keypoints.cpu().numpy())) for M, f in zip(frames, own, strict=True)]
-    found = _mutual(
-        own[0].descriptors.cpu().double(),
-        own[1].descriptors.cpu().double(),
-        lambda rows: geometry.allows(points[0][rows], points[1]),
-        limit,
-    )
+    limit = float(np.quantile(_distance(pairs[0][real], pairs[1][real]), ALIKE))
+    points = [_at_work(M, f.keypoints.cpu().numpy()) for M, f in zip(frames, own, strict=True)]
+    found = nearest_of(*geometry.candidates(*points), own[0].descriptors.cpu(), own[1].descriptors.cpu(), limit)
     new = make_matches(*own, *found)
     fresh = ~np.isin(new.indices[:, 0], matches.indices[:, 0]) & ~np.isin(new.indices[:, 1], matches.indices[:, 1])
     new = new[fresh]
-    both = [
-        np.concatenate([a, p[new.indices[:, i]].numpy()]) for i, (a, p) in enumerate(zip(known, points, strict=True))
-    ]
-    again = estimate(*both)
+    first, second = (np.concatenate([known[i], points[i][new.indices[:, i]]]) for i in (0, 1))
+    again = estimate(first, second, geometry.planar, AGAIN)
     agrees = np.zeros(len(new), bool)
     if again is not None and again.inliers.sum() > geometry.inliers.sum():
         old = again.inliers[: len(matches)] & geometry.inliers
@@ -119,42 +128,71 @@ def match_along(
     return new[agrees]
 
 
+def nearest_of(
+    rows: Indices, columns: Indices, a: torch.Tensor, b: torch.Tensor, limit: float
+) -> tuple[Indices, NDArray[np.float32]]:
+    """Choose among candidates the mutual nearest that pass the ratio test.
+
+    Parameters
+    ----------
+    rows, columns : int64 arrays (C,)
+        The candidates: rows of ``a``, and of ``b``.
+    a, b : tensors (N, D), (M, D)
+        Descriptors of unit length.
+    limit : float
+        Largest distance of two descriptors.
+
+    Returns
+    -------
+    pairs, scores : arrays (K, 2), (K,)
+        1 - d / d2 with the distance d2 of the second nearest candidate, from either side.
+    """
+    distance = np.empty(len(rows), np.float32)
+    for begin in range(0, len(rows), _ROWS * 128):
+        some = slice(begin, begin + _ROWS * 128)
+        distance[some] = _distance(a[torch.from_numpy(rows[some])], b[torch.from_numpy(columns[some])])
+    forth, beyond0 = _two_nearest(rows, distance, len(a))
+    back, beyond1 = _two_nearest(columns, distance, len(b))
+    mutual = np.intersect1d(forth, back)
+    runner_up = np.minimum(beyond0[rows[mutual]], beyond1[columns[mutual]])
+    keep = (distance[mutual] <= limit) & (distance[mutual] < RATIO * runner_up)
+    chosen = mutual[keep]
+    scores = (1 - distance[chosen] / runner_up[keep]).astype(np.float32)
+    return np.stack([rows[chosen], columns[chosen]], axis=1), scores
+
+
+def _two_nearest(groups: Indices, distance: NDArray[np.float32], count: int) -> tuple[Indices, NDArray[np.float32]]:
+    """Return the nearest candidate of each group that has one, and of all ``count`` groups the second distance.
+
+    That is 2, the largest there is, where a group has no second candidate.
+    """
+    order = np.lexsort((distance, groups))
+    sorted_groups = groups[order]
+    best = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
+    second = np.full(count, 2.0, np.float32)
+    more = best[best + 1 < len(order)]
+    more = more[sorted_groups[more + 1] == sorted_groups[more]]
+    second[sorted_groups[more]] = distance[order[more + 1]]
+    return order[best], second
+
+
+def _near_lines(lines: Array, points: Array) -> tuple[Indices, Indices]:
+    """Return which points (M, 2) lie within `NEAR` of which lines (N, 3); good to 0.001 px."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # the line of the epipole is none
+        unit = (lines / np.linalg.norm(lines[:, :2], axis=1, keepdims=True)).astype(np.float32)
+    at = homogeneous(points).astype(np.float32).T
+    found = []
+    for begin in range(0, len(unit), _ROWS):
+        i, j = np.nonzero(np.abs(unit[begin : begin + _ROWS] @ at) <= NEAR)
+        found.append((i + begin, j))
+    return np.concatenate([i for i, _ in found]), np.concatenate([j for _, j in found])
+
+
 def _at_work(frame: Array, points: NDArray[np.float32]) -> Array:
     return transform(frame, points.astype(np.float64))
 
 
-def _distance(cosines: torch.Tensor) -> torch.Tensor:
-    return (2 - 2 * cosines).clamp(min=0).sqrt()
-
-
-def _mutual(
-    a: torch.Tensor, b: torch.Tensor, allowed: Callable[[slice], torch.Tensor], limit: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return mutual nearest neighbours among the allowed pairs that pass the ratio test, and their scores."""
-    nearest, forth = [], []
-    back = torch.full((2, len(b)), -torch.inf, dtype=a.dtype)
-    owner = torch.full((len(b),), -1)
-    for begin in range(0, len(a), _ROWS):
-        rows = slice(begin, begin + _ROWS)
-        similarity = torch.where(allowed(rows), a[rows] @ b.T, -torch.inf)
-        best, columns = _two_best(similarity, 1)
-        nearest.append(columns)
-        forth.append(best)
-        best, place = _two_best(similarity, 0)
-        owner = torch.where(best[0] > back[0], place + begin, owner)
-        back = torch.cat([back, best]).topk(2, dim=0).values
-    column, (first, second) = torch.cat(nearest), torch.cat(forth, dim=1)
-    row = torch.arange(len(a))
-    distance = _distance(first)
-    runner_up = torch.minimum(_distance(second), _distance(back[1, column])).clamp(max=2.0)
-    keep = (first > -torch.inf) & (owner[column] == row) & (distance <= limit) & (distance < RATIO * runner_up)
-    pairs = torch.stack([row, column], dim=1)[keep].numpy()
-    return pairs, (1 - distance / runner_up)[keep].float().numpy()
-
-
-def _two_best(similarity: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the largest and second largest values along ``dim``, (2, ...), and where the largest is."""
-    padding = (0, 1) if dim else (0, 0, 0, 1)
-    padded = torch.nn.functional.pad(similarity, padding, value=-torch.inf)
-    values, places = padded.topk(2, dim=dim)
-    return values.movedim(dim, 0), places.movedim(dim, 0)[0].clamp(max=similarity.shape[dim] - 1)
+def _distance(a: torch.Tensor, b: torch.Tensor) -> NDArray[np.float32]:
+    """Return the distances of rows of unit length."""
+    distance: NDArray[np.float32] = (a - b).float().norm(dim=1).numpy()
+    return distance

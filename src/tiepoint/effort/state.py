@@ -133,10 +133,12 @@ Merge = Literal["replace", "join", "drop"]
 class Found:
     """Matches of one call of a matcher, and the features that they index.
 
-    ``features`` are in pixels of the photographs; None stands for the state's own features of that photograph.
+    ``features`` are in pixels of the photographs; None stands for the state's own features of that photograph. Matches
+    that were found where the geometry of others says do not count for the ``evidence``.
     """
 
     matches: Matches
+    evidence: float
     features: tuple[Features | None, Features | None] = (None, None)
 
 
@@ -150,7 +152,7 @@ def merge(state: State, name: str, found: Sequence[Found], begin: float, how: Me
     if how == "join":
         for part in found:
             result = add(result, part, number)
-    evidence = max(part.matches.evidence for part in found)
+    evidence = max(part.evidence for part in found)
     attempt = Attempt(name, len(alone.matches), evidence, time.perf_counter() - begin, 0)
     kept = np.bincount(result.sources, minlength=number + 1).tolist()
     return replace(

@@ -206,9 +206,11 @@ def run(
     if output is not None:
         path = check_output(make_folder(output) / f"{'+'.join(short)}.jsonl", None, inputs=[data])
 
+    second = pipeline.another(extract) if effort == "thorough" else None
+
     def climb(pair: EvalPair, features0: Features, features1: Features) -> tuple[Matches, Features, Features]:
         images = pair.image0.read(), pair.image1.read()
-        start = ladder.State.begin(images, extract, match, pipeline.another(extract), (features0, features1))
+        start = ladder.State.begin(images, extract, match, second, (features0, features1))
         state = ladder.climb(start, effort)
         return state.matches, *state.features
 
