@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import tiepoint as tp
 from textured_room import CAMERA, Room, look
 from tiepoint.errors import ArgumentError, InputError, MissingDependencyError
+from tiepoint.mapping.online import live
 
 pytest.importorskip("pycolmap")
 
@@ -100,3 +101,12 @@ def test_rerun_is_asked_for_before_the_work(
     with pytest.raises(MissingDependencyError, match=r"tiepoint\[rerun\]"):
         tp.track([np.zeros((9, 9, 3), np.float64)], **options)  # the first frame, once looked at, would be refused
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_screen_the_viewer_is_one_message(frames: list[NDArray[np.uint8]], monkeypatch: Any) -> None:
+    monkeypatch.setattr(live, "START_SECONDS", 1)
+    monkeypatch.setattr(live, "PORT", 47_513)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"-o path\.rrd"):
+        tp.track(frames, camera=CAMERA, view=True)

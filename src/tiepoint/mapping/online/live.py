@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
+import sys
+import time
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ from ...io.images import resize
 from ...io.video import Frame
 from .track import State, Tracker
 
+PORT, START_SECONDS = 9876, 15  # rerun's own port; until its viewer listens
 SIDE = 640  # longest side of the pictures, in pixels
 PATH_COLOUR, CAMERA_DISTANCE = (255, 170, 0), 0.3  # of the picture in front of the camera
 
@@ -61,18 +67,35 @@ def shown_live(files: Sequence[Path], view: bool) -> Iterator[Live]:
         stream = rr.RecordingStream("tiepoint track")
         sinks = [rr.FileSink(stack.enter_context(atomic(path))) for path in files]
         if view:
-            try:
-                rr.spawn(connect=False)
-            except RuntimeError as error:
-                raise InputError(f"rerun's viewer does not start: {error}") from error
+            _start_viewer(rr, stream)
             sinks.append(rr.GrpcSink())
         stream.set_sinks(*sinks)
         stream.log("world", rr.ViewCoordinates.RDF, static=True)
         try:
             yield Live(rr, stream)
         finally:
-            stream.flush()
+            try:
+                stream.flush()
+            except RuntimeError as error:  # such as a viewer that was closed
+                warnings.warn(f"rerun did not get all of the path: {error}", stacklevel=3)
             stream.disconnect()
+
+
+def _start_viewer(rr: Any, stream: Any) -> None:
+    """Open the viewer, or take one that is open, and wait until it listens."""
+    beside = shutil.which("rerun", path=str(Path(sys.executable).parent))  # of an environment that is not on the PATH
+    try:
+        rr.spawn(port=PORT, connect=False, executable_path=beside, recording=stream)
+    except RuntimeError as error:
+        raise InputError(f"rerun's viewer does not start: {str(error).splitlines()[0]}") from error
+    for _ in range(10 * START_SECONDS):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", PORT), timeout=1):
+            return
+        time.sleep(0.1)
+    raise InputError(
+        f"rerun's viewer did not open within {START_SECONDS} seconds; without a screen, record to a file (-o path.rrd) "
+        "and open that elsewhere"
+    )
 
 
 class Live:
