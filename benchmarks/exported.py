@@ -2,17 +2,19 @@
 
     tiepoint export cairn+lightglue --to onnx -o /tmp/onnx
     tiepoint export cairn+lightglue --to openvino -o /tmp/openvino
-    OMP_NUM_THREADS=1 python benchmarks/exported.py /tmp/onnx /tmp/openvino --data ../shared/data/eval
+    OMP_NUM_THREADS=1 python benchmarks/exported.py /tmp/onnx /tmp/openvino --data ../shared/data/eval --rows rows.jsonl
 
 ``same`` is about the matcher: both get PyTorch's keypoints, and their matches, pairs of indices, are compared.
 ``whole`` is about extractor and matcher: matches are the same if both ends lie within a hundredth of a pixel. Keypoints
-whose scores are nearly equal may change places, which also decides which image comes first in the matcher.
+whose scores are nearly equal may change places, which also decides which image comes first in the matcher. A run that
+was interrupted goes on where it stopped.
 Times are of the processor, on one thread, the runtimes alternating; the last two columns are ratios of medians to
 PyTorch's.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,7 @@ SETS = ("7scenes", "entry", "fountain", "kitti", "lund_door", "sacre_coeur")
 def main(
     folders: Annotated[list[Path], typer.Argument(help="What tiepoint export wrote from these weights.")],
     data: Annotated[Path, typer.Option(help="The evaluation sets.")],
+    rows: Annotated[Path, typer.Option(help="What was measured, a pair a line.")],
     features: Annotated[str, typer.Option(help="The extractor that was exported.")] = "cairn",
     matcher: Annotated[str, typer.Option(help="The matcher that was exported.")] = "lightglue",
     limit: Annotated[int, typer.Option(help="Pairs of each set.")] = 5,
@@ -49,42 +52,55 @@ def main(
         tp.matchers.load(name, features="cairn") for name in (matcher, *(f"lightglue@{folder}" for folder in folders))
     ]
     pairs = load_pairs(data, SETS, limit)
-    rows: list[dict[str, Any]] = []
+    done: dict[str, Any] = {}
+    if rows.exists():
+        done = {row["pair"]: row for row in map(json.loads, rows.read_text().splitlines())}
+    loaded = False
     for pair in pairs:
+        if f"{pair.set} {pair.name}" in done:
+            continue
         views = pair.image0.read(), pair.image1.read()
-        row: dict[str, Any] = {}
-        found, given = {}, None
+        row: dict[str, Any] = {"pair": f"{pair.set} {pair.name}"}
+        found, whole, given = {}, {}, None
         for name, extract, match in zip(names, extractors, matchers, strict=True):
             keypoints, seconds = timed(lambda e=extract, v=views: list(map(e, v)))  # type: ignore[misc]
             given = given or keypoints
-            if not rows:
+            if not loaded:
                 match(*given)  # loads the graphs
             matches, spent = timed(lambda m=match, g=given: m(*g))  # type: ignore[misc]
             row[name] = {"extract": seconds, "match": spent}
             found[name] = matches
-            whole = matches if keypoints is given else match(*keypoints)
-            row[name] |= {"whole": ends(whole), "error": error(pair.truth, whole)}
+            whole[name] = matches if keypoints is given else match(*keypoints)
+            row[name]["error"] = error(pair.truth, whole[name])
+        loaded = True
         torch_pairs = indices(found["torch"])
         for name in names:
             row[name]["same"] = len(torch_pairs & indices(found[name])), len(torch_pairs | indices(found[name]))
-        rows.append(row)
-        shared = ", ".join(f"{name} {row[name]['same'][0]}/{row[name]['same'][1]}" for name in names[1:])
-        print(f"{pair.set} {pair.name}: {len(torch_pairs)} matches, {shared}", flush=True)
+            row[name]["whole"] = share(ends(whole["torch"]), ends(whole[name]))
+        with rows.open("a") as file:
+            print(json.dumps(row), file=file)
+        done[row["pair"]] = row
+        shared = ", ".join("{} {}/{} {}/{}".format(name, *row[name]["same"], *row[name]["whole"]) for name in names[1:])
+        print(f"{row['pair']}: {len(torch_pairs)} matches, {shared}", flush=True)
+    table(names, [done[f"{pair.set} {pair.name}"] for pair in pairs])
+
+
+def table(names: list[str], rows: list[dict[str, Any]]) -> None:
+    """Print what was measured."""
     print("| runtime | pairs with equal matches | shared matches | whole: shared | pose AUC @10° | extract | match |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name in names:
         same = np.array([row[name]["same"] for row in rows])
-        whole = [share(row["torch"]["whole"], row[name]["whole"]) for row in rows]
+        whole = np.array([row[name]["whole"] for row in rows])
         area = 100 * auc([row[name]["error"] for row in rows], [10])[0]
         times = [
             np.median([row[name][part] for row in rows]) / np.median([row["torch"][part] for row in rows])
             for part in ("extract", "match")
         ]
-        shared = np.sum([a for a, _ in whole]) / np.sum([b for _, b in whole])
         print(
             f"| {name} | {(same[:, 0] == same[:, 1]).sum()} of {len(rows)} | "
             f"{same[:, 0].sum() / same[:, 1].sum():.2%} | "
-            f"{shared:.2%} | {area:.1f} | {times[0]:.2f} | {times[1]:.2f} |"
+            f"{whole[:, 0].sum() / whole[:, 1].sum():.2%} | {area:.1f} | {times[0]:.2f} | {times[1]:.2f} |"
         )
     for part in ("extract", "match"):
         print(f"torch, {part}: {1000 * np.median([row['torch'][part] for row in rows]):.0f} ms a pair")

@@ -113,6 +113,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert get_args(map_verb.Mapper) == get_args(reconstruct.Mapper)
     assert get_args(map_verb.Share) == get_args(images.Share)
     assert get_args(export_verb.Runtime) == get_args(exporting.Runtime)
+    assert get_args(export_verb.Precision) == get_args(exporting.Precision)
 
 
 def test_the_face_shows_what_is_public_and_all_of_it_is_there() -> None:

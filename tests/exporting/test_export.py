@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 
 import tiepoint as tp
@@ -32,30 +30,6 @@ from tiepoint.types import Features
 SMALL = CairnConfig(levels=4, width=8, rings=10, angles=16, channels=16, dim=32)
 STEERABLE = replace(SMALL, angles=32, dim=33, harmonics=(9, 6, 4, 2))
 PAIRS = [("ruins.webp", "ruins-viewpoint.webp"), ("paris.webp", "paris-viewpoint.webp"), ("room-1.webp", "field.webp")]
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """The bundled weights for both runtimes: traced once for all workers of pytest-xdist."""
-    base = tmp_path_factory.getbasetemp()
-    if base.name.startswith("popen-"):
-        base = base.parent
-    traced: dict[str, Any] = {}
-
-    def trace_once(graph: write.Graph) -> Any:
-        name = type(graph.module).__name__
-        if name not in traced:
-            traced[name] = original(graph)
-        return traced[name]
-
-    original = write._trace
-    found: dict[str, Path] = {runtime: base / f"exported-{runtime}" for runtime in write.RUNTIMES}
-    with FileLock(base / "exported.lock"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "_trace", trace_once)
-        for runtime in write.RUNTIMES:
-            if not found[runtime].exists():
-                tp.export("cairn+lightglue", found[runtime], runtime)
-    yield found
 
 
 @pytest.fixture(params=write.RUNTIMES)
@@ -214,6 +188,24 @@ def test_matches_are_those_of_pytorch(folder: Path, small_pairs: Path) -> None:
     assert len(wanted) == 0 or not wanted.overlaps, "the last pair does not overlap"
 
 
+@pytest.mark.parametrize(("precision", "runtime"), [("int8", "onnx"), ("bfloat16", "openvino")])
+def test_less_precision_finds_nearly_the_same(
+    precision: str, runtime: str, folders: dict[str, Path], small_pairs: Path
+) -> None:
+    extract = tp.features.load("cairn", max_keypoints=512)
+    exact, reduced = (tp.matchers.load(f"lightglue@{folders[name]}", "cairn") for name in (runtime, precision))
+    common = total = 0
+    for name in ("ruins", "paris", "wall", "kitten", "houses"):
+        pair = [extract(small_pairs / "viewpoint" / "images" / f"{name}{end}.webp") for end in ("", "-viewpoint")]
+        wanted, found = exact(*pair), reduced(*pair)
+        a, b = ({tuple(match) for match in matches.indices.tolist()} for matches in (wanted, found))
+        common, total = common + len(a & b), total + len(a | b)
+        assert not np.array_equal(wanted.matchability0, found.matchability0), "computed in float32"
+    assert common >= 0.97 * total > 500
+    sizes = [sum(path.stat().st_size for path in folders[name].glob("layer*")) for name in (runtime, precision)]
+    assert sizes[1] < 0.65 * sizes[0]
+
+
 def test_no_keypoints_and_few(folder: Path, small_pairs: Path) -> None:
     extract, matcher = (
         tp.features.load(f"cairn@{folder}", max_keypoints=300),
@@ -321,7 +313,8 @@ def test_a_folder_that_is_not_whole_is_refused(folders: dict[str, Path], tmp_pat
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
         (json.dumps({**manifest, "runtime": "tensorrt"}), "runtime"),
-        (json.dumps({"format": 1, "files": {}, "runtime": "onnx"}), "cannot be read"),
+        (json.dumps({**manifest, "precision": "int4"}), "precision"),
+        (json.dumps({"format": 1, "files": {}, "runtime": "onnx", "precision": "int8"}), "cannot be read"),
     ):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(WeightsError, match=message):
@@ -379,6 +372,12 @@ def test_other_models_and_folders_in_use_are_refused(folders: dict[str, Path], t
             tp.export(model, tmp_path / "new")
     with pytest.raises(ArgumentError, match="not to 'tflite'"):
         tp.export("cairn+lightglue", tmp_path / "new", "tflite")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="not 'float64'"):
+        tp.export("cairn+lightglue", tmp_path / "new", precision="float64")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="openvino is exported in float32 or bfloat16, not in int8"):
+        tp.export("cairn+lightglue", tmp_path / "new", "openvino", precision="int8")
+    ran = tiepoint("export", "cairn+lightglue", "-o", tmp_path / "new", "--precision", "bfloat16")
+    assert ran.code == 2 and "onnx is exported in float32 or int8" in ran.err
     with pytest.raises(ArgumentError, match="exported already"):
         tp.export(f"cairn@{folders['onnx']}+lightglue", tmp_path / "new")
     with pytest.raises(ArgumentError, match="only cairn is run"):

@@ -10,22 +10,28 @@ import typer
 from .console import JsonOption, bar, print_json
 
 Runtime = Literal["onnx", "openvino"]  # those of `tiepoint.exporting`, which imports torch; a test compares
+Precision = Literal["float32", "bfloat16", "int8"]  # the same
 
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="cairn+lightglue, or cairn@WEIGHTS+lightglue@WEIGHTS.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; an older export there is replaced.")],
     to: Annotated[Runtime, typer.Option(help="ONNX, for ONNX Runtime and others, or OpenVINO.")] = "onnx",
+    precision: Annotated[
+        Precision, typer.Option(help="Of LightGlue's layers: bfloat16 needs --to openvino, int8 --to onnx.")
+    ] = "float32",
     json: JsonOption = False,
 ) -> None:
-    """Write extractor and matcher for ONNX Runtime or OpenVINO, in float32.
+    """Write extractor and matcher for ONNX Runtime or OpenVINO.
 
     The folder is used by --features cairn@FOLDER, or runs by itself: python FOLDER/run.py A.jpg B.jpg.
     """
     from ..exporting import export
 
     with bar("exporting") as advance:
-        written = export(model, output, to, progress=lambda name, done, total: advance(done, total))
+        written = export(
+            model, output, to, precision=precision, progress=lambda name, done, total: advance(done, total)
+        )
     if json:
         print_json(written.summary())
         return

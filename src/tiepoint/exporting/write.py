@@ -31,6 +31,13 @@ from .graphs import Assign, Begin, Describe, Detect, OneLayer
 
 Runtime = Literal["onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = ("onnx", "openvino")
+Precision = Literal["float32", "bfloat16", "int8"]
+# What each runtime computes faster, or in less memory, by more than it costs in matches (docs/how-to/export.md).
+PRECISIONS: dict[Precision, tuple[Runtime, ...]] = {
+    "float32": RUNTIMES,
+    "bfloat16": ("openvino",),
+    "int8": ("onnx",),
+}
 _OPSET = 18
 # Sizes with which graphs are traced; no two equal, and all odd, lest something about them be taken for granted.
 _EXAMPLE = {"h": 123, "w": 165, "n": 51, "m": 67, "levels": 5, "pixels": 2001}
@@ -65,6 +72,8 @@ class ExportedFolder:
         Where.
     runtime : {"onnx", "openvino"}
         What runs it.
+    precision : {"float32", "bfloat16", "int8"}
+        Of LightGlue's layers.
     files : dict of str to int
         Bytes of each file.
     licences : dict of str to str
@@ -73,12 +82,14 @@ class ExportedFolder:
 
     folder: Path
     runtime: Runtime
+    precision: Precision
     files: dict[str, int] = field(default_factory=dict)
     licences: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
-        return {"output": str(self.folder), "to": self.runtime, "files": self.files, "licences": self.licences}
+        settings = {"output": str(self.folder), "to": self.runtime, "precision": self.precision}
+        return {**settings, "files": self.files, "licences": self.licences}
 
 
 @plain_torch(keep_seed=True)
@@ -87,14 +98,15 @@ def export(
     output: str | os.PathLike[str],
     to: Runtime = "onnx",
     *,
+    precision: Precision = "float32",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> ExportedFolder:
     """Write an extractor and its matcher for a runtime that needs no PyTorch.
 
-    The folder takes pictures of any size and any numbers of keypoints, in float32, one pair at a time. Each layer of
-    LightGlue is a graph of its own, so that it still stops early and drops points. It is run by
-    ``features="cairn@FOLDER"`` and ``matcher="lightglue@FOLDER"`` wherever tiepoint takes these names, by
-    `tiepoint.runtimes.open_exported`, or by the program ``run.py`` in it. Nothing is downloaded.
+    The folder takes pictures of any size and any numbers of keypoints, one pair at a time. Each layer of LightGlue is a
+    graph of its own, so that it still stops early and drops points. It is run by ``features="cairn@FOLDER"`` and
+    ``matcher="lightglue@FOLDER"`` wherever tiepoint takes these names, by `tiepoint.runtimes.open_exported`, or by the
+    program ``run.py`` in it. Nothing is downloaded.
 
     Parameters
     ----------
@@ -104,6 +116,10 @@ def export(
         The folder. One that was exported before is replaced.
     to : {"onnx", "openvino"}
         ONNX Runtime and whatever else reads ONNX, or OpenVINO.
+    precision : {"float32", "bfloat16", "int8"}
+        Of LightGlue's layers, which are most of the time and of the bytes; all else is float32. In bfloat16 OpenVINO
+        computes where the processor can, else in float32. In int8 are the weights of ONNX's linear layers, and what
+        they are multiplied with. Both move some matches.
     progress : callable, optional
         Called with (name of a graph, number done, number of all) after each graph.
 
@@ -114,7 +130,8 @@ def export(
     Raises
     ------
     ArgumentError
-        Another extractor or matcher, weights that do not belong together, or a folder that holds something else.
+        Another extractor or matcher, weights that do not belong together, a precision that this runtime has not, or a
+        folder that holds something else.
     InputError
         The folder cannot be written.
     WeightsError
@@ -130,13 +147,18 @@ def export(
     """
     if to not in RUNTIMES:
         raise ArgumentError(f"tiepoint exports to {' or '.join(RUNTIMES)}, not to {to!r}")
+    if precision not in PRECISIONS:
+        raise ArgumentError(f"precision is {', '.join(PRECISIONS)}, not {precision!r}")
+    if to not in PRECISIONS[precision]:
+        has = [one for one, runtimes in PRECISIONS.items() if to in runtimes]
+        raise ArgumentError(f"--to {to} is exported in {' or '.join(has)}, not in {precision}")
     parts = names.split(model, ["cairn", "lightglue"])
     if [part.partition("@")[0] for part in parts] != ["cairn", "lightglue"]:
         raise ArgumentError(
             f"cairn+lightglue can be exported, also with weights as cairn@FILE+lightglue@FILE, not {model!r}"
         )
     _check_output(Path(output))
-    openvino = _import_packages(to)
+    openvino = _import_packages(to, precision)
     extractor = extractors.load(parts[0])
     matcher = matchers.load(parts[1], features="cairn")
     if not isinstance(extractor, Cairn) or not isinstance(matcher, LightGlue) or not hasattr(extractor, "net"):
@@ -147,14 +169,17 @@ def export(
     with atomic_folder(output) as folder, tempfile.TemporaryDirectory() as scratch:
         described = {}
         for number, (name, model_proto) in enumerate(_models(graphs), start=1):
+            reduced = precision != "float32" and name.startswith(run.REDUCED)
             if openvino is None:
                 file = f"{name}.onnx"
                 (folder / file).write_bytes(model_proto)
+                if reduced:
+                    _quantise(folder / file)
             else:
                 file = f"{name}.xml"
                 source = Path(scratch, f"{name}.onnx")
                 source.write_bytes(model_proto)
-                openvino.save_model(openvino.convert_model(source), folder / file, compress_to_fp16=False)
+                openvino.save_model(openvino.convert_model(source), folder / file, compress_to_fp16=reduced)
             ports = {"inputs": graphs[name].inputs, "outputs": graphs[name].outputs}
             described[name] = {"file": file, **{k: [port._asdict() for port in v] for k, v in ports.items()}}
             if progress is not None:
@@ -166,7 +191,7 @@ def export(
             "format": run.FORMAT,
             "tiepoint": __version__,
             "runtime": to,
-            "precision": "float32",
+            "precision": precision,
             "units": "pixels are (x, y) and (0, 0) is the centre of the first; angles are radians from +x towards +y",
             "extractor": {**_settings(extractor), **sources["extractor"]},
             "matcher": {**_thresholds(matcher), **sources["matcher"]},
@@ -175,7 +200,7 @@ def export(
         }
         write_json(folder / run.MANIFEST, manifest)
     licences = {name: source["licence"] for name, source in sources.items()}
-    return ExportedFolder(Path(output), to, {name: len(data) for name, data in content.items()}, licences)
+    return ExportedFolder(Path(output), to, precision, {name: len(data) for name, data in content.items()}, licences)
 
 
 def _check_output(output: Path) -> None:
@@ -184,13 +209,18 @@ def _check_output(output: Path) -> None:
         raise ArgumentError(f"{output} holds files that are no export; name a new folder, or empty it first")
 
 
-def _import_packages(to: Runtime) -> Any:
+def _import_packages(to: Runtime, precision: Precision) -> Any:
     """Import what writes the files; return OpenVINO if that is asked for."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
         raise MissingDependencyError(str(error.name), "export", "exporting") from error
+    if precision == "int8":
+        try:
+            import onnxruntime  # noqa: F401
+        except ImportError as error:
+            raise MissingDependencyError("onnxruntime", "onnx", "exporting in int8") from error
     if to == "onnx":
         return None
     try:
@@ -290,6 +320,24 @@ def _models(graphs: dict[str, Graph]) -> Iterator[tuple[str, bytes]]:
         del model.graph.output[:]
         model.graph.output.extend(outputs)
         yield name, model.SerializeToString()
+
+
+def _quantise(path: Path) -> None:
+    """Rewrite an ONNX file with linear layers in int8, by ONNX Runtime's own tool."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(path)
+    # Else it advises, by a logger that it sets up for the whole process, to simplify the graph first.
+    model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    quantize_dynamic(
+        model,
+        path,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},  # attention stays in float32
+    )
 
 
 def _trace(graph: Graph) -> Any:

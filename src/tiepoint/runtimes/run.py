@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 FORMAT = 1  # of the manifest
 MANIFEST = "manifest.json"
+REDUCED = "layer"  # so begin the names of the graphs that a reduced precision is about
 Array = NDArray[Any]
 Graph = Callable[[list[Array]], list[Array]]  # inputs and outputs in the order of the manifest
 
@@ -116,7 +117,7 @@ class Exported:
         self.manifest = read_manifest(self.folder)
         self.extractor: dict[str, Any] = self.manifest["extractor"]
         self.matcher: dict[str, Any] = self.manifest["matcher"]
-        self._load = _RUNTIMES[self.manifest["runtime"]](threads)
+        self._load = _RUNTIMES[self.manifest["runtime"]](threads, self.manifest["precision"])
         self._loaded: dict[str, Graph] = {}
 
     def graph(self, name: str, *inputs: Array) -> list[Array]:
@@ -328,6 +329,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"is of format {manifest['format']}, and this program reads format {FORMAT}")
+        if manifest["precision"] not in ("float32", "bfloat16", "int8"):
+            raise ValueError(f"names a precision that this program does not know, {manifest['precision']!r}")
         if manifest["runtime"] not in _RUNTIMES:
             raise ValueError(f"names a runtime that this program does not know, {manifest['runtime']!r}")
         files, _ = dict(manifest["files"]), [manifest[part] for part in ("extractor", "matcher", "graphs")]
@@ -346,7 +349,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _onnxruntime(threads: int | None) -> Callable[[Path, list[str]], Graph]:
+def _onnxruntime(threads: int | None, precision: str) -> Callable[[Path, list[str]], Graph]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -361,17 +364,19 @@ def _onnxruntime(threads: int | None) -> Callable[[Path, list[str]], Graph]:
     return load
 
 
-def _openvino(threads: int | None) -> Callable[[Path, list[str]], Graph]:
+def _openvino(threads: int | None, precision: str) -> Callable[[Path, list[str]], Graph]:
     import openvino
 
     core = openvino.Core()
-    # By itself it computes in 16 bits where the processor can.
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
 
     def load(path: Path, names: list[str]) -> Graph:
-        request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
+        # By itself it computes in 16 bits wherever the processor can.
+        half = precision == "bfloat16" and path.name.startswith(REDUCED)
+        hint = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32"}
+        request = core.compile_model(core.read_model(path), "CPU", {**settings, **hint}).create_infer_request()
 
         def run(inputs: list[Array]) -> list[Array]:
             found = request.infer(dict(zip(names, inputs, strict=True)), share_inputs=True)
