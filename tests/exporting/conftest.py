@@ -31,7 +31,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
     kinds: dict[str, tuple[write.Runtime, write.Precision]] = {
         "onnx": ("onnx", "float32"),
         "openvino": ("openvino", "float32"),
-        "int8": ("onnx", "int8"),
         "bfloat16": ("openvino", "bfloat16"),
     }
     found = {name: base / f"exported-{name}" for name in kinds}

@@ -188,22 +188,38 @@ def test_matches_are_those_of_pytorch(folder: Path, small_pairs: Path) -> None:
     assert len(wanted) == 0 or not wanted.overlaps, "the last pair does not overlap"
 
 
-@pytest.mark.parametrize(("precision", "runtime"), [("int8", "onnx"), ("bfloat16", "openvino")])
-def test_less_precision_finds_nearly_the_same(
-    precision: str, runtime: str, folders: dict[str, Path], small_pairs: Path
-) -> None:
+def test_bfloat16_finds_nearly_the_same(folders: dict[str, Path], small_pairs: Path) -> None:
     extract = tp.features.load("cairn", max_keypoints=512)
-    exact, reduced = (tp.matchers.load(f"lightglue@{folders[name]}", "cairn") for name in (runtime, precision))
+    exact, reduced = (tp.matchers.load(f"lightglue@{folders[name]}", "cairn") for name in ("openvino", "bfloat16"))
     common = total = 0
-    for name in ("ruins", "paris", "wall", "kitten", "houses"):
+    for name in ("ruins", "paris", "wall"):
         pair = [extract(small_pairs / "viewpoint" / "images" / f"{name}{end}.webp") for end in ("", "-viewpoint")]
         wanted, found = exact(*pair), reduced(*pair)
         a, b = ({tuple(match) for match in matches.indices.tolist()} for matches in (wanted, found))
         common, total = common + len(a & b), total + len(a | b)
-        assert not np.array_equal(wanted.matchability0, found.matchability0), "computed in float32"
+        if "BF16" in openvino_abilities():
+            assert not np.array_equal(wanted.matchability0, found.matchability0), "computed in float32"
     assert common >= 0.97 * total > 500
-    sizes = [sum(path.stat().st_size for path in folders[name].glob("layer*")) for name in (runtime, precision)]
-    assert sizes[1] < 0.65 * sizes[0]
+
+
+def openvino_abilities() -> list[str]:
+    import openvino
+
+    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def test_numbers_of_float16_are_kept_as_such(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The bundled weights are float16: half the bytes. Others keep all their bits."""
+    import onnx
+
+    weights = sum(values.nbytes for values in tp.weights.load("cairn-lightglue")[0].values())
+    assert sum(path.stat().st_size for path in folders["onnx"].glob("layer*")) < 0.7 * weights
+    model = onnx.load(folders["onnx"] / "layer0.onnx")
+    floats = torch.randn(20, 20).numpy()
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.initializer.extend([onnx.numpy_helper.from_array(floats, "mine")])
+    write._halve(model)
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(model.graph.initializer[0]), floats)
 
 
 def test_no_keypoints_and_few(folder: Path, small_pairs: Path) -> None:
@@ -313,8 +329,8 @@ def test_a_folder_that_is_not_whole_is_refused(folders: dict[str, Path], tmp_pat
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
         (json.dumps({**manifest, "runtime": "tensorrt"}), "runtime"),
-        (json.dumps({**manifest, "precision": "int4"}), "precision"),
-        (json.dumps({"format": 1, "files": {}, "runtime": "onnx", "precision": "int8"}), "cannot be read"),
+        (json.dumps({**manifest, "precision": "int8"}), "precision"),
+        (json.dumps({"format": 1, "files": {}, "runtime": "onnx", "precision": "float32"}), "cannot be read"),
     ):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(WeightsError, match=message):
@@ -374,10 +390,10 @@ def test_other_models_and_folders_in_use_are_refused(folders: dict[str, Path], t
         tp.export("cairn+lightglue", tmp_path / "new", "tflite")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="not 'float64'"):
         tp.export("cairn+lightglue", tmp_path / "new", precision="float64")  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="openvino is exported in float32 or bfloat16, not in int8"):
-        tp.export("cairn+lightglue", tmp_path / "new", "openvino", precision="int8")
+    with pytest.raises(ArgumentError, match="onnx is exported in float32, not in bfloat16"):
+        tp.export("cairn+lightglue", tmp_path / "new", precision="bfloat16")
     ran = tiepoint("export", "cairn+lightglue", "-o", tmp_path / "new", "--precision", "bfloat16")
-    assert ran.code == 2 and "onnx is exported in float32 or int8" in ran.err
+    assert ran.code == 2 and "onnx is exported in float32, not in bfloat16" in ran.err
     with pytest.raises(ArgumentError, match="exported already"):
         tp.export(f"cairn@{folders['onnx']}+lightglue", tmp_path / "new")
     with pytest.raises(ArgumentError, match="only cairn is run"):

@@ -10,7 +10,7 @@ import typer
 from .console import JsonOption, bar, print_json
 
 Runtime = Literal["onnx", "openvino"]  # those of `tiepoint.exporting`, which imports torch; a test compares
-Precision = Literal["float32", "bfloat16", "int8"]  # the same
+Precision = Literal["float32", "bfloat16"]  # the same
 
 
 def export(
@@ -18,7 +18,8 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; an older export there is replaced.")],
     to: Annotated[Runtime, typer.Option(help="ONNX, for ONNX Runtime and others, or OpenVINO.")] = "onnx",
     precision: Annotated[
-        Precision, typer.Option(help="Of LightGlue's layers: bfloat16 needs --to openvino, int8 --to onnx.")
+        Precision,
+        typer.Option(help="Of LightGlue's layers; bfloat16, of --to openvino alone, is faster."),
     ] = "float32",
     json: JsonOption = False,
 ) -> None:

@@ -49,6 +49,7 @@ class Detect(nn.Module):
         steps = torch.arange(-WINDOW, WINDOW + 1)  # BORDER keeps them inside
         around = pixels[y[:, None, None] + steps[:, None], x[:, None, None] + steps]
         offsets = torch.stack([steps.repeat(len(steps)), steps.repeat_interleave(len(steps))], 1).float()
+        # One product: sums over rows and columns of the window come out wrong by OpenVINO's CPU plugin (2026.4.1).
         at = torch.stack([x, y], 1).float() + around.flatten(1).softmax(1) @ offsets
         return at, scores
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -31,13 +32,9 @@ from .graphs import Assign, Begin, Describe, Detect, OneLayer
 
 Runtime = Literal["onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = ("onnx", "openvino")
-Precision = Literal["float32", "bfloat16", "int8"]
-# What each runtime computes faster, or in less memory, by more than it costs in matches (docs/how-to/export.md).
-PRECISIONS: dict[Precision, tuple[Runtime, ...]] = {
-    "float32": RUNTIMES,
-    "bfloat16": ("openvino",),
-    "int8": ("onnx",),
-}
+Precision = Literal["float32", "bfloat16"]
+# What is faster by more than it costs in matches, see docs/how-to/export.md. ONNX Runtime has no bfloat16 on CPUs.
+PRECISIONS: dict[Precision, tuple[Runtime, ...]] = {"float32": RUNTIMES, "bfloat16": ("openvino",)}
 _OPSET = 18
 # Sizes with which graphs are traced; no two equal, and all odd, lest something about them be taken for granted.
 _EXAMPLE = {"h": 123, "w": 165, "n": 51, "m": 67, "levels": 5, "pixels": 2001}
@@ -72,7 +69,7 @@ class ExportedFolder:
         Where.
     runtime : {"onnx", "openvino"}
         What runs it.
-    precision : {"float32", "bfloat16", "int8"}
+    precision : {"float32", "bfloat16"}
         Of LightGlue's layers.
     files : dict of str to int
         Bytes of each file.
@@ -116,10 +113,9 @@ def export(
         The folder. One that was exported before is replaced.
     to : {"onnx", "openvino"}
         ONNX Runtime and whatever else reads ONNX, or OpenVINO.
-    precision : {"float32", "bfloat16", "int8"}
-        Of LightGlue's layers, which are most of the time and of the bytes; all else is float32. In bfloat16 OpenVINO
-        computes where the processor can, else in float32. In int8 are the weights of ONNX's linear layers, and what
-        they are multiplied with. Both move some matches.
+    precision : {"float32", "bfloat16"}
+        In which LightGlue's layers are computed; all else is float32. bfloat16, of OpenVINO alone, is faster where the
+        processor has it and moves some matches; other processors compute in float32.
     progress : callable, optional
         Called with (name of a graph, number done, number of all) after each graph.
 
@@ -158,7 +154,7 @@ def export(
             f"cairn+lightglue can be exported, also with weights as cairn@FILE+lightglue@FILE, not {model!r}"
         )
     _check_output(Path(output))
-    openvino = _import_packages(to, precision)
+    openvino = _import_packages(to)
     extractor = extractors.load(parts[0])
     matcher = matchers.load(parts[1], features="cairn")
     if not isinstance(extractor, Cairn) or not isinstance(matcher, LightGlue) or not hasattr(extractor, "net"):
@@ -169,17 +165,14 @@ def export(
     with atomic_folder(output) as folder, tempfile.TemporaryDirectory() as scratch:
         described = {}
         for number, (name, model_proto) in enumerate(_models(graphs), start=1):
-            reduced = precision != "float32" and name.startswith(run.REDUCED)
             if openvino is None:
                 file = f"{name}.onnx"
                 (folder / file).write_bytes(model_proto)
-                if reduced:
-                    _quantise(folder / file)
             else:
                 file = f"{name}.xml"
                 source = Path(scratch, f"{name}.onnx")
                 source.write_bytes(model_proto)
-                openvino.save_model(openvino.convert_model(source), folder / file, compress_to_fp16=reduced)
+                openvino.save_model(openvino.convert_model(source), folder / file, compress_to_fp16=False)
             ports = {"inputs": graphs[name].inputs, "outputs": graphs[name].outputs}
             described[name] = {"file": file, **{k: [port._asdict() for port in v] for k, v in ports.items()}}
             if progress is not None:
@@ -209,18 +202,13 @@ def _check_output(output: Path) -> None:
         raise ArgumentError(f"{output} holds files that are no export; name a new folder, or empty it first")
 
 
-def _import_packages(to: Runtime, precision: Precision) -> Any:
+def _import_packages(to: Runtime) -> Any:
     """Import what writes the files; return OpenVINO if that is asked for."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
         raise MissingDependencyError(str(error.name), "export", "exporting") from error
-    if precision == "int8":
-        try:
-            import onnxruntime  # noqa: F401
-        except ImportError as error:
-            raise MissingDependencyError("onnxruntime", "onnx", "exporting in int8") from error
     if to == "onnx":
         return None
     try:
@@ -319,25 +307,32 @@ def _models(graphs: dict[str, Graph]) -> Iterator[tuple[str, bytes]]:
         outputs = [one for one in model.graph.output if one.name in wanted]
         del model.graph.output[:]
         model.graph.output.extend(outputs)
+        _halve(model)
         yield name, model.SerializeToString()
 
 
-def _quantise(path: Path) -> None:
-    """Rewrite an ONNX file with linear layers in int8, by ONNX Runtime's own tool."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+def _halve(model: Any) -> None:
+    """Keep parameters whose numbers all are numbers of float16 as such: half the bytes, and nothing is rounded.
 
-    model = onnx.load(path)
-    # Else it advises, by a logger that it sets up for the whole process, to simplify the graph first.
-    model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
-    quantize_dynamic(
-        model,
-        path,
-        op_types_to_quantize=["MatMul"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        extra_options={"MatMulConstBOnly": True},  # attention stays in float32
-    )
+    The bundled weights are of this kind. The runtimes make float32 of them when they load a graph.
+    """
+    import onnx
+
+    casts = []
+    for parameter in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(parameter)
+        if values.dtype != np.float32 or values.size < 64:
+            continue
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = f"{parameter.name}.float16"
+        casts.append(onnx.helper.make_node("Cast", [name], [parameter.name], to=onnx.TensorProto.FLOAT))
+        parameter.CopyFrom(onnx.numpy_helper.from_array(half, name))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _trace(graph: Graph) -> Any:

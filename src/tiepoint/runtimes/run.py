@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 FORMAT = 1  # of the manifest
 MANIFEST = "manifest.json"
-REDUCED = "layer"  # so begin the names of the graphs that a reduced precision is about
 Array = NDArray[Any]
 Graph = Callable[[list[Array]], list[Array]]  # inputs and outputs in the order of the manifest
 
@@ -329,7 +328,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"is of format {manifest['format']}, and this program reads format {FORMAT}")
-        if manifest["precision"] not in ("float32", "bfloat16", "int8"):
+        if manifest["precision"] not in ("float32", "bfloat16"):
             raise ValueError(f"names a precision that this program does not know, {manifest['precision']!r}")
         if manifest["runtime"] not in _RUNTIMES:
             raise ValueError(f"names a runtime that this program does not know, {manifest['runtime']!r}")
@@ -374,7 +373,7 @@ def _openvino(threads: int | None, precision: str) -> Callable[[Path, list[str]]
 
     def load(path: Path, names: list[str]) -> Graph:
         # By itself it computes in 16 bits wherever the processor can.
-        half = precision == "bfloat16" and path.name.startswith(REDUCED)
+        half = precision == "bfloat16" and path.name.startswith("layer")
         hint = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32"}
         request = core.compile_model(core.read_model(path), "CPU", {**settings, **hint}).create_infer_request()
 
