@@ -182,6 +182,40 @@ def images(tmp_path_factory: pytest.TempPathFactory, texture: NDArray[np.uint8])
 
 
 @pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """The bundled weights for both runtimes and in less precision: traced once for all workers of pytest-xdist."""
+    from filelock import FileLock
+
+    import tiepoint as tp
+    from tiepoint.exporting import write
+
+    base = tmp_path_factory.getbasetemp()
+    if base.name.startswith("popen-"):
+        base = base.parent
+    traced: dict[str, Any] = {}
+
+    def trace_once(graph: Any) -> Any:
+        name = type(graph.module).__name__
+        if name not in traced:
+            traced[name] = original(graph)
+        return traced[name]
+
+    original = write._trace
+    kinds: Any = {
+        "onnx": ("onnx", "float32"),
+        "openvino": ("openvino", "float32"),
+        "bfloat16": ("openvino", "bfloat16"),
+    }
+    found: dict[str, Path] = {name: base / f"exported-{name}" for name in kinds}
+    with FileLock(base / "exported.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "_trace", trace_once)
+        for name, (runtime, precision) in kinds.items():
+            if not found[name].exists():
+                tp.export("cairn+lightglue", found[name], runtime, precision=precision)
+    yield found
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Chromium, driven by playwright, without access to any network but this machine."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -54,7 +54,7 @@ def test_two_photographs_in_a_browser(page: Any, small_pairs: Path, tmp_path: Pa
     lines = page.evaluate("fetch(document.querySelector('a').href).then(file => file.text())").splitlines()
     assert lines[0] == "x0,y0,x1,y1,score"
     found = np.array([[float(number) for number in line.split(",")] for line in lines[1:]]).reshape(-1, 5)
-    wanted = tp.match(*paths, "cairn", "lightglue")
+    wanted = tp.matchers.load("lightglue", "cairn")(*map(tp.features.load("cairn"), paths))
     ends = np.concatenate([wanted.points0, wanted.points1], 1)
     same = (np.abs(found[:, None, :4] - ends).max(2) < 0.02).any(0).sum()
     assert same >= 0.99 * max(len(found), len(ends))

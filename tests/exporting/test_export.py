@@ -266,7 +266,8 @@ def test_the_folder_runs_without_tiepoint_and_torch(folders: dict[str, Path], sm
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     found = np.array([[float(number) for number in line.split()] for line in printed.splitlines()])
-    wanted = tp.match(a, b, f"cairn@{folders['onnx']}", "lightglue")
+    extract = tp.features.load(f"cairn@{folders['onnx']}", long_side=1024)
+    wanted = tp.matchers.load(f"lightglue@{folders['onnx']}", "cairn")(extract(a), extract(b))
     ends = np.concatenate([wanted.points0, wanted.points1], 1)
     near = np.abs(found[:, None, :4] - ends).max(2).min(1) < 0.02
     assert len(found) == pytest.approx(len(ends), rel=0.02) and near.mean() > 0.98
