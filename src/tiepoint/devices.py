@@ -22,11 +22,6 @@ from .errors import ArgumentError
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "safetensors", "poselib", "typer", "rich")
 OPTIONAL_PACKAGES = ("kornia", "scikit-image", "mahotas", "matplotlib", "h5py", "onnxruntime", "openvino")
 
-# With glibc, freeing one large block makes `malloc` keep freed memory up to twice its size (64 MB, the most) for the
-# next tensor. By its defaults large tensors go back to the kernel, and come again page by page: a tenth of the time of
-# an extraction. No page of this block is touched.
-torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8, device="cpu")
-
 
 def best_device() -> torch.device:
     """Return the fastest device that works here: a CUDA GPU, else Apple's, else the CPU.
@@ -64,6 +59,15 @@ def pick_device(device: torch.device | str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"the device {str(device)!r} cannot be used here: {reason}") from error
     return torch.device(device)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's `malloc` keep up to 64 MB of freed memory for the next tensor.
+
+    By its defaults large tensors go back to the kernel, and come again page by page: a tenth of the time of an
+    extraction. It learns the size from the largest block that was freed; no page of this one is touched.
+    """
+    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8, device="cpu")
 
 
 _dtype_lock = threading.Lock()

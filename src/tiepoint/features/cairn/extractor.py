@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ... import weights as weights_module
+from ...devices import keep_freed_memory
 from ...types import Features
 from ..base import Extractor, ExtractorOptions, best
 from .config import DIAMETER, CairnConfig
@@ -71,6 +72,8 @@ class Cairn(Extractor):
         self.harmonics = self.net.config.harmonics
         # channels-last convolutions are 1.3 times as fast on CPUs
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     @torch.inference_mode()
     def _extract(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> Features:
