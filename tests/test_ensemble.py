@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,10 +146,20 @@ def test_at_least_the_inliers_of_each_alone(data_dir: Path, scene: str, second: 
     pair = photographs[0], photographs[second]
     inliers = {}
     for name in (*MEMBERS, "cairn+sift"):
-        found = tp.match(*pair, name, max_keypoints=400, long_side=640, geometry="fundamental")
+        found = tp.match(*pair, name, max_keypoints=400, long_side=640, effort="fast", geometry="fundamental")
         assert found.inliers is not None
         inliers[name] = int(found.inliers.sum())
     assert inliers["cairn+sift"] >= max(inliers["cairn"], inliers["sift"]) > 30, inliers
+
+
+def test_auto_matches_all_keypoints_of_an_ensemble(data_dir: Path) -> None:
+    """The first 512 would be those of the first extractor, and a few of the second."""
+    photographs = sorted((data_dir / "demo" / "lund" / "images").glob("*.jpg"))[:3:2]
+    options: Any = {"max_keypoints": 400, "long_side": 640, "geometry": "fundamental"}
+    auto, fast = (tp.match(*photographs, "cairn+sift", effort=effort, **options) for effort in ("auto", "fast"))
+    assert "best keypoints" not in [attempt.name for attempt in auto.attempts]
+    assert auto.inliers is not None and fast.inliers is not None
+    assert auto.inliers.sum() >= fast.inliers.sum() > 30
 
 
 def test_blocks_survive_the_store(both: pipeline.Pipeline, images: Path, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_inline_options_exist(name: str) -> None:
     """An option in running text is one of some command; or of the programs beside it."""
     pip, torchrun, ray = {"--index-url", "--no-deps"}, {"--nproc-per-node"}, {"--head", "--port", "--address"}
     shell, podman = {"--parents", "--random-source"}, {"--network", "--rm", "--target", "--user"}
-    known = pip | torchrun | ray | shell | podman | benchmark_options()
+    known = pip | torchrun | ray | shell | podman | {"--build"} | benchmark_options()  # cmake's
     todo: list[Any] = [typer.main.get_command(app)]
     while todo:
         command = todo.pop()

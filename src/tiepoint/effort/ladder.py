@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..devices import plain_torch
 from ..errors import ArgumentError
 from ..features import Extractor, ExtractorOptions
+from ..features.ensemble import Ensemble
 from ..geometry import estimate_fundamental, estimate_homography, transform
 from ..matchers import Matcher
 from ..matchers.base import make_matches
@@ -142,8 +143,13 @@ def _rung(name: str, stronger: Merge, weaker: Merge) -> Callable[[Callable[[Stat
 
 @_rung("best keypoints", stronger="replace", weaker="drop")
 def best_keypoints(state: State) -> Sequence[Found]:
-    """Match the best 512 keypoints of each photograph, and the others where the geometry of these puts them."""
-    return [] if max(state.detected) <= BEST else [_match_best(state, (View(state.own(0)), View(state.own(1))))]
+    """Match the best 512 keypoints of each photograph, and the others where the geometry of these puts them.
+
+    It does not apply to an ensemble, whose keypoints come one extractor after the other.
+    """
+    if max(state.detected) <= BEST or isinstance(state.extractor, Ensemble):
+        return []
+    return [_match_best(state, (View(state.own(0)), View(state.own(1))))]
 
 
 @_rung("all keypoints", stronger="replace", weaker="drop")
@@ -178,8 +184,8 @@ def second_pass(state: State) -> Sequence[Found]:
     warp = scale @ (H if side == 0 else np.linalg.inv(H))
     view = look(_unresized(state.extractor), state.images[side], warp, size)
     views = (view, View(state.own(1))) if side == 0 else (View(state.own(0)), view)
-    best = _match_best(state, views)
-    if best.evidence < max(SOLVED, state.evidence):
+    best = None if isinstance(state.extractor, Ensemble) else _match_best(state, views)
+    if best is None or best.evidence < max(SOLVED, state.evidence):
         return _match_views(state.matcher, [views])
     return [replace(best, matches=_judged(state.matcher, best.matches, best.evidence))]
 
