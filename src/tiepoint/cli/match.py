@@ -30,8 +30,10 @@ Picture = Literal["matches", "attempts", "pruning", "scores"]
 
 
 # What --pairs does not go together with.
-ONLY_FOR_TWO = ["image1", "mask0", "mask1", "effort", "budget", "instances", "geometry", "focal", "picture"]
-ONLY_FOR_TWO += ["overwrite"]
+ONLY_FOR_TWO = (
+    *("image1", "mask0", "mask1", "picture", "overwrite"),
+    *("effort", "budget", "instances", "geometry", "focal"),
+)
 
 
 def match(

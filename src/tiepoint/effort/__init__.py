@@ -2,7 +2,7 @@
 
 Every rung is a function ``(State) -> State`` that can be called alone. In order:
 
-1. `best_keypoints`: match the best 512 keypoints of each photograph, and the others where the geometry of these says.
+1. `best_keypoints`: match the best 512 keypoints of each photograph, then the others by guided matching.
 2. `second_pass`: warp one photograph into the frame of the other by the dominant homography, extract, match, map back.
 3. `all_keypoints`: match all of them; this alone is ``effort="fast"``. Then a second pass from these.
 4. `zoom`: match again the part that both show, enlarged.

@@ -27,7 +27,7 @@ NEAR = 3.0  # working pixels from an epipolar line, or from where a homography p
 RATIO = 0.85  # distance of the descriptors against that of the second nearest along the line, from either side
 ALIKE = 0.9  # so many of the known matches have descriptors at least as similar as a new one has to have
 KEPT = 0.9  # of the known matches that have to agree with the geometry of all
-AGAIN = 200  # samples for the geometry of known and new matches, nearly all of which agree
+AGAIN = 200  # samples of robust estimation where nearly all matches agree
 
 _ROWS = 512  # keypoints compared with all others at one time, which bounds memory
 
