@@ -205,10 +205,10 @@ def test_calibrate_on_listed_pairs(tiepoint, images: Path, finished: Path, tmp_p
 def test_calibrate_needs_nothing_of_the_training_but_its_weights(
     tiepoint, images: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither posed photographs nor the extractor's file."""
+    """Neither posed photographs, nor real pairs, nor the extractor's file."""
     monkeypatch.setattr("tiepoint.calibration.calibrate.LEAST_UNRELATED", 8)
     state, config = weights.load(finished / "confidence" / "weights.safetensors")
-    config["training"]["pairs"] |= {"posed": 0.5, "features": "sift@gone"}
+    config["training"]["pairs"] |= {"posed": 0.5, "real": 0.2, "features": "sift@gone"}
     weights.save(tmp_path / "moved.safetensors", state, config)
     options = ("--images", images, "--keep", 0.5, "--count", 5, "-k", 64, "--workers", 0)
     ran = tiepoint("calibrate", tmp_path / "moved.safetensors", *options)

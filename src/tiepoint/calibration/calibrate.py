@@ -284,7 +284,7 @@ def samples_from_photographs(
     photos : PhotoCache
         Where pictures come from; pairs are the more independent the more photographs there are.
     config : PairConfig
-        Which pairs are made; its ``negatives`` and ``posed`` are not used.
+        Which pairs are made; its ``negatives``, ``posed`` and ``real`` are not used.
     related, unrelated : int
         How many of each, rounded up to whole chunks.
     seed : int
@@ -299,7 +299,7 @@ def samples_from_photographs(
     list of Sample
     """
     for negatives, count in ((0.0, related), (1.0, unrelated)):
-        maker = ChunkMaker(photos, replace(config, negatives=negatives, posed=0.0), seed, held_out)
+        maker = ChunkMaker(photos, replace(config, negatives=negatives, posed=0.0, real=0.0), seed, held_out)
         for batch in stream(Steps(maker, CHUNK), range(math.ceil(count / CHUNK)), workers):
             yield [
                 Sample(f0, f1, batch.matches0[p].numpy(), bool(batch.related[p]))
