@@ -20,6 +20,7 @@ from ..features.ensemble import Ensemble
 from ..geometry import estimate_fundamental, estimate_homography, transform
 from ..matchers import Matcher
 from ..matchers.base import make_matches
+from ..matchers.best_first import BEST
 from ..matchers.nearest import NearestNeighbour
 from ..matchers.overlay import without_overlay
 from ..types import Features, Image, Matches
@@ -40,7 +41,6 @@ LATER = 3.0
 # that no further try makes smaller; below, the errors are sometimes several degrees. On a plane a second pass halves
 # the error of graf's homographies (evidence 16 to 210); those of kodak (205 to 306) get better by 0.01 to 0.05 pixels.
 EASY, SOLVED = 300.0, 60.0
-BEST = 512  # keypoints of the first rung
 HOMOGRAPHY_THRESHOLD = 6.0  # working pixels: loose, because a scene is seldom a plane
 CLOSER = 1.25  # a zoom that enlarges neither photograph by as much is not worth its cost
 COARSE_SIDE, COARSE_KEYPOINTS = 512, 256  # of the views that only vote

@@ -29,7 +29,8 @@ class Preset:
     refine : bool
         Align the keypoints of each point to a fraction of a pixel.
     first_pass : int
-        Keypoints that a network matches, the best; without a network all are matched.
+        Keypoints that a network matches, the best; without a network all are matched. With a second pass these are only
+        for pairs about which the best 512 leave a doubt (`tiepoint.matchers.best_first`).
     second_pass : bool
         Match all keypoints along epipolar lines.
     """

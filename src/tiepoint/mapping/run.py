@@ -35,6 +35,7 @@ from ..io import video
 from ..io.files import make_folder, write_json
 from ..io.folders import find_masks, list_images, times_in_names, without_masks
 from ..io.images import read_reduced
+from ..matchers.best_first import BestFirst
 from ..viz import sheet
 from . import cluster, outputs
 from .exchange import colmap as exports
@@ -276,13 +277,14 @@ def map_photographs(
         with log.lap("plan"):
             names = [image.name for image in photos.images]
             most = settings["first_pass"]
-            plan = make_plan(store, asked, photos.folder, names, photos.video is not None, extractor, pairer, most)
+            first = pairer if most is None or not asked.preset.second_pass else BestFirst(pairer)
+            plan = make_plan(store, asked, photos.folder, names, photos.video is not None, extractor, first, most)
             report(Progress("planning", 1, 1, note="\n".join(plan.lines())))
         with log.lap("features"):
             extraction = extract(store, photos.folder, extractor, masks=asked.masks, report=report)
         with log.lap("matches"):
             chosen = choose_pairs(store, photos.folder, pairs, photos.video is not None, report)
-            match_pairs = partial(match, store, matcher=pairer, most=most, report=report)
+            match_pairs = partial(match, store, matcher=first, most=most, report=report)
             matching = _match(store, asked, chosen, match_pairs, settings, log)
         if asked.effort != "fast":
             with log.lap("effort"):
