@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ...errors import InputError
@@ -91,12 +93,12 @@ def refine_keypoints(
     total = 2 * model.num_reg_images()
     for image in registered(model):
         if (picture := _grey(model, image, Path(images), bands)) is not None:
-            references.sample(model, image, picture)
+            references.sample(model, image, torch.from_numpy(picture[None]))
             usable.append(image)
         report(Progress("refining keypoints", len(usable), total))
     for done, image in enumerate(usable, start=1):
         if (picture := _grey(model, image, Path(images), bands)) is not None:
-            moved += references.align(model, image, picture)
+            moved += references.align(model, image, _with_slopes(picture))
         report(Progress("refining keypoints", total - len(usable) + done, total))
     return moved
 
@@ -115,6 +117,12 @@ def _grey(
         return None
     grey = cv2.cvtColor(view.pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
     return np.asarray(cv2.GaussianBlur(grey, (0, 0), BLUR), np.float32)
+
+
+def _with_slopes(picture: Patches) -> torch.Tensor:
+    """Return a picture (H, W) and its derivatives along x and y: (3, H, W)."""
+    slopes = [cv2.Sobel(picture, cv2.CV_32F, *order, ksize=3, scale=1 / 8) for order in ((1, 0), (0, 1))]
+    return torch.from_numpy(np.stack([picture, *slopes]))
 
 
 class _References:
@@ -142,8 +150,8 @@ class _References:
             self.image[row], self.keypoint[row] = chosen.image_id, chosen.point2D_idx
             self.middle[row], self.normal[row] = point.xyz, mean
 
-    def sample(self, model: pycolmap.Reconstruction, image: pycolmap.Image, picture: Patches) -> None:
-        """Take the patches of the observations chosen in one image."""
+    def sample(self, model: pycolmap.Reconstruction, image: pycolmap.Image, picture: torch.Tensor) -> None:
+        """Take the patches of the observations chosen in one image, whose picture is (1, H, W)."""
         rows = np.flatnonzero(self.image == image.image_id)
         pixels = np.array([image.points2D[k].xy for k in self.keypoint[rows].tolist()]).reshape(-1, 2)
         camera, R, centre = (
@@ -166,10 +174,10 @@ class _References:
         self.right[rows] = (along(rays((1, 0))) - along(rays((-1, 0)))) / 2
         self.down[rows] = (along(rays((0, 1))) - along(rays((0, -1)))) / 2
         for some in _chunks(len(rows)):
-            self.patches[rows[some]] = _normalise(_sample(picture, pixels[some, None] + OFFSETS))[0]
+            self.patches[rows[some]] = _normalise(_sample(picture, pixels[some, None] + OFFSETS)[0])[0]
 
-    def align(self, model: pycolmap.Reconstruction, image: pycolmap.Image, picture: Patches) -> int:
-        """Move the other observations in one image; return how many could be aligned."""
+    def align(self, model: pycolmap.Reconstruction, image: pycolmap.Image, picture: torch.Tensor) -> int:
+        """Move the other observations in one image, see `_with_slopes`; return how many could be aligned."""
         seen = [point for point in image.points2D if point.has_point3D()]
         rows = np.array([self.rows[point.point3D_id] for point in seen], np.int64)
         pixels = np.array([point.xy for point in seen]).reshape(-1, 2)
@@ -201,7 +209,9 @@ class _References:
         return moved
 
 
-def _align(picture: Patches, pixels: Matrix, offsets: Matrix, patches: Patches) -> tuple[Matrix, NDArray[np.bool_]]:
+def _align(
+    picture: torch.Tensor, pixels: Matrix, offsets: Matrix, patches: Patches
+) -> tuple[Matrix, NDArray[np.bool_]]:
     """Find the shift under which a picture looks like the patches, by Gauss and Newton.
 
     What is minimised is the difference of patches whose mean and contrast are normalised, i.e. correlation is
@@ -209,7 +219,8 @@ def _align(picture: Patches, pixels: Matrix, offsets: Matrix, patches: Patches) 
 
     Parameters
     ----------
-    picture : float32 array (H, W)
+    picture : tensor (3, H, W)
+        From `_with_slopes`.
     pixels : array (N, 2)
         Where to begin.
     offsets : array (N, P, 2)
@@ -223,20 +234,15 @@ def _align(picture: Patches, pixels: Matrix, offsets: Matrix, patches: Patches) 
     good : bool array (N,)
         Whether it converged nearby, to something at least as similar as it was at first.
     """
-    slopes = [
-        np.asarray(cv2.Sobel(picture, cv2.CV_32F, *order, ksize=3, scale=1 / 8), np.float32)
-        for order in ((1, 0), (0, 1))
-    ]
     place, step = pixels.copy(), np.zeros_like(pixels)
     first = correlation = np.zeros(len(pixels), np.float32)
     with np.errstate(all="ignore"):  # patches that leave the picture become nan, and are not good
         for number in range(STEPS):
-            where = place[:, None] + offsets
-            seen, contrast = _normalise(_sample(picture, where))
+            values, x, y = _sample(picture, place[:, None] + offsets)
+            seen, contrast = _normalise(values)
             correlation = (WEIGHTS * seen * patches).sum(axis=1)
             first = correlation if number == 0 else first
             # Derivatives of the normalised patch: without the part that only changes its mean or contrast.
-            x, y = (_sample(slope, where) for slope in slopes)
             x, y = ((d - (WEIGHTS * d).sum(axis=1, keepdims=True)) / contrast for d in (x, y))
             x, y = (d - (WEIGHTS * d * seen).sum(axis=1, keepdims=True) * seen for d in (x, y))
             xx, xy, yy, xr, yr = (
@@ -250,18 +256,14 @@ def _align(picture: Patches, pixels: Matrix, offsets: Matrix, patches: Patches) 
     return place, still & near & (correlation > LEAST_CORRELATION) & (correlation >= first - 1e-4)
 
 
-def _sample(picture: Patches, pixels: Matrix) -> Patches:
-    """Return the picture at pixels (..., 2), counted from the corner as COLMAP does, bilinearly; nan outside."""
-    height, width = picture.shape
-    x, y = np.moveaxis(from_colmap(pixels), -1, 0)
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    x, y = np.where(inside, x, 0), np.where(inside, y, 0)
-    column, row = np.minimum(x.astype(np.int64), width - 2), np.minimum(y.astype(np.int64), height - 2)
-    right, down = (x - column).astype(np.float32), (y - row).astype(np.float32)
-    above = picture[row, column] * (1 - right) + picture[row, column + 1] * right
-    below = picture[row + 1, column] * (1 - right) + picture[row + 1, column + 1] * right
-    values: Patches = np.where(inside, above * (1 - down) + below * down, np.float32(np.nan))
-    return values
+def _sample(layers: torch.Tensor, pixels: Matrix) -> Patches:
+    """Return layers (C, H, W) at pixels (N, P, 2), counted from the corner as COLMAP does: (C, N, P), nan outside."""
+    last = np.array([layers.shape[2] - 1, layers.shape[1] - 1])
+    at = from_colmap(pixels)
+    inside = np.asarray(((at >= 0) & (at <= last)).all(axis=-1))
+    grid = np.where(inside[..., None], 2 * at / last - 1, 0).astype(np.float32)  # -1 and 1 are the outermost pixels
+    values = F.grid_sample(layers[None], torch.from_numpy(grid[None]), align_corners=True)[0].numpy()
+    return np.where(inside, values, np.float32(np.nan))
 
 
 def _normalise(patches: Patches) -> tuple[Patches, Patches]:
