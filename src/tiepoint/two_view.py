@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import time
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from . import effort as ladder
 from . import geometry, pipeline
 from .effort import Attempt, Effort
-from .errors import ArgumentError
+from .errors import ArgumentError, MissingDependencyError
 from .features import Extractor, ExtractorOptions
 from .geometry import Camera, Estimate
 from .geometry.camera import FOCAL_FACTOR
@@ -85,6 +87,18 @@ class TwoView:
     def __repr__(self) -> str:
         inliers = "" if self.inliers is None else f", {self.inliers.sum()} inliers ({self.kind})"
         return f"<TwoView: {len(self)} matches{inliers}; {self.choice}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the result in words, and the matches if matplotlib is there to draw them."""
+        words = "<br>".join(escape(line) for line in (repr(self)[1:-1], self.verdict) if line)
+        try:
+            figure = self.plot()
+        except MissingDependencyError:
+            return f"<p>{words}</p>"
+        assert figure is not None  # only of a page there is none
+        from .viz.pictures import as_png
+
+        return f'<p>{words}</p><img alt="matches" src="data:image/png;base64,{b64encode(as_png(figure)).decode()}">'
 
     @property
     def points0(self) -> NDArray[np.float32]:

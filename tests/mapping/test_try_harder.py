@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,11 @@ def test_no_image_is_lost(data_dir: Path, tmp_path: Path) -> None:
         )
         registered.append(sum(quality.registered for quality in made.scene.qualities))
         notes.append(" ".join(made.notes))
+        shown = made._repr_html_()  # in a notebook
+        for quality, assessment in zip(made.scene.qualities, made.scene.assessments, strict=True):
+            row = f"<tr><td>{quality.registered} of {quality.total}</td><td>{quality.points}</td>"
+            assert row in shown and html.escape(str(assessment)) in shown
+        assert shown.count("<tr>") == 1 + len(made.scene.qualities) and html.escape(made.next_step) in shown
     assert registered[1] >= registered[0] >= 2
     assert "effort auto: " in notes[1] and "effort" not in notes[0]
     with pytest.raises(ArgumentError, match="no effort is called 'heroic'"):

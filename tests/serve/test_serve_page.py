@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import tiepoint
 from browsing import Watched, shot, until
 from serving import Server
 from textured_room import Room, look
@@ -41,6 +43,18 @@ def watch(browser: Any, server: Server, **context: Any) -> Watched:
     watched = Watched(browser, server.address, **context)
     watched.page.wait_for_selector("#options select", state="attached")
     return watched
+
+
+def test_every_wait_has_words() -> None:
+    """Whatever a map reports as a step is explained on the page."""
+    package = Path(tiepoint.__file__).parent
+    sources = [path.read_text("utf-8") for path in (package / "mapping").rglob("*.py")]
+    named = {name for text in sources for name in re.findall(r'Progress\(\s*"([a-z ]+)"', text)}
+    assert {"matching", "mapping", "verifying"} <= named
+    page = (package / "serve" / "page.html").read_text("utf-8")
+    steps = page.partition("const steps = {")[2].partition("};")[0]
+    explained = {a or b for a, b in re.findall(r'^\s*(?:"([^"]+)"|(\w+)): "[^"]{8,}",$', steps, re.MULTILINE)}
+    assert named | {"starting", "extracting"} == explained  # the latter is followed by the extractor's name
 
 
 def test_two_photographs_are_matched(browser: Any, server: Server, photographs: Path) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from tiepoint import viz
 from tiepoint.errors import ArgumentError, MissingDependencyError
 from tiepoint.matchers.base import make_matches
+from tiepoint.two_view import TwoView
 from tiepoint.types import Features, Image, Matches
 from tiepoint.viz import pictures
 
@@ -198,6 +203,20 @@ def test_a_figure_shows_itself_in_a_notebook_and_is_the_file(tmp_path: Path) -> 
     assert viz.plot_matches(image, image, found)._repr_png_() == shown
     assert viz.plot_scores(found)._repr_png_() != shown
     assert len(list(tmp_path.iterdir())) == 1, "without a path no file is written"
+
+
+def test_a_result_shows_itself_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, found = grey(200, 100), some_matches([[40.0, 50.0]], [[100.0, 20.0]], [1.0])
+    one = Features(torch.tensor([[40.0, 50.0]]), torch.ones(1), torch.eye(4)[:1], image.size, "mine")
+    result = TwoView(image, image, one, one, found, choice="mine + <i>nearest</i>")
+    shown = result._repr_html_()
+    (picture,) = re.findall(r'src="data:image/png;base64,([^"]+)"', shown)
+    assert base64.b64decode(picture) == result.plot()._repr_png_()
+    words = shown.partition("<img")[0]
+    assert "1 matches; mine + &lt;i&gt;nearest&lt;/i&gt;" in words and "<i>" not in shown
+    assert "Fewer than 15 matches" in words
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert result._repr_html_() == words, "without matplotlib there is no picture"
 
 
 def test_drawing_leaves_no_trace_in_pyplot(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,18 @@ class MapResult:
     alignments: tuple[Alignment, ...] = ()
     plan: Plan | None = None
     next_step: str = ""
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a row for each model, what else is worth knowing, and the next command."""
+        rows = "".join(
+            f"<tr><td>{q.registered} of {q.total}</td><td>{q.points}</td><td>{q.track_length:.1f}</td>"
+            f"<td>{q.error:.2f}</td><td>{escape(str(assessment))}</td></tr>"
+            for q, assessment in zip(self.scene.qualities, self.scene.assessments, strict=True)
+        )
+        head = "".join(f"<th>{name}</th>" for name in ("images", "points", "track length", "error, px", "verdict"))
+        lines = *self.notes, f"page: {self.folder / 'scene.html'}", f"next: {self.next_step}"
+        words = "<br>".join(escape(line) for line in lines)
+        return f"<p>{escape(self.choice)}</p><table><tr>{head}</tr>{rows}</table><p>{words}</p>"
 
     def summary(self) -> dict[str, Any]:
         """Return everything but the models themselves, ready for JSON."""

@@ -331,11 +331,16 @@ def _figure_class() -> type[Figure]:
 
     class NotebookFigure(Figure):
         def _repr_png_(self) -> bytes:
-            png = BytesIO()
-            self.savefig(png, format="png", dpi=DPI / 2)
-            return png.getvalue()
+            return as_png(self)
 
     return NotebookFigure
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a figure as a notebook shows it."""
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=DPI / 2)
+    return png.getvalue()
 
 
 def _finished(figure: Figure, path: Path | None) -> Figure:

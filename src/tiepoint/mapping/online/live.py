@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import sys
@@ -83,19 +84,26 @@ def shown_live(files: Sequence[Path], view: bool) -> Iterator[Live]:
 
 def _start_viewer(rr: Any, stream: Any) -> None:
     """Open the viewer, or take one that is open, and wait until it listens."""
+    elsewhere = "without a screen, record to a file (-o path.rrd) and open that elsewhere"
+    screens = ("DISPLAY", "WAYLAND_DISPLAY", "WAYLAND_SOCKET")
+    if sys.platform == "linux" and not any(map(os.environ.get, screens)) and not _viewer_listens():
+        raise InputError(f"there is no screen for rerun's viewer ({' and '.join(screens)} are not set); {elsewhere}")
     beside = shutil.which("rerun", path=str(Path(sys.executable).parent))  # of an environment that is not on the PATH
     try:
         rr.spawn(port=PORT, connect=False, executable_path=beside, recording=stream)
     except RuntimeError as error:
         raise InputError(f"rerun's viewer does not start: {str(error).splitlines()[0]}") from error
     for _ in range(10 * START_SECONDS):
-        with suppress(OSError), socket.create_connection(("127.0.0.1", PORT), timeout=1):
+        if _viewer_listens():
             return
         time.sleep(0.1)
-    raise InputError(
-        f"rerun's viewer did not open within {START_SECONDS} seconds; without a screen, record to a file (-o path.rrd) "
-        "and open that elsewhere"
-    )
+    raise InputError(f"rerun's viewer did not open within {START_SECONDS} seconds; {elsewhere}")
+
+
+def _viewer_listens() -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", PORT), timeout=1):
+        return True
+    return False
 
 
 class Live:
