@@ -20,7 +20,7 @@ import tiepoint as tp
 from tiepoint import effort
 from tiepoint.cli import main
 from tiepoint.effort import ladder, views
-from tiepoint.effort.state import NEAR, add, first
+from tiepoint.effort.state import NEAR, add
 from tiepoint.errors import ArgumentError
 from tiepoint.features import Extractor
 from tiepoint.matchers import Matcher
@@ -259,8 +259,8 @@ def test_best_keypoints_are_a_prefix(texture: NDArray[np.uint8], monkeypatch: py
 
 
 def test_best_keypoints_do_not_apply_where_there_are_few(start: effort.State) -> None:
-    few = replace(start, features=(start.own(0), first(start.own(1), 100)), detected=(start.detected[0], 100))
-    few = replace(few, features=(first(few.own(0), 512), few.own(1)), detected=(512, 100))
+    few = replace(start, features=(start.own(0), start.own(1).first(100)), detected=(start.detected[0], 100))
+    few = replace(few, features=(few.own(0).first(512), few.own(1)), detected=(512, 100))
     assert effort.best_keypoints(few) is few
 
 

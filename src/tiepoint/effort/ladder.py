@@ -25,7 +25,7 @@ from ..matchers.nearest import NearestNeighbour
 from ..matchers.overlay import without_overlay
 from ..types import Features, Image, Matches
 from .along_lines import AGAIN, INLIER, LEAST, PLANAR, estimate, match_along
-from .state import Found, Merge, State, first, merge
+from .state import Found, Merge, State, merge
 from .views import MARGIN, View, cropped, look, slopes, tilted, working_frame
 
 Effort = Literal["fast", "auto", "thorough"]
@@ -233,7 +233,7 @@ def synthetic_views(state: State) -> Sequence[Found]:
     best = [pairs[p] for p in ranking[:VIEW_PAIRS] if votes[p] > 0]
 
     full = _unresized(state.extractor, VIEW_KEYPOINTS)
-    views: list[dict[int, View]] = [{0: View(first(state.own(side), VIEW_KEYPOINTS))} for side in (0, 1)]
+    views: list[dict[int, View]] = [{0: View(state.own(side).first(VIEW_KEYPOINTS))} for side in (0, 1)]
     for side, image in enumerate(state.images):
         warps = tilted(image.size, state.extractor.options)
         for i in {pair[side] for pair in best} - {0}:
@@ -316,7 +316,7 @@ def _match_best(state: State, views: tuple[View, View]) -> Found:
 
     The network's work grows with the square of the number of keypoints; a search along epipolar lines costs a tenth.
     """
-    found = state.matcher(first(views[0].features, BEST), first(views[1].features, BEST))
+    found = state.matcher(views[0].features.first(BEST), views[1].features.first(BEST))
     seen = [view.features if view.original is None else view.original for view in views]
     pixels = make_matches(seen[0], seen[1], found.indices, found.scores)
     more = None

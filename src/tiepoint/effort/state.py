@@ -113,7 +113,7 @@ class State:
 
     def own(self, side: int) -> Features:
         """Return the keypoints of a photograph as it is."""
-        return first(self.features[side], self.detected[side])
+        return self.features[side].first(self.detected[side])
 
     @property
     def evidence(self) -> float:
@@ -212,8 +212,3 @@ def _appended(extractor: Extractor, features: Features, more: Features) -> Featu
         name: None for name in optional if getattr(features, name) is None or getattr(more, name) is None
     }
     return concatenate([replace(features, **missing), replace(more.to(features.device), **missing)])
-
-
-def first(features: Features, count: int) -> Features:
-    """Return the ``count`` keypoints with the best scores."""
-    return features.select(torch.arange(min(count, len(features))))
