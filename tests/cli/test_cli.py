@@ -390,34 +390,3 @@ def test_an_output_whose_name_is_no_text(photos: Path, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "tiepoint", "match", photos / "a.png", photos / "b.png", *CLASSIC, "-o", output]
     ran = subprocess.run(argv, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     assert ran.returncode == 0 and b"caf\\udce9.npz" in ran.stdout, ran.stderr
-
-
-def test_the_shell_completes_names_without_loading_torch(small_pairs: Path, tmp_path: Path) -> None:
-    """As the scripts of ``tiepoint --install-completion`` ask: the words so far, and which is being typed."""
-    (tmp_path / "castle").mkdir()
-    (tmp_path / "castle/pairs.json").write_text("{}")
-    asked = {
-        f"evaluate --data {tmp_path} --sets ": {"castle"},
-        "evaluate orb+ne": {"orb+nearest"},
-        "match -f superp": {"superpoint", "superpoint-open"},
-        "map photos -f cairn+s": {"cairn+sift", "cairn+superpoint", "cairn+superpoint-open", "cairn+surf"},
-        "match a b -m l": {"lightglue"},
-    }
-    for line, expected in asked.items():
-        words = {
-            "COMP_WORDS": f"tiepoint {line}",
-            "COMP_CWORD": str(len(line.split(" "))),
-            "_TIEPOINT_COMPLETE": "complete_bash",
-        }
-        code = "import sys; from tiepoint.cli import main; main([]); print('torch' in sys.modules)"
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **words})
-        *offered, torch_is_loaded = ran.stdout.split()
-        assert (set(offered), torch_is_loaded) == (expected, "False"), ran.stderr
-
-
-def test_completion_knows_all_names() -> None:
-    from tiepoint import features, matchers
-    from tiepoint.cli import completion
-
-    assert set(completion.EXTRACTORS) <= set(features.names()) == set(completion.extractors("")) - {"auto"}
-    assert list(completion.MATCHERS) == matchers.names()

@@ -8,11 +8,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from . import completion
 from .console import DeviceOption, JsonOption, is_terminal, print_json, print_table
 
 
 def calibrate(
-    target: Annotated[Path, typer.Argument(metavar="RUN|WEIGHTS", help="A run's folder, or weights of a LightGlue.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|WEIGHTS",
+            autocompletion=completion.lightglue_weights,
+            help="A run's folder, or weights of a LightGlue.",
+        ),
+    ],
     images: Annotated[Path, typer.Option("--images", help="Photographs like those that will be matched.")],
     keep: Annotated[
         float, typer.Option(min=0.5, max=0.9999, help="Fraction of the full model's right matches to keep.")
@@ -26,7 +34,13 @@ def calibrate(
         ),
     ] = None,
     features: Annotated[
-        str | None, typer.Option("--features", "-f", help="Extractor of the keypoints; by default the one trained on.")
+        str | None,
+        typer.Option(
+            "--features",
+            "-f",
+            autocompletion=completion.extractors,
+            help="Extractor of the keypoints; by default the one trained on.",
+        ),
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Pairs to make; by default enough for the promise.")] = None,
     match_threshold: Annotated[

@@ -1,18 +1,29 @@
-"""What the shell offers after Tab: names of extractors, matchers and evaluation sets. Nothing here imports torch."""
+"""What the shell offers after Tab: names of extractors, matchers, weights, sets. Nothing here imports torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import typer
 
-# Those of `tiepoint.features` and `tiepoint.matchers`, which import torch; a test compares.
+# Those of `tiepoint.features`, `tiepoint.matchers` and `tiepoint.weights`, which import torch; a test compares.
 EXTRACTORS = (
     "aliked-n16", "aliked-n16rot", "aliked-n32", "aliked-t16", "brief", "cairn", "dedode", "disk", "hog", "keynet",
     "orb", "sift", "superpoint", "superpoint-open", "surf", "xfeat",
 )  # fmt: skip
 MATCHERS = ("lightglue", "nearest", "superglue")
+LIGHTGLUE = (
+    "aliked-lightglue", "cairn-lightglue", "disk-lightglue", "doghardnet-lightglue", "sift-lightglue",
+    "sift-lightglue-cvg", "superpoint-lightglue", "xfeat-lighterglue",
+)  # fmt: skip
+WEIGHTS = (
+    "affnet", "aliked-n16", "aliked-n16rot", "aliked-n32", "aliked-t16", "cairn", "dedode-descriptor",
+    "dedode-detector", "disk", "hardnet", "keynet", "orinet", "superglue-indoor", "superglue-outdoor", "superpoint",
+    "superpoint-open", "xfeat", *LIGHTGLUE,
+)  # fmt: skip
+EFFORTS = ("auto", "fast", "thorough")
 
 
 def extractors(incomplete: str) -> list[str]:
@@ -20,12 +31,23 @@ def extractors(incomplete: str) -> list[str]:
 
     Examples
     --------
-    >>> extractors("sup"), extractors("sift+b")
-    (['superpoint', 'superpoint-open'], ['sift+brief'])
+    >>> extractors("sup"), extractors("sift+b"), extractors("au")
+    (['superpoint', 'superpoint-open'], ['sift+brief'], [])
     """
     joined, plus, begun = incomplete.rpartition("+")
-    known = ["auto", *EXTRACTORS, *(point.name for point in entry_points(group="tiepoint.extractors"))]
+    known = (*EXTRACTORS, *(point.name for point in entry_points(group="tiepoint.extractors")))
     return [joined + plus + name for name in known if name.startswith(begun)]
+
+
+def extractors_or_auto(incomplete: str) -> list[str]:
+    """Return ``auto`` and the names of `extractors`.
+
+    Examples
+    --------
+    >>> extractors_or_auto("a")[:2]
+    ['auto', 'aliked-n16']
+    """
+    return [*_beginning(("auto",), incomplete), *extractors(incomplete)]
 
 
 def matchers(incomplete: str) -> list[str]:
@@ -36,7 +58,7 @@ def matchers(incomplete: str) -> list[str]:
     >>> matchers("l")
     ['lightglue']
     """
-    return [name for name in ("auto", *MATCHERS) if name.startswith(incomplete)]
+    return _beginning(("auto", *MATCHERS), incomplete)
 
 
 def combinations(incomplete: str) -> list[str]:
@@ -49,7 +71,51 @@ def combinations(incomplete: str) -> list[str]:
     """
     joined, plus, begun = incomplete.rpartition("+")
     then = [joined + plus + name for name in MATCHERS if plus and name.startswith(begun)]
-    return extractors(incomplete) if not plus else then
+    return extractors_or_auto(incomplete) if not plus else then
+
+
+def weights(incomplete: str) -> list[str]:
+    """Return names of ``tiepoint weights list``.
+
+    Examples
+    --------
+    >>> weights("superg")
+    ['superglue-indoor', 'superglue-outdoor']
+    """
+    return _beginning(WEIGHTS, incomplete)
+
+
+def lightglue_weights(incomplete: str) -> list[str]:
+    """Return names of weights of a LightGlue.
+
+    Examples
+    --------
+    >>> lightglue_weights("ca")
+    ['cairn-lightglue']
+    """
+    return _beginning(LIGHTGLUE, incomplete)
+
+
+def cairn_weights(incomplete: str) -> list[str]:
+    """Return names of weights of Cairn.
+
+    Examples
+    --------
+    >>> cairn_weights("")
+    ['cairn']
+    """
+    return _beginning(("cairn",), incomplete)
+
+
+def efforts(incomplete: str) -> list[str]:
+    """Return the efforts, where an option takes several and so cannot be a choice.
+
+    Examples
+    --------
+    >>> efforts("t")
+    ['thorough']
+    """
+    return _beginning(EFFORTS, incomplete)
 
 
 def sets(context: typer.Context, incomplete: str) -> list[str]:
@@ -60,3 +126,8 @@ def sets(context: typer.Context, incomplete: str) -> list[str]:
     return sorted(
         path.parent.name for path in Path(data).glob("*/pairs.json") if path.parent.name.startswith(incomplete)
     )
+
+
+def _beginning(names: Sequence[str], incomplete: str) -> list[str]:
+    """Return the names that begin with what is typed."""
+    return [name for name in names if name.startswith(incomplete)]

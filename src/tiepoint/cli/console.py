@@ -59,7 +59,7 @@ FeaturesOption = Annotated[
     typer.Option(
         "--features",
         "-f",
-        autocompletion=completion.extractors,
+        autocompletion=completion.extractors_or_auto,
         help="Extractor: auto, sift, cairn@WEIGHTS, cairn+sift …; 'tiepoint info' lists all.",
     ),
 ]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import completion
 from .console import JsonOption, print_json, print_table, say
 
 app = typer.Typer(help="Look into a COLMAP database; exchange its content with hloc.", no_args_is_help=True)
@@ -50,7 +51,10 @@ def import_(
         Path | None, typer.Option(help="Folder of photographs to enter first, with cameras from their EXIF.")
     ] = None,
     features: Annotated[Path | None, typer.Option(help="hloc's features (.h5).")] = None,
-    extractor: Annotated[str | None, typer.Option(help="What made them: sift, superpoint, aliked-n16 …")] = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option(autocompletion=completion.extractors, help="What made them: sift, superpoint, aliked-n16 …"),
+    ] = None,
     matches: Annotated[Path | None, typer.Option(help="hloc's matches (.h5).")] = None,
     verify: Annotated[bool, typer.Option(help="Also find the two-view geometry of the matches.")] = True,
 ) -> None:

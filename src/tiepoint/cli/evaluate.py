@@ -36,7 +36,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many pairs of each set.")] = None,
     max_keypoints: MaxKeypointsOption = 2048,
     long_side: LongSideOption = None,
-    effort: Annotated[list[str], typer.Option("--effort", help=f"{EFFORT} May be repeated.")] = ["fast"],  # noqa: B006
+    effort: Annotated[
+        list[str], typer.Option("--effort", autocompletion=completion.efforts, help=f"{EFFORT} May be repeated.")
+    ] = ["fast"],  # noqa: B006
     device: DeviceOption = "auto",
     output: Annotated[
         Path | None,

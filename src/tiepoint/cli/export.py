@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from . import completion
 from .console import JsonOption, bar, print_json
 
 Runtime = Literal["onnx", "openvino"]  # those of `tiepoint.exporting`, which imports torch; a test compares
@@ -14,7 +15,14 @@ Precision = Literal["float32", "bfloat16"]  # the same
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="cairn+lightglue, or cairn@WEIGHTS+lightglue@WEIGHTS.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=completion.combinations,
+            help="cairn+lightglue, or cairn@WEIGHTS+lightglue@WEIGHTS.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; an older export there is replaced.")],
     to: Annotated[Runtime, typer.Option(help="ONNX, for ONNX Runtime and others, or OpenVINO.")] = "onnx",
     precision: Annotated[

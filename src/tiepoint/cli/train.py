@@ -61,7 +61,11 @@ def matcher(
     preset: Annotated[PresetName, typer.Option(help="Size, pairs and length of the training.")] = "tiny",
     kind: Annotated[Literal["lightglue", "superglue"], typer.Option(help="Architecture.")] = "lightglue",
     start: Annotated[
-        str | None, typer.Option(help="Train these LightGlue weights on: file, or name of 'tiepoint weights list'.")
+        str | None,
+        typer.Option(
+            autocompletion=completion.lightglue_weights,
+            help="Train these LightGlue weights on: file, or name of 'tiepoint weights list'.",
+        ),
     ] = None,
     posed: Annotated[
         Path | None,
@@ -70,7 +74,10 @@ def matcher(
     posed_share: Annotated[float, typer.Option(min=0, max=1, help="Fraction of the pairs that come from them.")] = 0.5,
     teacher: Annotated[
         str | None,
-        typer.Option(help="Learn from photographs that overlap, too, as this extractor's LightGlue matches them."),
+        typer.Option(
+            autocompletion=completion.extractors,
+            help="Learn from photographs that overlap, too, as this extractor's LightGlue matches them.",
+        ),
     ] = None,
     pairs: Annotated[
         str, typer.Option(help="Which overlap, with --teacher: a file, two names a line; auto finds them.")
@@ -131,14 +138,25 @@ def features(
     output: RunOption,
     preset: Annotated[PresetName, typer.Option(help="Pairs and length of the training.")] = "tiny",
     start: Annotated[
-        str | None, typer.Option(help="Train these weights of Cairn on: file, or name of 'tiepoint weights list'.")
+        str | None,
+        typer.Option(
+            autocompletion=completion.cairn_weights,
+            help="Train these weights of Cairn on: file, or name of 'tiepoint weights list'.",
+        ),
     ] = None,
     matcher: Annotated[
-        str | None, typer.Option(help="End to end: with this LightGlue on top, trained on the features of --start.")
+        str | None,
+        typer.Option(
+            autocompletion=completion.lightglue_weights,
+            help="End to end: with this LightGlue on top, trained on the features of --start.",
+        ),
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help="Learn descriptors from this extractor (aliked-n16 …) at the keypoints of --start."),
+        typer.Option(
+            autocompletion=completion.extractors,
+            help="Learn descriptors from this extractor (aliked-n16 …) at the keypoints of --start.",
+        ),
     ] = None,
     answers: Annotated[
         Path | None,

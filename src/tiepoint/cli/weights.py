@@ -8,11 +8,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from . import completion
 from .console import JsonOption, is_terminal, print_json, print_table, say
 
 app = typer.Typer(help="Trained weights: list, pull, path, verify.", no_args_is_help=True)
 
-NamesArgument = Annotated[list[str], typer.Argument(metavar="NAMES...", help="See 'tiepoint weights list'.")]
+NamesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="NAMES...", autocompletion=completion.weights, help="See 'tiepoint weights list'."),
+]
 
 
 def found(name: str) -> str | None:
@@ -97,7 +101,12 @@ def path(names: NamesArgument, json: JsonOption = False) -> None:
 @app.command()
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAMES]...", help="By default all that are on this machine.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAMES]...",
+            autocompletion=completion.weights,
+            help="By default all that are on this machine.",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
