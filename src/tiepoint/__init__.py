@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .mapping import match_pairs
     from .mapping.online.localize import localize
     from .mapping.online.trajectory import track
+    from .mapping.progress import progress_bars
     from .training.train import train
     from .two_view import TwoView, match
     from .types import Features, Image, Matches
@@ -61,6 +62,7 @@ __all__ = [
     "match",
     "match_pairs",
     "matchers",
+    "progress_bars",
     "read_image",
     "runtimes",
     "track",
@@ -87,6 +89,7 @@ _HOMES = {
     "map": ("mapping", "map_photographs"),
     "match": ("two_view", "match"),
     "match_pairs": ("mapping.many_pairs", "match_pairs"),
+    "progress_bars": ("mapping.progress", "progress_bars"),
     "read_image": ("io.images", "read_image"),
     "track": ("mapping.online.trajectory", "track"),
     "train": ("training.train", "train"),

@@ -352,25 +352,6 @@ def test_brackets_are_no_markup(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     assert "cairn@[/x]/[red]w" in re.sub(r"\x1b\[[0-9;]*m", "", capfd.readouterr().err)
 
 
-def test_a_silent_step_is_named_again_each_minute(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The clock is turned by hand; the thread that looks at it does so each second."""
-    now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    with console.Minutely() as lines:
-        lines.say("mapping: 3 of 9", begins=True)
-        for now[0], line in ((59.0, ""), (61.0, "mapping: 3 of 9, 1 min so far\n"), (120.0, "")):
-            time.sleep(1.2)
-            assert capfd.readouterr().err == line
-        now[0] = 200.0
-        lines.say("mapping: 7 of 9")  # news, at once as a minute is over
-        assert capfd.readouterr().err == "mapping: 7 of 9\n"
-    now[0] = 1000.0
-    time.sleep(1.2)
-    assert capfd.readouterr().err == ""
-
-
 def test_bands_on_the_command_line(tiepoint, texture, tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
     five = np.dstack([texture, texture[..., :2]])

@@ -178,7 +178,7 @@ def test_the_verdict_is_on_the_screen_the_page_and_in_the_report(
     tiepoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And where nobody watches a bar, lines tell how far it is."""
-    monkeypatch.setattr("tiepoint.cli.console.MINUTE", 0)
+    monkeypatch.setattr("tiepoint.mapping.progress.MINUTE", 0)
     for n, picture in enumerate(film([0.0, 0.4, 0.8, 1.2], clock=False)):
         (tmp_path / "photos").mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / "photos" / f"{n}.png"), picture)

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from . import completion
-
-if TYPE_CHECKING:
-    from ..mapping import progress as mapping_progress
-
-MINUTE = 60.0  # seconds between two lines
 
 
 def none_if_zero(value: int | None) -> int | None:
@@ -174,45 +167,6 @@ def bar(description: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
-class Minutely:
-    """Says at most one line a minute, where no person watches a bar.
-
-    In a ``with`` block it also repeats the last line in each minute that passes without a new one, as some steps
-    report nothing for long.
-    """
-
-    def __init__(self) -> None:
-        self.begun = self.last = time.monotonic()
-        self._text = ""
-        self._over = threading.Event()
-        self._lock = threading.Lock()
-
-    def say(self, text: str, begins: bool = False) -> None:
-        """Say something if a minute is over; what ``begins``, and may be silent for long, in every longer run."""
-        with self._lock:
-            self._text = text
-            self._say(text, self.begun if begins else self.last)
-
-    def _say(self, text: str, since: float) -> None:
-        now = time.monotonic()
-        if not is_terminal() and now - since > MINUTE:
-            self.last = now
-            say(text)
-
-    def _repeat(self) -> None:
-        while not self._over.wait(1.0):
-            with self._lock:
-                if self._text:
-                    self._say(f"{self._text}, {(time.monotonic() - self.begun) / 60:.0f} min so far", self.last)
-
-    def __enter__(self) -> Minutely:
-        threading.Thread(target=self._repeat, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-
-
 def show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -224,43 +178,3 @@ def show_warning(
     """Print a warning as one line; those of other people's code do not concern the user."""
     if Path(__file__).parents[1] in Path(filename).parents:
         say(f"warning: {message}")
-
-
-@contextmanager
-def watched() -> Iterator[mapping_progress.Report]:
-    """Give a callback that shows progress on stderr, as bars, or as a line a minute where no person watches.
-
-    Notes are printed in any case.
-    """
-    console = Console(stderr=True)
-    lines = Minutely()
-    bars = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not is_terminal(),
-    )
-    tasks = {}
-
-    def report(progress: mapping_progress.Progress) -> None:
-        step = progress.step
-        begins = step not in tasks
-        if begins:
-            tasks[step] = bars.add_task(step, total=progress.total or None, completed=progress.done, rate="")
-        bars.update(tasks[step], total=progress.total or None, completed=progress.done)
-        task = next(task for task in bars.tasks if task.id == tasks[step])
-        rate = f"{task.speed:.1f}/s" if task.speed else ""
-        if progress.early_exits is not None:
-            rate += f", {progress.early_exits:.0%} stopped early"
-        bars.update(tasks[step], rate=rate)
-        lines.say(" ".join(f"tiepoint: {step}: {progress.done} of {progress.total or '?'} {rate}".split()), begins)
-        if progress.note:
-            for line in progress.note.splitlines():
-                console.print(f"tiepoint: {line}", highlight=False, markup=False, soft_wrap=True)
-
-    with bars, lines:
-        yield report

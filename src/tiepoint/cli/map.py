@@ -20,7 +20,6 @@ from .console import (
     print_json,
     print_table,
     say,
-    watched,
 )
 
 BY_QUALITY = "by --quality"
@@ -145,8 +144,9 @@ def map_photographs(
     loses nothing: run the same command to resume. Photographs that cannot be used are named and left out.
     """
     from ..mapping import run
+    from ..mapping.progress import progress_bars
 
-    with watched() as report:
+    with progress_bars() as report:
         result = run.map_photographs(
             photographs,
             output,

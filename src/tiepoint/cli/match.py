@@ -21,7 +21,6 @@ from .console import (
     ThresholdOption,
     print_json,
     print_table,
-    watched,
 )
 
 # Those of `tiepoint.two_view`, which imports torch; a test compares.
@@ -143,6 +142,7 @@ def _match_pairs(
     """Match many pairs, and end with the exit code of an input that cannot be used if some failed."""
     from ..errors import ArgumentError, InputError
     from ..mapping import match_pairs
+    from ..mapping.progress import progress_bars
 
     if only_for_two:
         raise ArgumentError(
@@ -150,7 +150,7 @@ def _match_pairs(
         )
     if len(output) != 1:
         raise ArgumentError("--pairs needs one output: -o FILE.h5")
-    with watched() as report:
+    with progress_bars() as report:
         done = match_pairs(pairs, output[0], *given, **options, report=report)
     if json:
         print_json(done.summary())

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from ..mapping.progress import Minutely
 from . import completion
-from .console import DeviceOption, JsonOption, Minutely, is_terminal, print_json, print_table, say
+from .console import DeviceOption, JsonOption, is_terminal, print_json, print_table, say
 
 app = typer.Typer(help="Train on your own photographs: features; or matcher, then confidence.", no_args_is_help=True)
 

@@ -98,7 +98,7 @@ def match_pairs(
     features, matcher, max_keypoints, long_side, detection_threshold, nms_radius, bands, device
         As in `tiepoint.match`.
     report : callable
-        Gets a `tiepoint.mapping.progress.Progress` after every bit of work.
+        Gets a `Progress` after every bit of work; `tiepoint.progress_bars` shows it.
 
     Returns
     -------

@@ -244,7 +244,7 @@ def map_photographs(
     seed : int
         Of the mapper's random choices.
     report : callable
-        Gets a `Progress` after every bit of work.
+        Gets a `Progress` after every bit of work; `tiepoint.progress_bars` shows it.
 
     Returns
     -------
