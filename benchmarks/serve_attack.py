@@ -2,8 +2,9 @@
 
     python benchmarks/serve_attack.py
 
-Starts a server of its own in a temporary folder, and checks that every request is answered, that nothing lies outside
-of its folder, and how much memory and disk it took at most.
+Starts a server of its own in a temporary folder, and measures whether every request is answered, whether anything lies
+outside of its folder, and how much memory and disk it took at most. Writes ``results/serve_attack.json``; fails if an
+answer is lost or a file is outside.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import requests
 
+from tiepoint import devices
+
 MB = 1_000_000
+HERE = Path(__file__).resolve().parent
 FIELDS = {"features": "orb", "matcher": "nearest", "effort": "fast"}
 
 
@@ -95,7 +101,7 @@ class Watch(threading.Thread):
 
 
 def main() -> None:
-    """Run all attacks, print one JSON object."""
+    """Run all attacks, print and write one JSON object."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "inside", "folder")
         folder.parent.mkdir()
@@ -115,12 +121,18 @@ def main() -> None:
         report["MB in its folder then"] = round(sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / MB)
         outside = [str(path) for path in Path(parent).rglob("*") if folder not in (path, *path.parents)]
         report["files outside its folder"] = [path for path in outside if path != str(folder.parent)]
-        print(json.dumps(report, indent=1))
+    cpu = devices.describe()["cpu"]
+    report = {"date": str(date.today()), "machine": f"{cpu['model']}, {cpu['cores']} cores", **report}
+    text = json.dumps(report, indent=1)
+    print(text)
+    (HERE / "results" / "serve_attack.json").write_text(text + "\n")
+    if report["50 matches at once"]["right pair, over 50 matches"] != 50 or report["files outside its folder"]:
+        sys.exit("an answer is lost, or a file is outside of the folder")
 
 
-def attack(address: str, watch: Watch) -> dict[str, object]:
+def attack(address: str, watch: Watch) -> dict[str, Any]:
     """Return what was asked and what came of it."""
-    report: dict[str, object] = {"server MB at rest": round(watch.most["server"] / MB)}
+    report: dict[str, Any] = {"server MB at rest": round(watch.most["server"] / MB)}
 
     def post(path: str, files: list[tuple[str, bytes]], **fields: str) -> requests.Response:
         parts = [("photographs", file) for file in files]

@@ -28,12 +28,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of six photographs of one room, a damaged one and a text file."""
+    """A folder of six photographs of one room."""
     folder = tmp_path_factory.mktemp("photographs") / "room"
     folder.mkdir()
     world = Room()
     for i in range(6):
         PIL.Image.fromarray(world.photograph(look((0.35 * i - 1, 0.1 * i, 0.2 * i)))).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def castle(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """A folder of eleven photographs of a castle, small, a damaged one and a text file."""
+    folder = tmp_path_factory.mktemp("photographs") / "castle"
+    folder.mkdir()
+    for path in (data_dir / "demo" / "sceaux" / "images").glob("*.jpg"):
+        with PIL.Image.open(path) as photograph:
+            photograph.thumbnail((400, 400))
+            photograph.save(folder / path.name, quality=90)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(500))
     (folder / "notes.txt").write_text("no photograph")
     return folder
@@ -91,10 +103,11 @@ def test_two_photographs_are_matched(browser: Any, server: Server, photographs: 
     watched.close()
 
 
-def test_a_folder_is_mapped_through_a_reload(browser: Any, server: Server, photographs: Path) -> None:
+def test_a_folder_of_eleven_is_mapped_through_a_reload(browser: Any, server: Server, castle: Path) -> None:
+    """On a phone, in the dark, with a damaged photograph among the others."""
     watched = watch(browser, server, viewport={"width": 390, "height": 844}, color_scheme="dark")
     page = watched.page
-    page.set_input_files("#pick-folder", photographs)
+    page.set_input_files("#pick-folder", castle)
     assert "notes.txt: not a photograph" in page.text_content("#summary")
     assert page.is_checked("input[value=maps]")
     assert page.is_hidden("#effort")  # is for matches
@@ -103,20 +116,32 @@ def test_a_folder_is_mapped_through_a_reload(browser: Any, server: Server, photo
     page.select_option("#features", "sift")
     page.select_option("#matcher", "nearest")
     page.click("#start")
-    page.wait_for_selector(".job.running", timeout=SLOW)
+    page.wait_for_selector(".job.running progress", timeout=SLOW)
     page.reload()
-    page.wait_for_selector(".job progress, .job.done", timeout=SLOW)
+    page.wait_for_selector(".job.running progress", timeout=SLOW)  # it is still at work, and followed again
+    (job,) = server.get("/jobs").json()
+    assert job["state"] == "running"
+    until(page, "/: \\d+ of \\d+.* so far/.test(document.querySelector('.wait')?.textContent)")
     page.wait_for_selector(".job.done", timeout=SLOW)
-    job = server.get("/jobs").json()[0]
+    (job,) = server.get("/jobs").json()
     assert job["options"] == {"features": "sift", "matcher": "nearest", "quality": "fast"}
-    assert "6 of 6 photographs placed" in page.text_content(".job .verdict")
+    assert job["starts"] == 1
+    assert "11 of 11 photographs placed" in page.text_content(".job .verdict")
     assert page.locator(".notes li", has_text="broken.jpg").count() == 1
     # Dark, and nothing reaches beyond the side of a phone.
     assert shot(page, "body")[:5].mean() < 60
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     with page.expect_popup() as popup:
         page.click("text=Open the map")
-    popup.value.wait_for_selector("canvas")
+    opened = popup.value
+    until(opened, "sheet !== null")
+    assert opened.text_content("h1") == "castle"
+    assert re.match(r"11 of 11 images, [\d,]+ points", opened.text_content("#summary"))
+    assert opened.evaluate("model.cameras.length") == 11
+    assert (shot(opened, "#space").max(axis=2) > 60).sum() > 1000  # points and cameras, on dark ground
+    assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.click(".job button")
+    page.wait_for_selector(".job", state="detached")
     watched.close()
 
 

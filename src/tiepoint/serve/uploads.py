@@ -25,6 +25,7 @@ from ..io.video import VIDEO_SUFFIXES
 
 MB = 1_000_000
 LONGEST_FIELD = 10_000  # bytes
+MOST_FIELDS = 20
 LONGEST_LABEL, LONGEST_PART = 300, 40  # characters of a name to show, and of each part of a path
 DEEPEST = 8  # folders above a file, the last
 IDLE = 60.0  # seconds after which an upload that stands still is given up
@@ -117,7 +118,7 @@ class _Parts:
         self.folder, self.limits = folder, limits
         self.upload = Upload()
         self.ended = False
-        self._count = 0
+        self._files = self._fields = 0  # so far
         self._header = [b"", b""]
         self._headers: dict[bytes, bytes] = {}
         self._file: IO[bytes] | None = None
@@ -150,12 +151,15 @@ class _Parts:
     def _begin(self) -> None:
         _, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = parameters.get(b"name", b"").decode("utf-8", "replace")
-        self._count += 1
-        if self._count > self.limits.files + 20:  # 20: fields
-            raise Refused(413, f"An upload may have {self.limits.files} files at most.")
         if b"filename" not in parameters:
+            self._fields += 1
+            if self._fields > MOST_FIELDS:
+                raise Refused(413, f"A form may have {MOST_FIELDS} fields besides its files.")
             self._name, self._field = name[:100], bytearray()
             return
+        self._files += 1
+        if self._files > self.limits.files:
+            raise Refused(413, f"An upload may have {self.limits.files} files at most.")
         self._label = shown_label(parameters[b"filename"].decode("utf-8", "replace")) or "a file without a name"
         suffix = Path(self._label).suffix.lower()
         if suffix not in SUFFIXES + VIDEO_SUFFIXES:
