@@ -85,6 +85,21 @@ def test_number_of_files(small: Small) -> None:
     assert len(small.held()) == 6
 
 
+def test_names_of_files(small: Small) -> None:
+    """Those that any system takes stay as they are; no two become one, and none of ours can be asked for."""
+    for labels, names in (
+        (["a/IMG_1.JPG", "A/img_1.jpg", "my a/1.png"], ["A/0002-img_1.jpg", "a/IMG_1.JPG", "my_a/0003-1.png"]),
+        (["0002-x.png", "x?.png", "nul/com1.png"], ["0001-0002-x.png", "0002-x.png", "nul/0003-com1.png"]),
+        (["/etc/a.png", "../b.png", "-rf.png"], ["-rf.png", "0002-b.png", "etc/0001-a.png"]),
+    ):
+        answer = small.post([(label, b"x") for label in labels])
+        assert answer.status_code == 202, answer.text
+        assert list(answer.json()["files"].values()) == labels
+        photos = small.jobs.folder / answer.json()["id"] / "photos"
+        stored = [path.relative_to(photos).as_posix() for path in photos.rglob("*") if path.is_file()]
+        assert sorted(stored) == sorted(answer.json()["files"]) == names
+
+
 @pytest.mark.parametrize("announced", [True, False])
 def test_size_of_an_upload(small: Small, announced: bool) -> None:
     """By what the request says of its length; and by what comes, where it says nothing."""
@@ -100,7 +115,7 @@ def test_size_of_a_file(small: Small) -> None:
     answer = small.post(files)
     assert answer.status_code == 202
     assert answer.json()["notes"] == ["b.png: left out: larger than 1 MB"]
-    assert small.held() == ["0001-a.png", "0002-c.png", "job.json"]
+    assert small.held() == ["a.png", "c.png", "job.json"]
     refused(small.post([("walk.mp4", bytes(2 * MB + 1))]), 422, "walk.mp4: left out: larger than 2 MB")
     assert len(small.held()) == 3
 
@@ -125,7 +140,7 @@ def test_what_is_packed_stays_packed(small: Small) -> None:
     assert len(bomb) < MB
     refused(small.post([("a.zip", bomb), ("b.png", b"x")]), 422, "a.zip: left out: not a photograph")
     assert small.post([("a.jpg", bomb), ("b.png", b"x")]).status_code == 202  # an image that the worker cannot read
-    assert small.held() == ["0001-a.jpg", "0002-b.png", "job.json"]
+    assert small.held() == ["a.jpg", "b.png", "job.json"]
     assert small.jobs.stored() < MB
     packed = gzip.compress(form([("a.png", bytes(100 * MB))]) + b"--x--\r\n")
     refused(small.send(packed, {**KIND, "Content-Encoding": "gzip"}), 400, "damaged")

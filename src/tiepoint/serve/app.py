@@ -218,7 +218,7 @@ def _job(job_id: str, kind: Kind, arrived: Upload) -> Job:
     """Return the job that an upload asks for; raise `Refused` if it makes no sense."""
     reasons = "".join(f" {line}." for line in arrived.left_out)
     labels = list(arrived.files.values())
-    videos = [name for name in arrived.files if name.endswith(VIDEO_SUFFIXES)]
+    videos = [name for name in arrived.files if name.lower().endswith(VIDEO_SUFFIXES)]
     if kind == "match" and (len(labels) != 2 or videos):
         raise Refused(422, f"A match takes two photographs; {len(labels)} usable files came.{reasons}")
     if kind == "map" and videos and len(labels) > 1:

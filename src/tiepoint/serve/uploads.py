@@ -1,7 +1,8 @@
 """Multipart uploads, written to disk while they arrive.
 
-Files get names of our own, ``day_1/0001-IMG_12.jpg``: a number, and of the user's name and folders what is made of
-letters, digits, dashes and underscores. The user's whole name is kept as a label.
+A name that any system takes as it is, ``day_1/IMG_12.JPG``, is kept, so that a map's names are those of the user's
+files. Any other becomes one of our own, ``day_1/0002-IMG_13.jpg``: a number, and of the user's name and folders what is
+made of letters, digits, dashes and underscores. The user's whole name is kept as a label.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ LONGEST_FIELD = 10_000  # bytes
 MOST_FIELDS = 20
 LONGEST_LABEL, LONGEST_PART = 300, 40  # characters of a name to show, and of each part of a path
 DEEPEST = 8  # folders above a file, the last
+RESERVED = re.compile(r"|con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)  # no names of files, or devices on Windows
 IDLE = 60.0  # seconds after which an upload that stands still is given up
 
 
@@ -170,7 +172,12 @@ class _Parts:
             return
         self._most = self.limits.video if suffix in VIDEO_SUFFIXES else self.limits.photograph
         self._size = 0
-        self._name = server_name(len(self.upload.files) + 1, self._label)
+        taken = {name.lower() for name in self.upload.files}
+        self._name = (
+            self._label
+            if is_plain(self._label) and self._label.lower() not in taken
+            else server_name(len(self.upload.files) + 1, self._label)
+        )
         (self.folder / self._name).parent.mkdir(parents=True, exist_ok=True)
         self._file = (self.folder / self._name).open("xb")
 
@@ -214,6 +221,22 @@ def common_folder(labels: Sequence[str]) -> str:
     """
     levels = zip(*(label.split("/")[:-1] for label in labels), strict=False)
     return "/".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels))
+
+
+def is_plain(label: str) -> bool:
+    """Whether a user's name for a file can be its name here: safe on every system, and none of `server_name`.
+
+    Examples
+    --------
+    >>> [is_plain(label) for label in ("day_1/IMG_12.JPG", "IMG 12.jpg", "../a.jpg", "/a.jpg", "con.png", "0001-a.jpg")]
+    [True, False, False, False, False, False]
+    """
+    parts = re.sub(r"\.[A-Za-z0-9]+\Z", "", label).split("/")
+    return (
+        len(parts) <= DEEPEST + 1
+        and all(part == _plain(part) and not RESERVED.fullmatch(part) for part in parts)
+        and not re.match(r"\d{4}-", parts[-1])
+    )
 
 
 def server_name(number: int, label: str) -> str:

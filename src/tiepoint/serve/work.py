@@ -83,7 +83,7 @@ def run_map(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> di
     """Map photographs or a video; see `run`."""
     photos, labels = folder / "photos", job["files"]
     out = folder / "map" / scene_name(list(labels.values()))
-    videos = [name for name in labels if not name.endswith(SUFFIXES)]
+    videos = [name for name in labels if not name.lower().endswith(SUFFIXES)]
     if not videos:
         tell("step", {"name": "reading the photographs"})
         for name, label in labels.items():
