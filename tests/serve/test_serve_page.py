@@ -134,6 +134,7 @@ def test_a_folder_of_eleven_is_mapped_through_a_reload(browser: Any, server: Ser
     with page.expect_popup() as popup:
         page.click("text=Open the map")
     opened = popup.value
+    opened.wait_for_load_state()
     until(opened, "sheet !== null")
     assert opened.text_content("h1") == "castle"
     assert re.match(r"11 of 11 images, [\d,]+ points", opened.text_content("#summary"))

@@ -168,3 +168,34 @@ def test_on_a_phone_photographs_are_stacked_and_nothing_is_cut(opened: Any) -> N
     assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
     opened.set_viewport_size({"width": 1200, "height": 800})
     until(opened, "frames[1].x > 0")
+
+
+def test_lines_of_many_matches_can_be_told_apart(browser: Any, tmp_path: Path) -> None:
+    """Most matches lie in one corner; lines leave the photograph everywhere. Coming closer, all in view get one."""
+    rng = np.random.default_rng(0)
+    points = np.vstack([rng.uniform(10, (100, 90), (1500, 2)), rng.uniform(10, (389, 289), (500, 2))])
+    inliers = rng.random(2000) < 0.9
+    viz.write_page(
+        *(Image(np.full((300, 400, 3), 60, np.uint8), name=f"{side}.jpg") for side in "ab"),
+        some_matches(points, points, np.ones(2000)),
+        tmp_path / "many.html",
+        inliers=inliers,
+    )
+    watched = Watched(browser, (tmp_path / "many.html").as_uri(), viewport={"width": 1200, "height": 800})
+    page = watched.page
+    until(page, "pictures.length === 2")
+    lined = page.evaluate("[...lined]")
+    assert 90 <= len(lined) <= 100
+    assert page.text_content("#count").endswith(f"inliers, {len(lined)} with a line")
+    assert abs(np.mean(inliers[lined]) - 0.9) < 0.03
+    for axis, size in ((0, 400), (1, 300)):  # every fifth of the photograph has its share
+        assert np.histogram(points[lined, axis], bins=5, range=(0, size))[0].min() >= 8
+    middle = round(page.evaluate("frames[1].x - 4"))  # between the photographs, where there are lines alone
+    gap = shot(page, "#canvas")[:, middle].min(axis=1) < 200
+    assert (np.diff(gap.astype(int)) == 1).sum() > 40
+    assert gap.mean() < 0.6
+    page.evaluate("zoomAt(16, frames[0].x + frames[0].w * .7, frames[0].h * .6)")
+    seen = page.evaluate("shown.filter(i => visible(ends(data.matches[i])).every(Boolean))")
+    assert 0 < len(seen) <= 100
+    assert sorted(page.evaluate("[...lined]")) == sorted(seen)
+    watched.close()
