@@ -150,7 +150,8 @@ def test_commands_have_their_options(name: str) -> None:
 def test_inline_options_exist(name: str) -> None:
     """An option in running text is one of some command; or of the programs beside it."""
     pip, torchrun, ray = {"--index-url", "--no-deps"}, {"--nproc-per-node"}, {"--head", "--port", "--address"}
-    shell, podman = {"--parents", "--random-source"}, {"--network", "--rm", "--target", "--user"}
+    shell, podman = {"--parents", "--random-source"}, {"--network", "--rm", "--target", "--user", "--userns"}
+    podman |= {"--build-arg", "--isolation", "--variant"}  # the last is debootstrap's
     known = pip | torchrun | ray | shell | podman | {"--build"} | benchmark_options()  # cmake's
     todo: list[Any] = [typer.main.get_command(app)]
     while todo:
