@@ -12,6 +12,7 @@ from tiepoint.geometry import Camera
 
 CAMERA = Camera.from_focal(260.0, (320, 240))
 Pose = tuple[NDArray[np.float64], NDArray[np.float64]]
+LOW, HIGH = np.array([-3, -2, -3]), np.array([3, 2, 9])  # corners of the room, in metres
 
 
 class Room:
@@ -34,7 +35,7 @@ class Room:
         direction = np.where(seen[:, None], directions, (0.0, 0.0, 1.0)) @ R
         origin = -R.T @ t
         with np.errstate(divide="ignore"):
-            to_low, to_high = (np.array([-3, -2, -3]) - origin) / direction, (np.array([3, 2, 9]) - origin) / direction
+            to_low, to_high = (LOW - origin) / direction, (HIGH - origin) / direction
         distance = np.maximum(to_low, to_high)  # of the three planes that a ray moves towards
         axis = distance.argmin(axis=1)
         hit = origin + distance.min(axis=1, keepdims=True) * direction
@@ -59,6 +60,23 @@ def look(centre: tuple[float, float, float], yaw: float = 0.0, pitch: float = 0.
     forward = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
     R = np.stack([right, np.cross(forward, right), forward])
     return R, -R @ np.array(centre)
+
+
+def on_the_walls(pose: Pose, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return where the rays of pixels (N, 2) of a photograph meet the walls."""
+    R, t = pose
+    rays = np.column_stack([(pixels - [159.5, 119.5]) / 260.0, np.ones(len(pixels))]) @ R
+    centre = -R.T @ t
+    reach = np.maximum((LOW - centre) / rays, (HIGH - centre) / rays).min(axis=1)
+    return centre + reach[:, None] * rays
+
+
+def true_errors(
+    pose0: Pose, pose1: Pose, points0: NDArray[np.float64], points1: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return by how many pixels matches miss where the wall that image 0 shows is in image 1."""
+    seen = on_the_walls(pose0, points0) @ pose1[0].T + pose1[1]
+    return np.linalg.norm(seen[:, :2] / seen[:, 2:] * 260.0 + [159.5, 119.5] - points1, axis=1)
 
 
 def align(estimated: NDArray[np.float64], true: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tiepoint as tp
-from textured_room import CAMERA, Pose, Room, look
+from textured_room import CAMERA, HIGH, LOW, Pose, Room, look, true_errors
 from tiepoint.features import ExtractorOptions
 from tiepoint.geometry import fundamental_from_pose, relative_pose, symmetric_epipolar_error
 from tiepoint.mapping import NewImage, Store
@@ -27,28 +27,12 @@ from tiepoint.types import Features
 pycolmap = pytest.importorskip("pycolmap")
 
 POSES = [look((x, 0.1 * x, -1.5 + 0.3 * abs(x)), -0.12 * x, 0.02) for x in np.linspace(-1.2, 1.2, 5)]
-LOW, HIGH = np.array([-3, -2, -3]), np.array([3, 2, 9])
 
 
 @pytest.fixture(scope="module")
 def features() -> list[Features]:
     room, sift = Room(), tp.features.load("sift", max_keypoints=1500)
     return [sift(room.photograph(pose)) for pose in POSES]
-
-
-def on_the_walls(pose: Pose, pixels: np.ndarray) -> np.ndarray:
-    """Return where the rays of pixels (N, 2) of a photograph meet the walls."""
-    R, t = pose
-    rays = np.column_stack([(pixels - [159.5, 119.5]) / 260.0, np.ones(len(pixels))]) @ R
-    centre = -R.T @ t
-    reach = np.maximum((LOW - centre) / rays, (HIGH - centre) / rays).min(axis=1)
-    return centre + reach[:, None] * rays
-
-
-def true_errors(pose0: Pose, pose1: Pose, points0: np.ndarray, points1: np.ndarray) -> np.ndarray:
-    """Return by how many pixels matches miss where the wall that image 0 shows is in image 1."""
-    seen = on_the_walls(pose0, points0) @ pose1[0].T + pose1[1]
-    return np.linalg.norm(seen[:, :2] / seen[:, 2:] * 260.0 + [159.5, 119.5] - points1, axis=1)
 
 
 def model_of(features: list[Features], poses: list[Pose]) -> Any:

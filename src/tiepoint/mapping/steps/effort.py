@@ -28,6 +28,7 @@ from ...matchers.union import one_to_one
 from ...types import Matches
 from ..progress import Progress, Report, silent
 from ..store import Store, pairs_of
+from .thicken import connected
 from .verify import LEAST_INLIERS, verify
 
 FEW_PARTNERS = 3  # an image with fewer verified pairs is tried with more images
@@ -125,7 +126,7 @@ def hopeful_pairs(store: Store) -> list[tuple[int, int]]:
     for image in {image for pair in ranking for image in pair}:
         if partners[image] < FEW_PARTNERS:
             chosen.update([pair for pair in ranking if image in pair][:TRIES])
-    groups = _connected(verified)
+    groups = connected(verified)
     for one, other in combinations(groups, 2):
         chosen.update([pair for pair in ranking if one & set(pair) and other & set(pair)][:TRIES])
     return [pair for pair in ranking if pair in chosen]
@@ -159,12 +160,3 @@ def snapped(state: State) -> Matches:
     rows = rows[np.argsort(pairs[rows, 0], kind="stable")]
     matches = make_matches(state.own(0), state.own(1), pairs[rows], scores[rows])
     return replace(matches, overlaps=state.matches.overlaps)
-
-
-def _connected(pairs: set[tuple[int, int]]) -> list[set[int]]:
-    """Return the groups of images that pairs connect."""
-    groups: list[set[int]] = []
-    for pair in pairs:
-        touched = [group for group in groups if group & set(pair)]
-        groups = [group for group in groups if not group & set(pair)] + [set(pair).union(*touched)]
-    return groups

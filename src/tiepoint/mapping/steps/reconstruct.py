@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -24,6 +25,7 @@ from . import refine as refinement
 from .adjust import adjust, reprojection_errors
 from .assess import ONLY_TURNED, TURNED, Assessment, assess, turned_and_flat
 from .densify import densify
+from .thicken import thicken, torn_apart
 
 if TYPE_CHECKING:
     import pycolmap
@@ -177,7 +179,9 @@ def reconstruct(
         Adjust focal lengths and distortion along with the poses, and at the end the principal points that the
         photographs determine (`tiepoint.mapping.steps.adjust`). False for calibrated cameras.
     second_pass : bool
-        Also match all keypoints along epipolar lines, for many more points (`tiepoint.mapping.steps.densify`).
+        Also match all keypoints along epipolar lines, for many more points (`tiepoint.mapping.steps.densify`). And if
+        the largest model lacks photographs that pairs connect with it, find more matches for these pairs
+        (`tiepoint.mapping.steps.thicken`), and map once more.
     refine_keypoints : bool
         Also align each track's keypoints to a fraction of a pixel (`tiepoint.mapping.steps.refine`), from the
         photographs at full size. With SIFT at 1600 pixels it takes a quarter to a third off the reprojection error
@@ -241,12 +245,18 @@ def reconstruct(
         report(Progress("mapping", min(placed, total), total))
 
     report(Progress("mapping", 0, total))
-    with scratch_folder() as work, _quiet():
-        found = _map(
-            Path(database), work, mapper, refine_cameras, seed, threads or -1, on_image, collection.camera_models
-        )
+    try_to_map = partial(
+        _map, Path(database), mapper, refine_cameras, seed, threads or -1, on_image, collection.camera_models
+    )
+    found = try_to_map()
+    if second_pass:
+        with Store.open(database, create=False) as store:
+            torn = torn_apart(found[0].reg_image_ids() if found else (), store.verified_pairs())
+            thicker = bool(torn) and thicken(store, torn, report) > 0
+        if thicker:
+            placed, collection = 0, _Collection.of(Path(database))
+            found = max(found, try_to_map(), key=lambda models: [_size(model) for model in models[:1]])
     report(Progress("mapping", total, total))
-    found.sort(key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
     # COLMAP keeps the first model that it makes, however small, and that need not be the largest.
     models = tuple(model for model in found if model is found[0] or model.num_reg_images() >= LEAST_IMAGES)
     for model in models:
@@ -301,7 +311,6 @@ _NO_MODEL: dict[Mapper, str] = {
 
 def _map(
     database: Path,
-    work: Path,
     mapper: Mapper,
     refine_cameras: bool,
     seed: int,
@@ -309,11 +318,28 @@ def _map(
     on_image: Callable[[], None] | None,
     camera_models: set[str],
 ) -> list[pycolmap.Reconstruction]:
-    """Run one of COLMAP's mappers; it writes into the empty folder ``work``."""
+    """Run one of COLMAP's mappers; return its models, the largest first."""
+    with scratch_folder() as work, _quiet():
+        # COLMAP looks for the photographs in the folder that it writes to and finds none: it would read colours without
+        # turning the picture as EXIF says.
+        found = _run_mapper((database, work, work), mapper, refine_cameras, seed, threads, on_image, camera_models)
+    return sorted(found, key=_size, reverse=True)
+
+
+def _size(model: pycolmap.Reconstruction) -> tuple[int, int]:
+    return model.num_reg_images(), model.num_points3D()
+
+
+def _run_mapper(
+    places: tuple[Path, Path, Path],
+    mapper: Mapper,
+    refine_cameras: bool,
+    seed: int,
+    threads: int,
+    on_image: Callable[[], None] | None,
+    camera_models: set[str],
+) -> list[pycolmap.Reconstruction]:
     pycolmap = import_pycolmap()
-    # COLMAP looks for the photographs in the same folder and finds none: it would read colours without turning the
-    # picture as EXIF says.
-    places = database, work, work
     if mapper == "global":
         options = pycolmap.GlobalPipelineOptions(random_seed=seed, num_threads=threads, min_model_size=LEAST_IMAGES)
         options.min_num_matches = LEAST_INLIERS
