@@ -20,7 +20,7 @@ from ..progress import Progress, Report, silent
 from ..store import Store
 from .verify import LEAST_INLIERS, verify
 
-PARTNERS = 5  # photographs that each is matched with again, those with most inliers; 3 left a walk ahead with a wrong step
+PARTNERS = 5  # photographs that each is matched with again, those with most inliers; 3 left a step of a walk wrong
 KEYPOINTS = 4096  # of a photograph, the best: the time grows with the square
 WORTH = 0.05  # share of the connected photographs that a model lacks, from which a second try is worth its time
 
