@@ -117,6 +117,20 @@ def test_adaptive_matchers_report_layers(oracle) -> None:
     assert row.pruned == 20 / 160
 
 
+def test_solved_pairs_that_the_verdict_keeps(oracle) -> None:
+    """A wrong "no" counts where the pair is solved; where chance matched it, it is right."""
+
+    def match(features0: Features, features1: Features):
+        solve = random_match if next(numbers) == 1 else oracle.match
+        return replace(solve(features0, features1), overlaps=next(verdicts))
+
+    numbers, verdicts = iter(range(3)), iter([True, False, False])
+    plane, scene, _ = summarise(evaluate_pairs(oracle.pairs, oracle.extract, match, "verdict"))
+    assert (plane["kept"], scene["kept"]) == (1.0, 0.0)
+    silent = summarise(evaluate_pairs(oracle.pairs, oracle.extract, oracle.match, "oracle"))
+    assert silent[0]["kept"] is None
+
+
 def test_a_failed_pair_is_a_row_and_an_infinite_error(oracle, tmp_path) -> None:
     gone = EvalPair("plane", "gone", Picture(tmp_path / "gone.png"), oracle.pairs[0].image1, HomographyTruth(H))
     run = evaluate_pairs([*oracle.pairs[:1], gone], oracle.extract, oracle.match, "oracle")

@@ -81,6 +81,8 @@ class Row:
         Corner errors of the homography in pixels of image 1; None without a model.
     pose_error : float or None
         Degrees; None without a model.
+    overlaps : bool or None
+        Whether the matcher says that the photographs show the same place; None if it does not say.
     stop_layer : int or None
         The layer at which an adaptive matcher stopped.
     pruned : float or None
@@ -102,6 +104,7 @@ class Row:
     dlt_error: float | None = None
     ransac_error: float | None = None
     pose_error: float | None = None
+    overlaps: bool | None = None
     stop_layer: int | None = None
     pruned: float | None = None
     extract_seconds: float | None = None
@@ -386,6 +389,7 @@ def _measure(pair: EvalPair, extracted: Callable[[Picture], tuple[Features, floa
             matches=len(matches),
             extract_seconds=seconds0 + seconds1,
             match_seconds=match_seconds,
+            overlaps=None if matches.overlaps is None else bool(matches.overlaps),
             stop_layer=matches.stop_layer,
             pruned=_pruned(matches),
             precision=metrics.precision(pair.truth, matches.points0, matches.points1, MATCH_PX),

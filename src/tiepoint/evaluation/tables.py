@@ -20,6 +20,7 @@ from .run import MATCH_PX, RANSAC_PX, Row, Run
 
 HOMOGRAPHY_PX = (1, 3, 5)
 POSE_DEGREES = (5, 10, 20)
+SOLVED_PX, SOLVED_DEGREES = 5, 10  # errors up to which a pair counts as solved
 MEAN = "mean"
 
 Value = float | int | str | None
@@ -48,6 +49,7 @@ COLUMNS = (
     Column("AUC pose @5/10/20°", tuple(f"pose_auc_{t}deg" for t in POSE_DEGREES), 1, 100),
     Column("P @3px", ("precision",), 1, 100),
     Column("R @3px", ("recall",), 1, 100),
+    Column("kept %", ("kept",), 1, 100),
     Column("matches", ("matches",), 0),
     Column("stop layer", ("stop_layer",), 1),
     Column("pruned %", ("pruned",), 1, 100),
@@ -63,8 +65,9 @@ LO-RANSAC at {RANSAC_PX} px), relative poses by the larger of the angles of rota
 same RANSAC). A pair that failed counts as an infinite error. P: matches within {MATCH_PX:.0f} px of the true
 homography, or of their epipolar lines, in percent. R: keypoint pairs that agree to {MATCH_PX:.0f} px under
 the ground truth and were found, in percent (7scenes: its depth maps are some pixels off; compare R there, but
-do not read it alone). Precision, recall, matches, layers: means over pairs. Times: medians over pairs,
-extraction of both images together. `{MEAN}`: over the sets."""
+do not read it alone). kept: of the pairs solved to {SOLVED_DEGREES}° or {SOLVED_PX} px, those that the
+matcher calls overlapping, in percent. Precision, recall, matches, layers: means over pairs. Times: medians
+over pairs, extraction of both images together. `{MEAN}`: over the sets."""
 
 
 def summarise(run: Run) -> list[dict[str, Value]]:
@@ -100,11 +103,18 @@ def _summary(rows: list[Row]) -> dict[str, Value]:
         infinite = [np.inf if error is None else error for error in errors]
         areas = auc(infinite, thresholds) if infinite else [None] * len(thresholds)
         line |= {f"{name}_auc_{t}{unit}": area for t, area in zip(thresholds, areas, strict=True)}
+    solved = [row.overlaps for row in good if _is_solved(row)]
+    line["kept"] = _over(solved, np.mean)
     for key in ("precision", "recall", "matches", "stop_layer", "pruned"):
         line[key] = _over([getattr(row, key) for row in good], np.mean)
     for key in ("extract_seconds", "match_seconds", "geometry_seconds"):
         line[key] = _over([getattr(row, key) for row in good], np.median)
     return line
+
+
+def _is_solved(row: Row) -> bool:
+    pixels, degrees = row.ransac_error, row.pose_error
+    return (pixels is not None and pixels <= SOLVED_PX) or (degrees is not None and degrees <= SOLVED_DEGREES)
 
 
 def _over(values: Sequence[Any], combine: Any) -> float | int | None:

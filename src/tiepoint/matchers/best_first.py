@@ -10,10 +10,10 @@ from ..types import Matches
 from .base import Matcher, Pair, make_matches
 
 BEST = 512  # keypoints of each photograph that are matched first
-# Evidence (`Matches.evidence`) of the best 512 that needs no more: enough for a pose, and where a map needs more matches
-# it looks for them itself (`tiepoint.mapping.steps.thicken`). With 0 that could not save lund, a walk along a street.
-# Below the overlap threshold no more is tried either: of 14 pairs of sacre_coeur four had less, and at most 13 matches
-# of all keypoints agreed with a geometry.
+# Evidence (`Matches.evidence`) of the best 512 that needs no more: enough for a pose, and where a map needs more
+# matches it looks for them itself (`tiepoint.mapping.steps.thicken`). With 0 that could not save lund, a walk along a
+# street. Below the overlap threshold no more is tried either: of 14 pairs of sacre_coeur four had less, and at most 13
+# matches of all keypoints agreed with a geometry.
 ENOUGH = 30.0
 
 
