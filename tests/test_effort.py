@@ -237,6 +237,20 @@ def test_the_verdict_asks_more_of_later_tries(start: effort.State, viewed: effor
     assert viewed.matches.overlaps is None
 
 
+def test_photographs_with_a_logo_overlap_without_it(texture: NDArray[np.uint8]) -> None:
+    """Matches on a logo that is burnt into both photographs go; the verdict on the others is still said."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    logo = cv2.resize(noise, (80, 60), interpolation=cv2.INTER_CUBIC)
+    large = np.asarray(cv2.resize(texture, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC), np.uint8)
+    pictures = [large[40:, 50:].copy(), large[:-40, :-50].copy()]
+    for picture in pictures:
+        picture[20:80, 20:100] = logo
+    found = tp.match(*pictures, features="sift", matcher="lightglue").matches
+    on_logo = ((found.points0 > [20, 20]) & (found.points0 < [100, 80])).all(axis=1)
+    assert len(found) > 50 and found.overlaps
+    assert not (on_logo & (np.abs(found.points0 - found.points1).max(axis=1) < 1)).any()
+
+
 # Rungs alone.
 
 

@@ -299,8 +299,12 @@ def _without_overlay(state: State, found: Found) -> Found:
     """Leave out matches of a clock or a logo that is burnt into both photographs."""
     features0, features1 = (state.own(i) if part is None else part for i, part in enumerate(found.features))
     kept = without_overlay(found.matches, features0, features1)
-    lost = found.matches.evidence - kept.evidence
-    return replace(found, matches=kept, evidence=max(0.0, found.evidence - lost))
+    if kept is found.matches:
+        return found
+    evidence = max(0.0, found.evidence - (found.matches.evidence - kept.evidence))
+    if found.matches.overlaps:  # it may have been the overlay that overlapped
+        kept = _judged(state.matcher, kept, evidence)
+    return replace(found, matches=kept, evidence=evidence)
 
 
 def _match_views(matcher: Matcher, pairs: Sequence[tuple[View, View]]) -> list[Found]:
