@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from numpy.typing import NDArray
 
 from browsing import Watched, shot, until
 from synthetic_scene import SyntheticScene
@@ -64,7 +65,7 @@ def test_page_holds_the_scene(page: Path, worlds: Worlds) -> None:
     data = data_of(page)
     assert data["images"] == sorted([*worlds[0].names, *worlds[1].names, "alone.jpg"])
     assert data["pairs"] == len(data["edges"]) == 6 + 3
-    for i, j, inliers in data["edges"]:
+    for i, j, inliers, _ in data["edges"]:
         assert data["images"][i][0] == data["images"][j][0]  # pairs are within a world
         assert inliers > 20
     assert data["leftOut"].keys() == {str(data["images"].index("alone.jpg"))}
@@ -213,8 +214,121 @@ def test_track_of_a_point_and_points_of_a_pair(opened: Any, worlds: Worlds) -> N
     title = opened.text_content("#panel-title")
     a, b = (worlds[0].names.index(name) for name in title.split(" – "))
     both = set(worlds[0].visible[a]) & set(worlds[0].visible[b])
-    assert opened.text_content("#panel-text").startswith(f"{len(both)} points of both")
+    opened.select_option("#kind", "points")
+    points = f"{len(both)} points of the scene seen by both (every 2nd with its line)."
+    assert opened.text_content("#panel-text") == f"{len(both)} verified matches; {points}"
     assert (shot(opened, "#picture").max(axis=2) > 150).sum() > 500
+    opened.select_option("#kind", "matches")
+
+
+def test_matches_on_the_page_lie_where_both_photographs_show_the_point(page: Path, worlds: Worlds) -> None:
+    data = data_of(page)
+    places = np.frombuffer(base64.b64decode(data["matchesAt"]), "<u2").reshape(-1, 4) / 65535
+    assert len(places) == sum(edge[3] for edge in data["edges"])
+    for i, j, inliers, held in data["edges"]:
+        assert held == min(inliers, scene_page.MATCHES_OF_A_PAIR)
+        mine, places = places[:held], places[held:]
+        world = worlds[data["images"][i].startswith("b")]
+        found = []
+        for image, at in ((i, mine[:, :2]), (j, mine[:, 2:])):
+            view = world.names.index(data["images"][image])
+            rays = (2 * at - 1) * (200 / 380, 150 / 380)  # without distortion
+            pixels = world.camera.project(np.column_stack([rays, np.ones(held)]))
+            away = np.linalg.norm(pixels[:, None] - world.keypoints[view], axis=2)
+            assert away.min(axis=1).max() < 0.02
+            found.append(world.visible[view][away.argmin(axis=1)])
+        assert (found[0] == found[1]).all()
+
+
+def test_the_matches_of_a_picked_pair_are_drawn(browser: Any, tmp_path: Path) -> None:
+    """The model has lost half of the points: their matches are drawn as matches, and not as points of both."""
+    world = SyntheticScene(["0.jpg", "1.jpg", "2.jpg"], seed=3, points=30)
+    world.write_database(tmp_path / "database.db", pairs=[(0, 1), (1, 2)])
+    world.write_photographs(tmp_path)
+    model = world.model()
+    for point in sorted(model.point3D_ids())[::2]:
+        model.delete_point3D(point)
+    scene = Scene(tmp_path, (model,), (Quality.of(model),), {})
+    target = tmp_path / "scene.html"
+    scene_page.write_scene_page(scene, tmp_path / "database.db", target, photographs=tmp_path)
+    watched = Watched(browser, target.as_uri(), viewport={"width": 1200, "height": 800})
+    page = watched.page
+    until(page, "sheet !== null")
+    page.evaluate("pick(model.cameras[0].image)")
+    matches = len(set(world.visible[0]) & set(world.visible[1]))
+    points = model.points3D.values()
+    counts = [sum({1, other} <= {e.image_id for e in point.track.elements} for point in points) for other in (2, 3)]
+    rows = [row.split("\t") for row in page.locator("#partner-rows tr").all_inner_texts()]
+    assert rows == [["1.jpg", str(matches), str(counts[0])], ["2.jpg", "–", str(counts[1])]]  # 0 and 2 are not matched
+    assert matches > counts[0] + 10
+
+    page.locator("#partner-rows tr").first.click()
+    told = f"{matches} verified matches; {counts[0]} points of the scene seen by both."
+    assert page.text_content("#panel-text") == told
+    segments = np.array(page.evaluate("find('picture').segments"))[:, :4]
+    assert len(segments) == matches
+    assert drawn_share(shot(page, "#picture"), segments) > 0.97
+    page.select_option("#kind", "points")
+    kept = np.array(page.evaluate("find('picture').segments"))[:, :4]
+    assert len(kept) == counts[0]
+    lost = np.array([line for line in segments if np.abs(kept - line).max(axis=1).min() > 0.5])
+    assert drawn_share(shot(page, "#picture"), kept) > 0.97 > 0.7 > drawn_share(shot(page, "#picture"), lost)
+    page.select_option("#kind", "matches")
+
+    page.click("#picture")  # larger, side by side; the pointer follows one match
+    assert page.locator("#large").evaluate("dialog => dialog.open")
+    large = np.array(page.evaluate("find('large-picture').segments"))[:, :4]
+    box = page.locator("#large-picture").bounding_box()
+    assert box["width"] > 1000 and (large[:, 2] > box["width"] / 2).all() and (large[:, 0] < box["width"] / 2).all()
+    page.mouse.move(5, 5)
+    before = shot(page, "#large-picture")
+    assert drawn_share(before, large) > 0.97
+    page.hover("#large-picture", position={"x": large[4, 0], "y": large[4, 1]})
+    alone = shot(page, "#large-picture")
+    assert drawn_share(alone, large[4:5]) > 0.97 > 0.5 > drawn_share(alone, np.delete(large, 4, axis=0))
+    page.keyboard.press("Escape")
+
+    page.evaluate("pair(model.cameras[2].image)")
+    assert page.text_content("#panel-text").startswith("Not matched with each other; ")
+    assert page.evaluate("find('picture').segments.length") == counts[1]
+    page.set_viewport_size({"width": 375, "height": 800})
+    page.evaluate("pair(model.cameras[1].image)")
+    page.click("#enlarge")
+    phone = np.array(page.evaluate("find('large-picture').segments"))[:, :4]
+    assert (phone[:, 3] > phone[:, 1].max()).all()  # one above the other
+    assert drawn_share(shot(page, "#large-picture"), phone) > 0.97
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.click("#close")
+    watched.close()
+
+
+def drawn_share(picture: NDArray[np.int64], segments: NDArray[np.float64]) -> float:
+    """Return which share of places along the lines (x0, y0, x1, y1) is coloured, not grey."""
+    colour = picture.max(axis=2) - picture.min(axis=2) > 40
+    found = []
+    for x0, y0, x1, y1 in segments:
+        for t in np.linspace(0.1, 0.9, 9):
+            x, y = round(x0 + t * (x1 - x0)), round(y0 + t * (y1 - y0))
+            found.append(colour[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].any())
+    return float(np.mean(found))
+
+
+def test_matches_stay_within_their_budget_of_the_strongest_pairs_first(
+    page: Path, worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scene_page, "MATCHES_OF_A_PAIR", 20)
+    monkeypatch.setattr(scene_page, "MAX_MATCHES", 70)
+    model = worlds[0].model()
+    small = Scene(page.parent, (model,), (Quality.of(model),), {})
+    target = page.parent / "matches.html"
+    scene_page.write_scene_page(small, page.parent / "database.db", target)
+    data = data_of(target)
+    held = [edge[3] for edge in data["edges"] if data["images"][edge[0]].startswith("a")]
+    assert sum(held) == 70 == len(base64.b64decode(data["matchesAt"])) / 8
+    # Worlds without a model have no photograph here, so nothing to draw a match on.
+    assert all(edge[3] == 0 for edge in data["edges"] if data["images"][edge[0]].startswith("b"))
+    reached = {image for edge in data["edges"] if edge[3] == 20 for image in edge[:2]}
+    assert len(reached) == 4  # each image has the matches of its strongest pair
 
 
 def first_place(world: SyntheticScene, model: Any, point_id: int) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +19,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from ...errors import ArgumentError, InputError
+from ...geometry.colmap import to_colmap
 from ...io.files import atomic
 from ...io.html import fill_template
 from ...io.images import read_reduced, resize
@@ -27,9 +30,13 @@ from ..store import Store, registered
 if TYPE_CHECKING:
     import pycolmap
 
+MatchesOf = Callable[[str, str, int], tuple[NDArray[np.float64], NDArray[np.float64]] | None]
+
 MAX_POINTS = 200_000  # of a model: 5 MB of page, and fluent with WebGL
 MAX_OBSERVATIONS = 1_000_000  # of a model, where its points' tracks lie in the photographs: 8 MB of page
 MAX_EDGES = 20_000  # of the match graph: more lines are one grey disc
+MATCHES_OF_A_PAIR = 120  # as many lines as can be told apart
+MAX_MATCHES = 250_000  # of all pairs together, of the strongest of each image first: 3 MB of page
 THUMBNAIL_SIDES = (1024, 640, 320, 160, 96)  # pixels
 THUMBNAIL_BYTES = 12_000_000  # of all thumbnails together
 BYTES_A_PIXEL = 0.2  # of a JPEG at most, as a rule
@@ -79,12 +86,10 @@ def write_scene_page(
     Notes
     -----
     At most 200,000 points of each model are on the page, evenly chosen, tracks of points up to 1,000,000 observations,
-    the 20,000 pairs with most inliers, and 12 MB of photographs; the page says so where it leaves something out.
+    the 20,000 pairs with most inliers, 120 verified matches of a pair, evenly chosen, of the strongest pairs of each
+    image up to 250,000 together, and 12 MB of photographs; the page says so where it leaves something out.
     """
     target = check_page_name(path)
-    with Store.open(database, create=False) as store:
-        named = {image.image_id: image.name for image in store.images()}
-        verified = store.verified_pairs()
 
     def picture(name: str, side: int) -> NDArray[np.uint8] | None:
         assert photographs is not None
@@ -93,17 +98,46 @@ def write_scene_page(
         except (OSError, InputError):  # the map has said what is wrong with it
             return None
 
-    write_page(
-        target,
-        scene,
-        list(named.values()),
-        {(named[id0], named[id1]): inliers for (id0, id1), inliers in verified.items()},
-        None if photographs is None else picture,
-        title=title,
-        description=description,
-        unit=unit,
-        up=up,
-    )
+    with Store.open(database, create=False) as store:
+        images, pairs = pairs_of(store)
+        write_page(
+            target,
+            scene,
+            images,
+            pairs,
+            None if photographs is None else picture,
+            matches=matches_in(store),
+            title=title,
+            description=description,
+            unit=unit,
+            up=up,
+        )
+
+
+def pairs_of(store: Store) -> tuple[list[str], dict[tuple[str, str], int]]:
+    """Return the names of the images of a database, and of its verified pairs -> how many matches."""
+    names = {image.image_id: image.name for image in store.images()}
+    pairs = {(names[id0], names[id1]): inliers for (id0, id1), inliers in store.verified_pairs().items()}
+    return list(names.values()), pairs
+
+
+def matches_in(store: Store) -> MatchesOf:
+    """Return the ``matches`` of `write_page` for the pairs of a database."""
+    ids = {image.name: image.image_id for image in store.images()}
+
+    @lru_cache(maxsize=256)
+    def keypoints(name: str) -> NDArray[np.float64]:
+        return to_colmap(store.features(ids[name], descriptors=False).keypoints.numpy())
+
+    def matches(name0: str, name1: str, most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        if name0 not in ids or name1 not in ids:
+            return None
+        geometry = store.geometry(ids[name0], ids[name1]) if most else None
+        found = np.zeros((0, 2), np.int64) if geometry is None else geometry.matches
+        found = found[np.linspace(0, len(found) - 1, min(len(found), most)).astype(int)]
+        return keypoints(name0)[found[:, 0]], keypoints(name1)[found[:, 1]]
+
+    return matches
 
 
 def check_page_name(path: str | os.PathLike[str]) -> Path:
@@ -123,12 +157,13 @@ def write_page(
     lens: pycolmap.Camera | None = None,
     found: Collection[str] = (),
     *,
+    matches: MatchesOf | None = None,
     title: str = "",
     description: str = "",
     unit: str = "",
     up: tuple[float, float, float] | None = None,
 ) -> None:
-    """Write a page of a scene that has no database.
+    """Write a page of a scene that may have no database.
 
     Parameters
     ----------
@@ -137,13 +172,16 @@ def write_page(
     images : sequence of str
         Names of all images, those of the models and others.
     pairs : mapping
-        Names of two images -> how many matches connect them.
+        Names of two images -> how many matches, or points of both, connect them.
     picture : function, optional
         Name of an image, long side in pixels -> uint8 array (H, W, 3), as its camera took it; None if there is none.
     lens : pycolmap.Camera, optional
         The camera that took the pictures, where the models know only one without distortion.
     found : collection of str
         Images that were found in the map later; they have a colour of their own.
+    matches : function, optional
+        Names of two images, a number -> at most so many of their verified matches, evenly chosen, as arrays (K, 2) of
+        pixels of each in COLMAP's convention; None for pairs whose number in ``pairs`` is of points.
     title, description, unit, up
         See `write_scene_page`.
     """
@@ -154,10 +192,12 @@ def write_page(
         for model in scene.models[::-1]
         for image in registered(model)
     }
+    edges, matches_at = _edges(strongest, names, taken_by, matches)
     data = {
         "images": list(images),
         "thumbnails": {} if picture is None else _thumbnails(picture, taken_by, names),
-        "edges": [[names[name0], names[name1], inliers] for (name0, name1), inliers in strongest],
+        "edges": edges,
+        "matchesAt": _encoded(matches_at),
         "pairs": len(pairs),
         "unit": unit,
         "up": up,
@@ -171,6 +211,41 @@ def write_page(
     page = fill_template(template, data, title=title or "Scene", description=description)
     with atomic(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _edges(
+    strongest: Sequence[tuple[tuple[str, str], int]],
+    names: Mapping[str, int],
+    taken_by: Mapping[str, pycolmap.Camera],
+    matches: MatchesOf | None,
+) -> tuple[list[list[int]], NDArray[np.uint16]]:
+    """Return the edges of the match graph, the strongest first, and where the matches lie in both photographs.
+
+    An edge is [image, image, number of matches, how many of the next matches are its]; without the last the number is
+    one of points. Matches (M, 4) are fractions of the photographs' sizes, times 65535.
+    """
+    edges = [[names[name0], names[name1], number] for (name0, name1), number in strongest]
+    if matches is None:
+        return edges, np.zeros((0, 4), "<u2")
+    place: Counter[int] = Counter()  # of an edge among those of its image
+    ranks = []
+    for first, second, _ in edges:
+        ranks.append(min(place[first], place[second]))
+        place.update((first, second))
+    held: dict[int, NDArray[np.float64]] = {}
+    left = MAX_MATCHES
+    for row in sorted(range(len(edges)), key=ranks.__getitem__):
+        name0, name1 = strongest[row][0]
+        shown = name0 in taken_by and name1 in taken_by
+        found = matches(name0, name1, min(left, MATCHES_OF_A_PAIR) if shown else 0)
+        if found is None:
+            continue
+        edges[row].append(len(found[0]))
+        left -= len(found[0])
+        if len(found[0]):
+            held[row] = np.hstack([_on_thumbnail(found[0], taken_by[name0]), _on_thumbnail(found[1], taken_by[name1])])
+    places = np.concatenate([np.zeros((0, 4)), *(held[row] for row in sorted(held))])
+    return edges, np.rint(places.clip(0, 1) * 65535).astype("<u2")
 
 
 def _describe(

@@ -219,13 +219,12 @@ def write_localized_page(
     InputError
         The page cannot be written.
     """
-    from ..exchange.web_page import check_page_name, write_page
+    from ..exchange.web_page import check_page_name, matches_in, pairs_of, write_page
 
     target = check_page_name(path)
     pycolmap = import_pycolmap()
     model = pycolmap.Reconstruction(localizer.model)  # a copy
-    stored = {image.image_id: image.name for image in localizer.store.images()}
-    pairs = {(stored[a], stored[b]): inliers for (a, b), inliers in localizer.store.verified_pairs().items()}
+    stored, pairs = pairs_of(localizer.store)
     names: dict[str, str] = {}  # on the page -> of the result; a query may be called as a photograph of the map is
     for result in results:
         pose = result.pose
@@ -247,10 +246,11 @@ def write_localized_page(
     write_page(
         target,
         Scene(target.parent, (model,), (Quality.of(model),), {}),
-        [*stored.values(), *names],
+        [*stored, *names],
         pairs,
         lambda name, side: resize(pictures[names[name]], side) if names.get(name) in pictures else None,
         found=names.keys(),
+        matches=matches_in(localizer.store),
         title=title,
         description=f"{len(names)} photographs found in this map",
     )
