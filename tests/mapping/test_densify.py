@@ -142,7 +142,8 @@ def test_qualities_of_a_map(photographs: Path, tmp_path: Path, tiepoint: Any) ->
         ran = tiepoint("map", photographs, "-o", tmp_path / quality, *options)
         assert ran.code == 0, ran.err
         assert f"quality {quality}: 5 photographs, 10 pairs" in ran.err
-        assert "estimated" in ran.err
+        assert "estimated" in ran.err and ", model " in ran.err
+        assert "where these leave a doubt" not in ran.err  # nearest neighbours match all keypoints at once
         assert f"ns-train splatfacto --data {tmp_path / quality}/undistorted" in ran.out.splitlines()[-1]
         reports[quality] = json.loads((tmp_path / quality / "report.json").read_text())
     fast, balanced, dense = (reports[quality]["models"][0] for quality in ("fast", "balanced", "dense"))
@@ -169,6 +170,7 @@ def test_a_network_matches_the_best_keypoints_first(photographs: Path, tmp_path:
     ran = tiepoint("map", few, "-o", tmp_path / "map", *options)
     report = json.loads(ran.out)
     assert report["plan"]["chosen"]["first_pass"] == 1536
+    assert "first pass 512, 1536 where these leave a doubt" in ran.err
     with Store.open(tmp_path / "map/database.db") as store:
         for a, b in store.verified_pairs():
             found = store.matches(a, b)
@@ -181,7 +183,7 @@ def test_a_network_matches_the_best_keypoints_first(photographs: Path, tmp_path:
 
 def test_slow_exhaustive_pairs_are_named() -> None:
     """A plan of 100 photographs with 20 s a pair says what to use instead; one of 2 s a pair does not."""
-    slow, quick = (Plan("balanced", {}, 100, 4950, 2000, (60.0, 4950 * each)).lines() for each in (20.0, 0.1))
+    slow, quick = (Plan("balanced", {}, 100, 4950, 2000, (60.0, 4950 * each, 200.0)).lines() for each in (20.0, 0.1))
     assert "--pairs retrieval" in slow[-1] and "27.5 h of that" in slow[-1] and "11.1 h" in slow[-1]
     assert len(quick) == 2 and "estimated" in quick[-1]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -108,14 +109,17 @@ def test_quality_agrees_with_colmap(world: SyntheticScene) -> None:
     assert quality.points == model.num_points3D()
     assert quality.observations == model.compute_num_observations()
     assert quality.track_length == pytest.approx(model.compute_mean_track_length())
-    by_hand = {}
+    by_hand, of_points = {}, defaultdict(list)
     for image in model.images.values():
         by_hand[image.name] = [
             float(np.linalg.norm(image.project_point(model.points3D[point.point3D_id].xyz) - point.xy))
             for point in image.points2D
             if point.has_point3D()
         ]
-    assert quality.error == pytest.approx(np.mean([error for errors in by_hand.values() for error in errors]))
+        for point, error in zip((p for p in image.points2D if p.has_point3D()), by_hand[image.name], strict=True):
+            of_points[point.point3D_id].append(error)
+    assert quality.error == pytest.approx(np.mean([np.mean(errors) for errors in of_points.values()]))
+    assert quality.error == pytest.approx(model.compute_mean_reprojection_error())
     for image in quality.images:
         assert image.observations == len(by_hand[image.name])
         assert image.error == pytest.approx(np.mean(by_hand[image.name]))

@@ -62,7 +62,7 @@ class Quality:
     track_length : float
         Mean number of images that see a point.
     error : float
-        Mean reprojection error in pixels, over all observations.
+        Mean reprojection error in pixels, as COLMAP computes it: over the points, of the mean of each.
     images : tuple of ImageQuality
         The registered images, weakest (fewest observations) first.
 
@@ -85,20 +85,21 @@ class Quality:
     def of(cls, model: pycolmap.Reconstruction, total: int | None = None) -> Quality:
         """Measure a model; ``total`` is the number of images it was to be made of, if that is known.
 
-        Errors are computed anew from poses, cameras and keypoints.
+        Errors are computed anew from poses, cameras and keypoints; the points of the model get theirs.
         """
         images = []
         for image in registered(model):
             errors = reprojection_errors(model, image)
             images.append(ImageQuality(image.name, len(errors), float(errors.mean()) if len(errors) else 0.0))
         observations, points = sum(image.observations for image in images), model.num_points3D()
+        model.update_point_3d_errors()
         return cls(
             registered=len(images),
             total=len(images) if total is None else total,
             points=points,
             observations=observations,
             track_length=observations / points if points else 0.0,
-            error=sum(image.error * image.observations for image in images) / observations if observations else 0.0,
+            error=model.compute_mean_reprojection_error() if points else 0.0,
             images=tuple(sorted(images, key=lambda image: (image.observations, -image.error, image.name))),
         )
 
