@@ -554,12 +554,12 @@ def test_pipes_do_not_hang_a_reader(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_progress_of_a_map_is_said_where_nobody_watches(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tiepoint.cli import console
+    from tiepoint.mapping import progress
 
     for path in sorted(photos.iterdir())[6:]:
         path.unlink()
     clock = iter(range(0, 10**9, 61))
-    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     main(["map", str(photos), "-o", str(tmp_path / "out"), "-f", "sift", "--workers", "0", "-k", "100"])
     err = said(capsys)
     assert "extracting sift: 6 of 6" in err
