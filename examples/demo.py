@@ -40,7 +40,7 @@ def main() -> None:
     print(result.choice)
     print(f"{len(result.features0)} and {len(result.features1)} keypoints, {len(result)} matches")
     print(f"{(error < 3).mean():.1%} of them are right to 3 pixels, median error {np.median(error):.2f} pixels")
-    result.plot("matches.png")
+    result.plot("matches.png", overwrite=True)  # its own, from the last time
     print("wrote matches.png")
 
 
