@@ -81,9 +81,10 @@ def test_map_finds_the_places_goes_on_and_leaves_out(tiepoint: Any, photographs:
     again = json.loads(tiepoint("map", photographs, "-o", mapped, *CLASSIC, "--json").out)
     assert (again["images"]["extracted"], again["pairs"][0]["matched"]) == (0, 0)
     assert [model["registered"] for model in again["models"]] == [model["registered"] for model in result["models"]]
-    # Sums of several threads differ in their last digits (`reconstruct`), and so may an observation at the limit.
+    # Sums of several threads differ in their last digits (`reconstruct`), and so may an observation at the limit; the
+    # error is a few hundredths of a pixel here, of which one observation is a hundredth.
     for name in ("points", "observations", "error"):
-        assert again["models"][0][name] == pytest.approx(result["models"][0][name], rel=0.01), name
+        assert again["models"][0][name] == pytest.approx(result["models"][0][name], rel=0.01, abs=0.002), name
 
 
 def test_a_begun_map_keeps_its_features(tiepoint: Any, photographs: Path, mapped: Path) -> None:
