@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -246,9 +245,15 @@ def reconstruct(
         report(Progress("mapping", min(placed, total), total))
 
     report(Progress("mapping", 0, total))
-    try_to_map = partial(
-        _map, Path(database), mapper, refine_cameras, seed, threads or -1, on_image, collection.camera_models
-    )
+
+    def try_to_map() -> list[pycolmap.Reconstruction]:
+        """Return the models, the largest first."""
+        with scratch_folder() as work, _quiet():
+            found = _map(
+                Path(database), work, mapper, refine_cameras, seed, threads or -1, on_image, collection.camera_models
+            )
+        return sorted(found, key=_size, reverse=True)
+
     found = try_to_map()
     if second_pass:
         with Store.open(database, create=False) as store:
@@ -310,29 +315,13 @@ _NO_MODEL: dict[Mapper, str] = {
 }
 
 
-def _map(
-    database: Path,
-    mapper: Mapper,
-    refine_cameras: bool,
-    seed: int,
-    threads: int,
-    on_image: Callable[[], None] | None,
-    camera_models: set[str],
-) -> list[pycolmap.Reconstruction]:
-    """Run one of COLMAP's mappers; return its models, the largest first."""
-    with scratch_folder() as work, _quiet():
-        # COLMAP looks for the photographs in the folder that it writes to and finds none: it would read colours without
-        # turning the picture as EXIF says.
-        found = _run_mapper((database, work, work), mapper, refine_cameras, seed, threads, on_image, camera_models)
-    return sorted(found, key=_size, reverse=True)
-
-
 def _size(model: pycolmap.Reconstruction) -> tuple[int, int]:
     return model.num_reg_images(), model.num_points3D()
 
 
-def _run_mapper(
-    places: tuple[Path, Path, Path],
+def _map(
+    database: Path,
+    work: Path,
     mapper: Mapper,
     refine_cameras: bool,
     seed: int,
@@ -340,6 +329,10 @@ def _run_mapper(
     on_image: Callable[[], None] | None,
     camera_models: set[str],
 ) -> list[pycolmap.Reconstruction]:
+    """Run one of COLMAP's mappers; it writes into the empty folder ``work``."""
+    # COLMAP looks for the photographs in the same folder and finds none: it would read colours without turning the
+    # picture as EXIF says.
+    places = database, work, work
     pycolmap = import_pycolmap()
     if mapper == "global":
         options = pycolmap.GlobalPipelineOptions(random_seed=seed, num_threads=threads, min_model_size=LEAST_IMAGES)
