@@ -143,3 +143,28 @@ def test_masks_and_transparency_are_warped_along(tmp_path: Path) -> None:
     assert (cv2.imread(str(out / "masks/b.png.png"), 0) == 255).all()
     frames = json.loads((out / "transforms.json").read_text())["frames"]
     assert [frame["mask_path"] for frame in frames] == ["masks/a.png.png", "masks/b.png.png"]
+
+
+def test_a_keypoint_without_a_ray_is_no_observation(tmp_path: Path) -> None:
+    """A polynomial fitted to few points may turn back on itself: COLMAP then finds no ray for pixels near a corner."""
+    wild = (220.0, 222.4, 160, 120, 2.8712, -4.0311, 0.00106, -0.00104, -1.095, 2.9673, -3.7262, -1.6042)
+    camera = pycolmap.Camera(model="FULL_OPENCV", width=320, height=240, params=wild, camera_id=1)
+    pixels = np.array([(160.5, 120.5), (303.5, 1.5), (305.5, 3.5)])
+    assert np.isnan(np.asarray(camera.cam_from_img(pixels))).any(axis=1).tolist() == [False, True, True]
+    (tmp_path / "photos").mkdir()
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(camera)
+    for number in (1, 2):
+        cv2.imwrite(str(tmp_path / f"photos/{number}.png"), np.full((240, 320, 3), 90, np.uint8))
+        points = [pycolmap.Point2D(xy) for xy in pixels]
+        image = pycolmap.Image(name=f"{number}.png", image_id=number, camera_id=1, points2D=points)
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+    for index in (0, 1):
+        track = pycolmap.Track([pycolmap.TrackElement(number, index) for number in (1, 2)])
+        model.add_point3D(np.array([0.0, 0.0, 2.0]), track, np.zeros(3, np.uint8))
+    write_undistorted(model, tmp_path / "photos", tmp_path / "out")
+    written = pycolmap.Reconstruction(tmp_path / "out/sparse/0")
+    assert len(written.points3D) == 1
+    for image in written.images.values():
+        assert [point.has_point3D() for point in image.points2D] == [True, False, False]
+        assert [tuple(point.xy) for point in image.points2D[1:]] == [(-1, -1), (-1, -1)]

@@ -66,7 +66,7 @@ def write_model(model: Any, folder: str | os.PathLike[str], text: bool = False) 
     Raises
     ------
     OSError
-        Not all could be written.
+        What was written cannot be read back: the disk is full, or the model has numbers that are not finite.
     """
     folder = Path(folder)
     try:
@@ -76,18 +76,18 @@ def write_model(model: Any, folder: str | os.PathLike[str], text: bool = False) 
         else:
             check_binary_model(folder)
     except (RuntimeError, ValueError) as error:
-        raise _disk_full() from error
+        raise _incomplete(str(error)) from error
 
 
 def write_points(model: Any, path: Path) -> None:
     """Write the points of a model, with their colours, as a binary PLY file; raises `OSError` if not all fit."""
     model.export_PLY(path)
     if path.stat().st_size < 15 * model.num_points3D():  # three float32 and three bytes each
-        raise _disk_full()
+        raise _incomplete("some points are missing")
 
 
-def _disk_full() -> OSError:
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def _incomplete(reason: str) -> OSError:
+    return OSError(errno.EIO, f"what COLMAP wrote cannot be read back ({reason}); is the disk full?")
 
 
 def check_binary_model(folder: Path) -> None:

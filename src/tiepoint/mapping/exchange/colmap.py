@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import pycolmap
 
 JPEG_QUALITY = 95  # of undistorted photographs: they are training data
+NO_RAY = (-1.0, -1.0)  # where a keypoint without a ray lies in an undistorted photograph: outside, seen by no point
 
 
 def write_model(
@@ -280,8 +281,14 @@ def _undistort_cameras(model: pycolmap.Reconstruction, options: Any) -> dict[int
     for image in registered(model):
         on_plane = np.column_stack([rays[image.image_id], np.ones(len(rays[image.image_id]))])
         pixels = np.asarray(model.cameras[image.camera_id].img_from_cam(on_plane))
-        for point, xy in zip(image.points2D, pixels, strict=True):
-            point.xy = xy
+        for index, (point, xy) in enumerate(zip(image.points2D, pixels, strict=True)):
+            if np.isfinite(xy).all():
+                point.xy = xy
+                continue
+            # COLMAP finds no ray there: near the corners, a strong polynomial may turn back on itself.
+            if point.has_point3D():
+                model.delete_observation(image.image_id, index)
+            point.xy = NO_RAY
     return crops
 
 
