@@ -119,6 +119,11 @@ class Calibration:
         """Time of the full model divided by that of the chosen setting."""
         return 1.0 if self.chosen is None else self.seconds / self.chosen["seconds"]
 
+    def summary(self) -> dict[str, Any]:
+        """Return what was promised and measured, as JSON has it."""
+        names = ("keep", "confidence", "pairs", "unrelated", "settings", "speed_up", "solved_kept")
+        return {name: getattr(self, name) for name in names}
+
 
 def with_setting(config: LightGlueConfig, exit_confidence: float, prune_matchability: float) -> LightGlueConfig:
     """Return a configuration with the same level at every layer.
@@ -382,7 +387,8 @@ def calibrate_file(
         The extractor that the weights will be used with, as `tiepoint.features.load` takes it; by default the one they
         were trained on.
     count : int, optional
-        Related pairs to make; by default four times `calibration.pairs_needed`, which leaves room for some loss.
+        Related pairs to make, where no list gives them; by default four times `calibration.pairs_needed`, which leaves
+        room for some loss.
     max_keypoints : int
         Of each picture: as many as will be matched.
     seed : int
@@ -408,6 +414,8 @@ def calibrate_file(
     InputError, ArgumentError, WeightsError
         The photographs or the weights cannot be used, or there are too few pairs to promise anything.
     """
+    if pairs is not None and count is not None:
+        raise ArgumentError("count is for pairs that are made; the list of pairs has its own")
     target, chosen_device = Path(target), devices.pick_device(device)
     source = newest_weights(target, calibrated=False) if target.is_dir() else target
     if output is None:
@@ -456,10 +464,6 @@ def calibrate_file(
     result.config = replace(result.config, match_threshold=matcher.match_threshold)
     if listed is not None:
         result.config = replace(result.config, overlap_threshold=matcher.config.overlap_threshold)
-    about = {
-        name: getattr(result, name)
-        for name in ("keep", "confidence", "pairs", "unrelated", "settings", "speed_up", "solved_kept")
-    }
-    about |= {"keypoints": max_keypoints, "seed": seed, "weights": weights_module.sha256(source)}
+    about = {**result.summary(), "keypoints": max_keypoints, "seed": seed, "weights": weights_module.sha256(source)}
     weights_module.save(output, state, {**metadata, **asdict(result.config), "calibration": about})
     return result, Path(output)

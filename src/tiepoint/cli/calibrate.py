@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from . import completion
-from .console import DeviceOption, JsonOption, is_terminal, print_json, print_table
+from .console import DeviceOption, JsonOption, options_of, print_json, print_table, spinner
 
 
 def calibrate(
@@ -75,46 +74,17 @@ def calibrate(
     The cheapest setting that, with the given confidence, keeps the given fraction of what the full model finds is
     stored with the weights. The promise is about pairs like those calibrated on.
     """
+    options = options_of(locals())
     from ..calibration.calibrate import calibrate_file
-    from ..errors import ArgumentError
-    from ..io.files import check_output
 
-    if output is not None:
-        check_output(output, (".safetensors",))
-    if pairs is not None and count is not None:
-        raise ArgumentError("--count is for pairs that are made; --pairs lists its own")
-    status = Console(stderr=True).status("preparing photographs") if is_terminal() else None
-
-    def show(related: int, unrelated: int) -> None:
-        if status:
-            status.update(f"matched {related} related and {unrelated} unrelated pairs")
-
-    if status:
-        status.start()
-    try:
+    with spinner("preparing photographs") as show:
         result, path = calibrate_file(
-            target, images, keep=keep, confidence=confidence, pairs=pairs, features=features, count=count,
-            match_threshold=match_threshold, max_keypoints=max_keypoints, output=output, cache=cache, workers=workers,
-            seed=seed, device=device, progress=show,
-        )  # fmt: skip
-    finally:
-        if status:
-            status.stop()
-
-    if json:
-        print_json(
-            {
-                "output": str(path),
-                "keep": keep,
-                "confidence": confidence,
-                "pairs": result.pairs,
-                "unrelated": result.unrelated,
-                "settings": result.settings,
-                "speed_up": result.speed_up,
-                "overlap_threshold": result.config.overlap_threshold,
-                "solved_kept": result.solved_kept,
-            }
+            **options,
+            progress=lambda related, unrelated: show(f"matched {related} related and {unrelated} unrelated pairs"),
         )
+    if json:
+        threshold = result.config.overlap_threshold
+        print_json({"output": str(path), **result.summary(), "overlap_threshold": threshold})
         return
     print_table(
         ("exit at confidence", "prune below", "lost", "p-value", "work", "time", ""),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -23,7 +23,28 @@ WEIGHTS = (
     "dedode-detector", "disk", "hardnet", "keynet", "orinet", "superglue-indoor", "superglue-outdoor", "superpoint",
     "superpoint-open", "xfeat", *LIGHTGLUE,
 )  # fmt: skip
-EFFORTS = ("auto", "fast", "thorough")
+
+
+def one_of(*names: str) -> Callable[[str], list[str]]:
+    """Return the completion of an option that takes one of these names.
+
+    Examples
+    --------
+    >>> one_of("superglue-indoor", "superpoint")("superg")
+    ['superglue-indoor']
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+matchers = one_of("auto", *MATCHERS)
+weights = one_of(*WEIGHTS)
+lightglue_weights = one_of(*LIGHTGLUE)
+cairn_weights = one_of("cairn")
+efforts = one_of("auto", "fast", "thorough")  # where an option takes several and so cannot be a choice
 
 
 def extractors(incomplete: str) -> list[str]:
@@ -47,18 +68,7 @@ def extractors_or_auto(incomplete: str) -> list[str]:
     >>> extractors_or_auto("a")[:2]
     ['auto', 'aliked-n16']
     """
-    return [*_beginning(("auto",), incomplete), *extractors(incomplete)]
-
-
-def matchers(incomplete: str) -> list[str]:
-    """Return names of matchers.
-
-    Examples
-    --------
-    >>> matchers("l")
-    ['lightglue']
-    """
-    return _beginning(("auto", *MATCHERS), incomplete)
+    return [*one_of("auto")(incomplete), *extractors(incomplete)]
 
 
 def combinations(incomplete: str) -> list[str]:
@@ -74,50 +84,6 @@ def combinations(incomplete: str) -> list[str]:
     return extractors_or_auto(incomplete) if not plus else then
 
 
-def weights(incomplete: str) -> list[str]:
-    """Return names of ``tiepoint weights list``.
-
-    Examples
-    --------
-    >>> weights("superg")
-    ['superglue-indoor', 'superglue-outdoor']
-    """
-    return _beginning(WEIGHTS, incomplete)
-
-
-def lightglue_weights(incomplete: str) -> list[str]:
-    """Return names of weights of a LightGlue.
-
-    Examples
-    --------
-    >>> lightglue_weights("ca")
-    ['cairn-lightglue']
-    """
-    return _beginning(LIGHTGLUE, incomplete)
-
-
-def cairn_weights(incomplete: str) -> list[str]:
-    """Return names of weights of Cairn.
-
-    Examples
-    --------
-    >>> cairn_weights("")
-    ['cairn']
-    """
-    return _beginning(("cairn",), incomplete)
-
-
-def efforts(incomplete: str) -> list[str]:
-    """Return the efforts, where an option takes several and so cannot be a choice.
-
-    Examples
-    --------
-    >>> efforts("t")
-    ['thorough']
-    """
-    return _beginning(EFFORTS, incomplete)
-
-
 def sets(context: typer.Context, incomplete: str) -> list[str]:
     """Return the evaluation sets in the folder of ``--data``."""
     data = context.params.get("data")
@@ -126,8 +92,3 @@ def sets(context: typer.Context, incomplete: str) -> list[str]:
     return sorted(
         path.parent.name for path in Path(data).glob("*/pairs.json") if path.parent.name.startswith(incomplete)
     )
-
-
-def _beginning(names: Sequence[str], incomplete: str) -> list[str]:
-    """Return the names that begin with what is typed."""
-    return [name for name in names if name.startswith(incomplete)]

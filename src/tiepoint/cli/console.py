@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -109,6 +110,10 @@ BandsOption = Annotated[
         help="Bands to use as red, green and blue, or as grey, counted from 1: 4,3,2. For multispectral TIFFs.",
     ),
 ]
+MasksOption = Annotated[
+    Path | None,
+    typer.Option("--masks", help="Folder of masks, as COLMAP has them: black in MASKS/a.jpg.png keeps a.jpg free."),
+]
 FramesOption = Annotated[
     int | None, typer.Option("--frames", min=1, help="Of a video, take this many frames, evenly; sharp ones.")
 ]
@@ -129,6 +134,19 @@ Effort = Literal["fast", "auto", "thorough"]  # those of `tiepoint.effort`, whic
 EFFORT = "fast: one pass. auto: further attempts while the result is not convincing. thorough: all attempts."
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …", show_default=True)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else, on stdout.")]
+
+
+def options_of(local_names: dict[str, Any]) -> dict[str, Any]:
+    """Return what a verb hands on to its function in Python: its ``locals()`` without how it prints.
+
+    A verb calls this first. Its function has an argument of the same name for each option.
+
+    Examples
+    --------
+    >>> options_of({"device": "cpu", "json": True})
+    {'device': 'cpu'}
+    """
+    return {name: value for name, value in local_names.items() if name not in ("context", "json")}
 
 
 def say(text: str) -> None:
@@ -165,6 +183,16 @@ def bar(description: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal()) as shown:
         task = shown.add_task(description, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[Callable[[str], None]]:
+    """Show that something runs, on stderr, if a person watches; yields what changes the text."""
+    if not is_terminal():
+        yield lambda text: None
+        return
+    with Console(stderr=True).status(escape(text)) as status:
+        yield lambda text: status.update(escape(text))
 
 
 def show_warning(

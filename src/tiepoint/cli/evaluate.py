@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from . import completion
-from .console import EFFORT, DeviceOption, Effort, JsonOption, LongSideOption, MaxKeypointsOption, bar, print_json
+from .console import EFFORT, DeviceOption, JsonOption, LongSideOption, MaxKeypointsOption, bar, options_of, print_json
 
 CombinationsArgument = Annotated[
     list[str],
@@ -48,22 +48,12 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Measure accuracy on pairs of images with ground truth."""
+    options = options_of(locals())
     from .. import evaluation
 
+    options["sets"] = sets or None
     with bar("evaluating") as advance:
-        runs = evaluation.evaluate(
-            data,
-            combinations,
-            sets=sets or None,
-            limit=limit,
-            max_keypoints=max_keypoints,
-            long_side=long_side,
-            effort=cast("list[Effort]", effort),  # typer takes no list of choices; evaluate checks
-            device=device,
-            output=output,
-            fresh=fresh,
-            progress=lambda label, row, done, total: advance(done, total),
-        )
+        runs = evaluation.evaluate(**options, progress=lambda label, row, done, total: advance(done, total))
     if json:
         print_json([{"label": run.label, "sets": evaluation.summarise(run)} for run in runs])
         return
@@ -86,19 +76,11 @@ def bench(
     json: JsonOption = False,
 ) -> None:
     """Measure speed: the combinations take turns, and the median of each is shown."""
+    options = options_of(locals())
     from .. import evaluation
 
     with bar("timing") as advance:
-        speed = evaluation.bench(
-            combinations,
-            images,
-            max_keypoints=max_keypoints,
-            long_side=long_side,
-            device=device,
-            threads=threads,
-            repeats=repeats,
-            progress=advance,
-        )
+        speed = evaluation.bench(**options, progress=advance)
     if json:
         print_json(asdict(speed))
         return

@@ -13,10 +13,12 @@ from .console import (
     FeaturesOption,
     JsonOption,
     LongSideOption,
+    MasksOption,
     MaxKeypointsOption,
     NmsRadiusOption,
     ThresholdOption,
     bar,
+    options_of,
     print_json,
     say,
 )
@@ -33,10 +35,7 @@ def extract(
     long_side: LongSideOption = 1024,
     detection_threshold: ThresholdOption = None,
     nms_radius: NmsRadiusOption = None,
-    masks: Annotated[
-        Path | None,
-        typer.Option(help="Folder of masks, as COLMAP has them: black in MASKS/a.jpg.png keeps a.jpg free."),
-    ] = None,
+    masks: MasksOption = None,
     bands: BandsOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
@@ -46,23 +45,12 @@ def extract(
     Images are called by their paths below the folder that they have in common. One that cannot be read is
     reported and left out, as is one without its mask where masks are given; the exit code is then 3.
     """
+    options = options_of(locals())
     from ..errors import InputError
     from ..extraction import extract
 
     with bar("extracting") as advance:
-        found = extract(
-            images,
-            output,
-            features,
-            max_keypoints=max_keypoints,
-            long_side=long_side,
-            detection_threshold=detection_threshold,
-            nms_radius=nms_radius,
-            masks=masks,
-            bands=bands,
-            device=device,
-            progress=lambda name, done, total: advance(done, total),
-        )
+        found = extract(**options, progress=lambda name, done, total: advance(done, total))
     for problem in found.failed.values():
         say(f"tiepoint: {problem}")
     if json:

@@ -16,6 +16,7 @@ from .console import (
     JsonOption,
     MatcherOption,
     bar,
+    options_of,
     print_json,
     print_table,
     say,
@@ -52,24 +53,12 @@ def localize(
     Poses are in the map's frame, world to camera as COLMAP has them. Without --focal or --camera the focal length comes
     from EXIF, or is estimated. The exit code is 1 if some of the photographs could not be read, 3 if none could.
     """
+    options = options_of(locals())
     from ..errors import InputError, TiepointError
     from ..mapping.online.localize import localize
 
     with bar("localizing") as advance:
-        results = localize(
-            photographs,
-            model,
-            output,
-            focal=focal,
-            camera=camera,
-            matcher=matcher,
-            candidates=candidates,
-            every=every,
-            effort=effort,
-            images=images,
-            device=device,
-            progress=advance,
-        )
+        results = localize(**options, progress=advance)
     if json:
         print_json([result.summary() for result in results])
     else:

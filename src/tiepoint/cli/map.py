@@ -16,7 +16,9 @@ from .console import (
     FeaturesOption,
     FramesOption,
     JsonOption,
+    MasksOption,
     MatcherOption,
+    options_of,
     print_json,
     print_table,
     say,
@@ -82,10 +84,7 @@ def map_photographs(
             show_default=BY_QUALITY,
         ),
     ] = None,
-    masks: Annotated[
-        Path | None,
-        typer.Option(help="Folder of masks, as COLMAP has them: black in MASKS/a.jpg.png keeps a.jpg free."),
-    ] = None,
+    masks: MasksOption = None,
     bands: BandsOption = None,
     cameras: Annotated[
         Share, typer.Option(help="Which photographs share a camera: those of each folder, none (image), or all.")
@@ -143,42 +142,12 @@ def map_photographs(
     The output folder gets a COLMAP model, its points as PLY, the cameras' path, a report and a page to look at. Ctrl-C
     loses nothing: run the same command to resume. Photographs that cannot be used are named and left out.
     """
+    options = options_of(locals())
     from ..mapping import run
     from ..mapping.progress import progress_bars
 
     with progress_bars() as report:
-        result = run.map_photographs(
-            photographs,
-            output,
-            frames=frames,
-            every=every,
-            quality=quality,
-            pairs=pairs,
-            features=features,
-            matcher=matcher,
-            effort=effort,
-            trust_doppelgangers=trust_doppelgangers,
-            mapper=mapper,
-            max_keypoints=max_keypoints,
-            long_side=long_side,
-            masks=masks,
-            bands=bands,
-            cameras=cameras,
-            camera_model=camera_model,
-            focal=focal,
-            camera=camera,
-            fix_cameras=fix_cameras,
-            refine=refine,
-            undistort=undistort,
-            text=text,
-            align=align,
-            scale=scale,
-            fresh=fresh,
-            device=device,
-            workers=workers,
-            ray=ray,
-            report=report,
-        )
+        result = run.map_photographs(**options, report=report)
     for name, why in result.skipped.items():
         say(f"tiepoint: {name}: left out: {why}")
     if json:

@@ -22,6 +22,7 @@ from .console import (
     MatcherOption,
     MaxKeypointsOption,
     is_terminal,
+    options_of,
     print_json,
     say,
 )
@@ -72,6 +73,7 @@ def track(
     format has no times; they go to a second file, NAME_times.txt. For a denser and more exact map of the clip, use
     'tiepoint map'.
     """
+    options = options_of(locals())
     from ..errors import InputError
     from ..geometry.camera import FOCAL_FACTOR
     from ..mapping.online.trajectory import track
@@ -81,25 +83,10 @@ def track(
             f"tiepoint: assumed a focal length of {FOCAL_FACTOR} times the long side. Set --focal or --camera if you "
             "know it."
         )
-    live = source.isdigit() and not Path(source).exists()
+    if source.isdigit() and not Path(source).exists():  # the number of a live camera
+        options["source"] = int(source)
     with _Screen() as screen:
-        found = track(
-            int(source) if live else source,
-            output,
-            features,
-            matcher,
-            frames=frames,
-            every=every,
-            focal=focal,
-            camera=camera,
-            max_keypoints=max_keypoints,
-            long_side=long_side,
-            bands=bands,
-            loops=loops,
-            view=view,
-            device=device,
-            progress=screen.show,
-        )
+        found = track(**options, progress=screen.show)
     if found.interrupted:
         say("tiepoint: stopped; wrote the path so far")
     if found.problem:

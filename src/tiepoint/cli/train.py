@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from ..mapping.progress import Minutely
 from . import completion
-from .console import DeviceOption, JsonOption, is_terminal, print_json, print_table, say
+from .console import DeviceOption, JsonOption, is_terminal, options_of, print_json, print_table, say, spinner
 
 app = typer.Typer(help="Train on your own photographs: features; or matcher, then confidence.", no_args_is_help=True)
 
@@ -109,20 +108,12 @@ def matcher(
     One process uses one GPU; several run under 'torchrun --nproc-per-node N -m tiepoint train matcher …'. Ctrl-C
     saves; run the same command to resume.
     """
+    options = options_of(locals())
     from ..training.runs import matcher as runs
 
-    settings = runs.MatcherSettings(
-        images=images, output=output, seed=seed, cache=cache, workers=workers, device=device,
-        features=features, preset=preset, kind=kind, start=start, posed=posed, posed_share=posed_share, teacher=teacher,
-        pairs=None if pairs == "auto" else pairs, pairs_share=pairs_share, light=light, steps=steps, minutes=minutes,
-        batch=batch, detection_threshold=detection_threshold, average=average, compile=compile, save_memory=save_memory,
-    )  # fmt: skip
-    if dry_run:
-        _print_dry_run(_quietly(runs.dry_run, settings), json)
-        return
-    with _watched() as (report, stop):
-        row = runs.train(settings, report, stop)
-    if _printed(row, output, json):
+    options["pairs"] = None if pairs == "auto" else pairs
+    row = _train(runs, runs.MatcherSettings, options, json)
+    if row is None:
         return
     table = [
         (f"nearest neighbours, ratio {ratio}", f"{found['precision']:.3f}", f"{found['recall']:.3f}")
@@ -181,19 +172,11 @@ def features(
     It learns from pairs made of single photographs; nothing needs to be marked. Several processes run under
     'torchrun --nproc-per-node N -m tiepoint train features …'. Ctrl-C saves; run the same command to resume.
     """
+    options = options_of(locals())
     from ..training.runs import features as runs
 
-    settings = runs.FeatureSettings(
-        images=images, output=output, seed=seed, cache=cache, workers=workers, device=device,
-        preset=preset, start=start, matcher=matcher, teacher=teacher, answers=answers, light=light, steps=steps,
-        minutes=minutes, batch=batch, average=average, compile=compile,
-    )  # fmt: skip
-    if dry_run:
-        _print_dry_run(_quietly(runs.dry_run, settings), json)
-        return
-    with _watched() as (report, stop):
-        row = runs.train(settings, report, stop)
-    if _printed(row, output, json):
+    row = _train(runs, runs.FeatureSettings, options, json)
+    if row is None:
         return
     if teacher:
         print(f"on held-out pairs: {row['held_out_explained']:.1%} of the teacher's descriptors explained, ", end="")
@@ -221,14 +204,11 @@ def superpoint(
     together. The weights are yours: 'superpoint-open@RUN/weights.safetensors'. Ctrl-C saves; run the same command to
     resume.
     """
+    options = options_of(locals())
     from ..training.runs import superpoint as runs
 
-    settings = runs.SuperPointSettings(
-        images=images, output=output, seed=seed, cache=cache, workers=workers, device=device, preset=preset
-    )
-    with _watched() as (report, stop):
-        row = runs.train(settings, report, stop)
-    if _printed(row, output, json):
+    row = _train(runs, runs.SuperPointSettings, options, json)
+    if row is None:
         return
     print(f"on held-out pairs: {row['held_out_found']:.1%} of the corners found, ", end="")
     print(f"cells matched with precision {row['held_out_precision']:.3f}, recall {row['held_out_recall']:.3f}")
@@ -281,6 +261,26 @@ def export_weights(
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
+def _train(runs: Any, settings_type: type[Any], options: dict[str, Any], json: bool) -> dict[str, Any] | None:
+    """Train, or do the dry run that is asked for.
+
+    Returns
+    -------
+    dict or None
+        The last row of metrics; None where everything is printed already, or another process prints it.
+    """
+    dry_run = options.pop("dry_run", False)
+    settings = settings_type(**options)
+    if dry_run:
+        with spinner("making pairs, timing steps"):
+            needs = runs.dry_run(settings)
+        _print_dry_run(needs, json)
+        return None
+    with _watched() as (report, stop):
+        row = runs.train(settings, report, stop)
+    return None if _printed(row, settings.folder, json) else row
+
+
 @contextmanager
 def _watched() -> Iterator[tuple[Callable[[str, dict[str, Any]], None], Callable[[], bool]]]:
     """Give what a training reports to and what asks it to stop.
@@ -325,13 +325,6 @@ def _watched() -> Iterator[tuple[Callable[[str, dict[str, Any]], None], Callable
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _quietly(run: Callable[[Any], dict[str, Any]], settings: Any) -> dict[str, Any]:
-    """Run something short with a spinner, if a person watches."""
-    text = escape("making pairs, timing steps")
-    with Console(stderr=True).status(text) if is_terminal() else nullcontext():
-        return run(settings)
 
 
 def _printed(row: dict[str, Any], folder: Path, json: bool) -> bool:
