@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -35,7 +36,7 @@ FISHEYES = [model for model in TRUE if "FISHEYE" in model]
 ROOM = 12.0  # metres, its longest side
 POSES = [
     look((-1.4 + 0.45 * i, 0.25 * (-1) ** i, -2.2 + 0.3 * (i % 3)), 0.25 - 0.08 * i, 0.15 * (-1) ** (i // 2))
-    for i in range(7)
+    for i in range(6)
 ]
 QUERY = 3
 PLACES = np.array([-R.T @ t for R, t in POSES])
@@ -46,11 +47,11 @@ def camera_of(model: str) -> pycolmap.Camera:
     return pycolmap.Camera(model=model, width=width, height=height, params=TRUE[model])
 
 
-def photographs(model: str, folder: Path) -> None:
+def photographs(model: str, folder: Path, numbers: Iterable[int] = range(len(POSES))) -> None:
     camera, room = camera_of(model), Room(1)
     x, y = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
     rays = np.asarray(camera.cam_ray_from_img(np.column_stack([x.ravel(), y.ravel()])))
     folder.mkdir()
-    for number, pose in enumerate(POSES):
-        picture = room.look_along(pose, rays).reshape(camera.height, camera.width, 3)
+    for number in numbers:
+        picture = room.look_along(POSES[number], rays).reshape(camera.height, camera.width, 3)
         cv2.imwrite(str(folder / f"{number}.png"), picture[..., ::-1])

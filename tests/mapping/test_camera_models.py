@@ -68,7 +68,7 @@ def test_map_page_undistort_text_localize(tiepoint: Any, tmp_path: Path, model: 
 @pytest.mark.parametrize("model", [*FISHEYES, "SIMPLE_RADIAL", "EUCM", "PINHOLE"])
 def test_undistorted_pictures_are_those_of_their_pinhole_camera(tmp_path: Path, model: str) -> None:
     """Draw the room once more through the camera that was written: pixel by pixel it is the same picture."""
-    photographs(model, tmp_path / "photos")
+    photographs(model, tmp_path / "photos", [2])
     reconstruction = pycolmap.Reconstruction()
     camera = camera_of(model)
     camera.camera_id = 1

@@ -39,9 +39,9 @@ NAMES = tuple(f"{n:02}.png" for n in range(12))
 
 
 @pytest.fixture(scope="module")
-def four_workers() -> Iterator[None]:
-    """A local cluster; ray is not imported before, as in ``tiepoint map --ray local``."""
-    with cluster("local", workers=4):
+def two_workers() -> Iterator[None]:
+    """A local cluster of two processes; ray is not imported before, as in ``tiepoint map --ray local``."""
+    with cluster("local", workers=2):
         from ray import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
@@ -102,7 +102,7 @@ class WatchedMatcher(Watched, NearestNeighbour):
 
 
 @needs_ray
-def test_a_worker_killed_half_way_changes_nothing(tmp_path: Path, photographs: Path, four_workers: None) -> None:
+def test_a_worker_killed_half_way_changes_nothing(tmp_path: Path, photographs: Path, two_workers: None) -> None:
     with database(tmp_path / "one.db") as store:
         alone = extract_into(store, photographs, features.load("sift", max_keypoints=200), workers=0)
         matched_alone = match_into(store, every_pair(store), matchers.load("nearest", "sift"))
@@ -128,7 +128,7 @@ def test_a_worker_killed_half_way_changes_nothing(tmp_path: Path, photographs: P
 
 
 @needs_ray
-def test_shards_that_were_finished_are_not_made_again(tmp_path: Path, four_workers: None) -> None:
+def test_shards_that_were_finished_are_not_made_again(tmp_path: Path, two_workers: None) -> None:
     path = scene(tmp_path / "database.db")
     with Store.open(scene(tmp_path / "one.db")) as store:
         match_into(store, every_pair(store), matchers.load("nearest", "synthetic"))
@@ -161,7 +161,7 @@ def test_shards_that_were_finished_are_not_made_again(tmp_path: Path, four_worke
 
 @needs_ray
 def test_a_shard_of_other_features_is_made_again(
-    tmp_path: Path, four_workers: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, two_workers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matcher = matchers.load("nearest", "synthetic")
     with Store.open(scene(tmp_path / "database.db", count=3)) as store:
@@ -201,7 +201,7 @@ class Hangs(Watched, NearestNeighbour):
 
 
 @needs_ray
-def test_a_straggler_does_not_hold_the_run(tmp_path: Path, four_workers: None) -> None:
+def test_a_straggler_does_not_hold_the_run(tmp_path: Path, two_workers: None) -> None:
     matcher = Hangs("synthetic")
     matcher.notes = tmp_path / "notes"
     matcher.notes.mkdir()
@@ -217,7 +217,7 @@ class Deadly(NearestNeighbour):
 
 
 @needs_ray
-def test_errors_are_those_of_one_process(tmp_path: Path, four_workers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_those_of_one_process(tmp_path: Path, two_workers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.open(scene(tmp_path / "database.db", count=3)) as store:
         with pytest.raises(ArgumentError, match="not 'synthetic'"):
             match_on_ray(store, every_pair(store), matchers.load("nearest", "sift"))
@@ -236,7 +236,7 @@ def test_errors_are_those_of_one_process(tmp_path: Path, four_workers: None, mon
 
 
 @needs_ray
-def test_a_local_cluster_listens_to_this_machine_alone(four_workers: None) -> None:
+def test_a_local_cluster_listens_to_this_machine_alone(two_workers: None) -> None:
     import ray
 
     assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]

@@ -518,15 +518,24 @@ def unrelated(batch: Batch) -> list[calibrate.Sample]:
     ]
 
 
-def test_calibration_keeps_its_promise_on_new_pairs(matcher: LightGlue) -> None:
-    samples = [[*pairs_like(batch), *unrelated(batch)] for batch in (make_batch(i, pairs=20) for i in range(6))]
-    found = calibrate.calibrate(matcher, iter(samples), keep=0.9)
+@pytest.fixture(scope="module")
+def samples() -> list[list[calibrate.Sample]]:
+    return [[*pairs_like(batch), *unrelated(batch)] for batch in (make_batch(i, pairs=20) for i in range(6))]
+
+
+@pytest.fixture(scope="module")
+def patient(matcher: LightGlue, samples: list[list[calibrate.Sample]]) -> calibrate.Calibration:
+    return calibrate.calibrate(matcher, iter(samples), keep=0.97)
+
+
+def test_calibration_keeps_its_promise_on_new_pairs(matcher: LightGlue, patient: calibrate.Calibration) -> None:
+    found = patient
     assert found.pairs == 120 and found.unrelated == 114
     lost = [setting["lost"] for setting in found.settings]
     work = [setting["work"] for setting in found.settings]
     assert all(a >= b for a, b in pairwise(work)), "bolder settings work less"
     assert found.chosen is not None and found.chosen["p_value"] <= 0.05 and found.chosen["work"] < 1
-    assert found.chosen["lost"] <= 0.1 and max(lost) <= 1
+    assert found.chosen["lost"] <= 0.03 and max(lost) <= 1
     assert found.config.exit_confidence == (found.chosen["exit_confidence"],) * 3
 
     full = calibrate._with_config(matcher, matcher.config, adaptive=False)
@@ -541,14 +550,14 @@ def test_calibration_keeps_its_promise_on_new_pairs(matcher: LightGlue) -> None:
             truth = calibrate._right(whole, sample)
             new.append(1 - np.isin(truth, calibrate._keys(matches.indices, sample)).sum() / max(1, len(truth)))
         strangers += [m.overlaps for m in quick.match_many([(s.features0, s.features1) for s in unrelated(batch)])]
-    assert np.mean(new) <= 0.1 + 0.02  # 120 new pairs scatter too
+    assert np.mean(new) <= 0.03 + 0.02  # 120 new pairs scatter too
     assert np.mean(strangers) <= 0.05 + 0.03
     assert found.solved_kept is not None and found.solved_kept > 0.5
 
 
-def test_calibration_gives_up_hopeless_settings_and_chooses_the_same(matcher: LightGlue) -> None:
-    samples = [[*pairs_like(batch), *unrelated(batch)] for batch in (make_batch(i, pairs=20) for i in range(6))]
-    patient = calibrate.calibrate(matcher, iter(samples), keep=0.97)
+def test_calibration_gives_up_hopeless_settings_and_chooses_the_same(
+    matcher: LightGlue, samples: list[list[calibrate.Sample]], patient: calibrate.Calibration
+) -> None:
     hasty = calibrate.calibrate(matcher, iter(samples), keep=0.97, expected=120)
     assert hasty.config == patient.config and hasty.chosen is not None
     runs = [setting["pairs"] for setting in hasty.settings]
