@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import tiepoint as tp
+from sift_once import SIFTOnce
 from tiepoint import effort
 from tiepoint.cli import main
 from tiepoint.effort import ladder, views
 from tiepoint.effort.state import NEAR, add
 from tiepoint.errors import ArgumentError
-from tiepoint.features import Extractor
+from tiepoint.features import Extractor, ExtractorOptions
 from tiepoint.matchers import Matcher
 from tiepoint.matchers.base import make_matches
 from tiepoint.matchers.nearest import NearestNeighbour
@@ -41,7 +42,7 @@ def tilted(texture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.ui
 
 @pytest.fixture(scope="module")
 def sift() -> tuple[Extractor, Matcher]:
-    return tp.features.load("sift", max_keypoints=800), tp.matchers.load("nearest", features="sift")
+    return SIFTOnce(ExtractorOptions(max_keypoints=800)), tp.matchers.load("nearest", features="sift")
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +78,8 @@ def everything(start: effort.State) -> effort.State:
 
 
 @pytest.fixture(scope="module")
-def found(tilted: tuple[Any, Any]) -> tp.TwoView:
-    return tp.match(*tilted, **CLASSIC, effort="thorough")
+def found(tilted: tuple[Any, Any], sift: tuple[Extractor, Matcher]) -> tp.TwoView:
+    return tp.match(*tilted, *sift, effort="thorough")
 
 
 class Calibrated(NearestNeighbour):
@@ -197,11 +198,11 @@ def test_the_budget_is_kept_within_one_rung(start: effort.State, monkeypatch: py
         assert len(effort.climb(start, "thorough", budget=budget).attempts) == attempts
 
 
-def test_masks_hold_in_warped_views(tilted: tuple[Any, Any]) -> None:
+def test_masks_hold_in_warped_views(tilted: tuple[Any, Any], sift: tuple[Extractor, Matcher]) -> None:
     mask = np.zeros(tilted[0].shape[:2], np.uint8)
     mask[60:400, 120:500] = 255
     mask[200:240, 300:340] = 0
-    found = tp.match(*tilted, **CLASSIC, mask0=mask, effort="thorough")
+    found = tp.match(*tilted, *sift, mask0=mask, effort="thorough")
     assert any(a.kept for a in found.attempts if a.name in ("second pass", "synthetic views")) and right(found) > 50
     x, y = np.rint(found.features0.keypoints.numpy()).astype(int).T
     assert mask[y, x].all()
