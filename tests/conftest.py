@@ -9,15 +9,17 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
-import pytest
-import torch
-from numpy.typing import NDArray
-
-# For the programs that tests start, several at a time: threads that wait for work by spinning take the cores from each
-# other. In this process one thread computes anyway.
+# Several processes of tests, and the programs that they start, share the cores: threads that wait for work by spinning
+# take the cores from each other. NumPy reads this when it is imported.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np  # noqa: E402
+import PIL.Image  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 
 # Why a test may be skipped under --strict-skips, which `make test` and continuous integration use. Each reason is
 # something that a machine may lack for good; whatever can be installed is not among them.
@@ -183,7 +185,8 @@ def images(tmp_path_factory: pytest.TempPathFactory, texture: NDArray[np.uint8])
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """The bundled weights for both runtimes and in less precision: traced once for all workers of pytest-xdist."""
+    """The bundled weights for both runtimes and in less precision: made once for all workers of pytest-xdist."""
+    import openvino
     from filelock import FileLock
 
     import tiepoint as tp
@@ -193,6 +196,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
     if base.name.startswith("popen-"):
         base = base.parent
     traced: dict[str, Any] = {}
+    converted: dict[bytes, Any] = {}
 
     def trace_once(graph: Any) -> Any:
         name = type(graph.module).__name__
@@ -200,7 +204,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
             traced[name] = original(graph)
         return traced[name]
 
-    original = write._trace
+    def convert_once(source: Path) -> Any:  # precisions differ in how OpenVINO runs a graph, not in the graph
+        graph = source.read_bytes()
+        if graph not in converted:
+            converted[graph] = convert(source)
+        return converted[graph]
+
+    original, convert = write._trace, openvino.convert_model
     kinds: Any = {
         "onnx": ("onnx", "float32"),
         "openvino": ("openvino", "float32"),
@@ -209,6 +219,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
     found: dict[str, Path] = {name: base / f"exported-{name}" for name in kinds}
     with FileLock(base / "exported.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "_trace", trace_once)
+        patch.setattr(openvino, "convert_model", convert_once)
         for name, (runtime, precision) in kinds.items():
             if not found[name].exists():
                 tp.export("cairn+lightglue", found[name], runtime, precision=precision)
