@@ -251,11 +251,13 @@ def test_half_precision_is_nearly_the_same(file: Path, texture: NDArray[np.uint8
     assert alike.median() > 0.99
 
 
-@pytest.mark.parametrize("config", [SMALL, STEERABLE], ids=["one direction", "steerable"])
+@pytest.mark.parametrize(
+    "config", [replace(SMALL, levels=2), replace(STEERABLE, levels=1)], ids=["one direction", "steerable"]
+)
 def test_onnxruntime_finds_the_same(config: CairnConfig, texture: NDArray[np.uint8], tmp_path: Path) -> None:
-    """The whole network as an ONNX file, run without torch. Two levels, since tracing takes seconds for each."""
+    """The whole network as an ONNX file, run without torch. Few levels, since tracing takes seconds for each."""
     torch.manual_seed(0)
-    net = CairnNet(replace(config, levels=2)).eval().requires_grad_(False)
+    net = CairnNet(config).eval().requires_grad_(False)
     pictures = torch.from_numpy(texture[:96, :128].copy()).permute(2, 0, 1)[None]
     file = tmp_path / "cairn.onnx"
     torch.onnx.export(net, (pictures, 40), dynamo=True, optimize=False, verbose=False).save(str(file))

@@ -263,7 +263,7 @@ def test_the_two_sides_of_a_cup(data_dir: Path, tmp_path: Path) -> None:
     with Store.open(tmp_path / "database.db") as store:
         images, _ = new_images(folder, names, share="all", focal=711.3)
         ids = [store.add_images(images)[name] for name in names]
-        extract_into(store, folder, features.load("sift", max_keypoints=600, long_side=640), workers=1)
+        extract_into(store, folder, features.load("sift", max_keypoints=600, long_side=640), workers=0)
         neighbours = {(ids[a], ids[b]) for a, b in combinations(range(40), 2) if b - a <= 3}
         opposite = {(ids[a], ids[b]) for a in range(0, 9, 2) for b in range(28, 40)}
         match_into(store, [*neighbours, *opposite], matchers.load("nearest", features="sift"), workers=1)

@@ -52,9 +52,9 @@ def test_ctrl_c_and_a_broken_source_leave_the_path_so_far(frames: list[NDArray[n
         yield from frames[:3]
         raise error
 
-    stopped = tp.track(broken(KeyboardInterrupt()), focal=260.0)
+    stopped = tp.track(broken(KeyboardInterrupt()), focal=260.0, max_keypoints=500)
     assert stopped.interrupted and stopped.frames == 3 and not stopped.problem
-    torn = tp.track(broken(InputError("the stream broke off")), focal=260.0)
+    torn = tp.track(broken(InputError("the stream broke off")), focal=260.0, max_keypoints=500)
     assert not torn.interrupted and torn.frames == 3 and torn.problem == "the stream broke off"
 
 
@@ -70,7 +70,9 @@ def test_what_cannot_be_tracked(frames: list[NDArray[np.uint8]], tmp_path: Path)
 def test_a_recording_holds_path_points_and_pictures(frames: list[NDArray[np.uint8]], tmp_path: Path) -> None:
     """Read back with rerun's own reader."""
     outputs, told = [tmp_path / "path.rrd", tmp_path / "path.txt"], []
-    found = tp.track(frames, outputs, camera=CAMERA, progress=lambda state, frame: told.append(state.pose))
+    found = tp.track(
+        frames, outputs, camera=CAMERA, max_keypoints=500, progress=lambda state, frame: told.append(state.pose)
+    )
     columns: dict[str, list[Any]] = {}
     for chunk in pytest.importorskip("rerun.chunk").RrdReader(tmp_path / "path.rrd").stream().to_chunks():
         batch = chunk.to_record_batch()

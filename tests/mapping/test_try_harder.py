@@ -12,8 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 import tiepoint as tp
+from sift_once import SIFTOnce
 from tiepoint import effort
 from tiepoint.errors import ArgumentError
+from tiepoint.features import ExtractorOptions
 from tiepoint.mapping.progress import Progress
 from tiepoint.mapping.steps.effort import SNAP, hopeful_pairs, snapped, try_harder
 from tiepoint.mapping.steps.extract import extract_into
@@ -41,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, texture: NDArray[np.uint8])
 
 @pytest.fixture
 def pipeline() -> tuple[Any, Any]:
-    return tp.features.load("sift", max_keypoints=1500), tp.matchers.load("lightglue", features="sift")
+    return SIFTOnce(ExtractorOptions(max_keypoints=1500)), tp.matchers.load("lightglue", features="sift")
 
 
 def test_a_hard_pair_is_solved_on_the_keypoints_that_are_there(

@@ -44,7 +44,7 @@ def real_pair(data_dir: Path) -> Callable[[str], tuple[Features, Features]]:
         if name not in known:
             try:
                 sizes = (512, 400)
-                extractors = [tp.features.load(name, max_keypoints=n, long_side=640) for n in sizes]
+                extractors = [tp.features.load(name, max_keypoints=n, long_side=480) for n in sizes]
             except (WeightsError, tp.errors.MissingDependencyError) as error:
                 pytest.skip(str(error))
             known[name] = tuple(extractor(photo) for extractor, photo in zip(extractors, photos, strict=True))  # type: ignore[assignment]

@@ -22,7 +22,7 @@ def trained(request: pytest.FixtureRequest, data_dir: Path) -> tuple[LightGlue, 
     """A matcher with its weights, and pairs of photographs: alike, unlike, and with few keypoints on one side."""
     try:
         matcher = LightGlue(request.param)
-        extractors = [tp.features.load(request.param, max_keypoints=n, long_side=640) for n in (300, 220, 60)]
+        extractors = [tp.features.load(request.param, max_keypoints=n, long_side=480) for n in (300, 220, 60)]
     except WeightsError as error:
         pytest.skip(str(error))
     pairs = []

@@ -26,7 +26,7 @@ def photos(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> PhotoCac
     folder = tmp_path_factory.mktemp("photos")
     for name, where in (("fountain", "eval/fountain"), ("sceaux", "demo/sceaux")):
         files = sorted(path for path in (data_dir / where).rglob("*") if path.suffix.lower() in (".jpg", ".png"))
-        for path in files[:8]:
+        for path in files[:6]:
             (folder / f"{name}-{path.name}").write_bytes(path.read_bytes())
     return build_cache(folder, folder / "photos.cache", long_side=480)
 
