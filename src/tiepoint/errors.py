@@ -6,6 +6,9 @@ message alone and exits with ``exit_code``; a traceback on the command line is a
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 
 class TiepointError(Exception):
     """Base of all errors raised on purpose; ``exit_code`` is what the command line returns."""
@@ -42,3 +45,11 @@ class MissingDependencyError(TiepointError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str, str]]:
         return type(self), self._arguments  # so that it comes whole out of another process
+
+
+def import_optional(module: str, package: str, extra: str, purpose: str) -> Any:
+    """Return a module of an optional package, or raise `MissingDependencyError`, whose arguments the others are."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(package, extra, purpose) from error

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .errors import ArgumentError, InputError, MissingDependencyError
+from .errors import ArgumentError, InputError, import_optional
 
 if TYPE_CHECKING:
     import cv2
@@ -309,10 +309,7 @@ class Matches:
         MissingDependencyError
             pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingDependencyError("pandas", "pandas", "a table of matches") from error
+        pandas = import_optional("pandas", "pandas", "pandas", "a table of matches")
         columns = np.concatenate([self.points0, self.points1], axis=1).T
         return pandas.DataFrame(
             {

@@ -19,7 +19,7 @@ from ..features import Extractor, ExtractorOptions
 from ..features.ensemble import Ensemble
 from ..geometry import estimate_fundamental, estimate_homography, transform
 from ..matchers import Matcher
-from ..matchers.base import make_matches
+from ..matchers.base import joined, make_matches
 from ..matchers.best_first import BEST
 from ..matchers.nearest import NearestNeighbour
 from ..matchers.overlay import without_overlay
@@ -327,10 +327,7 @@ def _match_best(state: State, views: tuple[View, View]) -> Found:
     if found.overlaps is not False:
         more = match_along((seen[0], seen[1]), pixels, (seen[0], seen[1]), _frames(state))
     if more is not None:
-        indices = np.concatenate([pixels.indices, more.indices])
-        order = np.argsort(indices[:, 0], kind="stable")
-        scores = np.concatenate([pixels.scores, more.scores])
-        pixels = make_matches(seen[0], seen[1], indices[order], scores[order])
+        pixels = joined(seen[0], seen[1], pixels, more)
     pixels = replace(pixels, overlaps=found.overlaps, stop_layer=found.stop_layer)
     return Found(pixels, found.evidence, (views[0].original, views[1].original))
 

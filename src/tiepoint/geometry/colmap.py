@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import MissingDependencyError
+from ..errors import import_optional
 
 Matrix = NDArray[np.float64]
 Numbers = TypeVar("Numbers", bound=NDArray[np.floating[Any]])
@@ -19,10 +19,7 @@ Numbers = TypeVar("Numbers", bound=NDArray[np.floating[Any]])
 def import_pycolmap() -> Any:
     """Return the package pycolmap, or raise `MissingDependencyError` with the line that installs it."""
     before = None if "pycolmap" in sys.modules else signal.getsignal(signal.SIGTERM)
-    try:
-        import pycolmap
-    except ImportError as error:
-        raise MissingDependencyError("pycolmap", "map", "mapping") from error
+    pycolmap = import_optional("pycolmap", "pycolmap", "map", "mapping")
     if before is not None:
         with suppress(ValueError):  # not in the main thread, where alone it can be done
             signal.signal(signal.SIGTERM, before)  # pycolmap's own handler prints a trace of its C++ functions

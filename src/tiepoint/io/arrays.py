@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError, InputError, MissingDependencyError
+from ..errors import ArgumentError, InputError, import_optional
 from ..types import Features
 from .files import LONGEST_NAME, atomic, check_image_name, check_output, make_folder
 
@@ -227,11 +227,7 @@ class _Unfailing(io.FileIO):
 
 def import_h5py() -> Any:
     """Return the package h5py, or raise `MissingDependencyError` with the line that installs it."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingDependencyError("h5py", "hdf5", "reading and writing .h5 files") from error
-    return h5py
+    return import_optional("h5py", "h5py", "hdf5", "reading and writing .h5 files")
 
 
 _MOST_BYTES = 1 << 28  # of one array: a file of a kilobyte may claim to hold terabytes

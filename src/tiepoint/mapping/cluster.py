@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ArgumentError, InputError, MissingDependencyError, TiepointError
+from ..errors import ArgumentError, InputError, TiepointError, import_optional
 from ..features import Extractor
 from ..io.arrays import feature_arrays
 from ..io.files import make_folder, scratch_folder
@@ -423,8 +423,4 @@ def _explained(error: Exception, ray: Any) -> Exception:
 
 def import_ray() -> Any:
     """Return the package ray, or raise `MissingDependencyError` with the line that installs it."""
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingDependencyError("ray", "ray", "running on a cluster") from error
-    return ray
+    return import_optional("ray", "ray", "ray", "running on a cluster")

@@ -138,3 +138,11 @@ def make_matches(
         features1.keypoints.cpu().numpy()[j],
         covariances=None if S0 is None or S1 is None else (S0.cpu().numpy()[i], S1.cpu().numpy()[j]),
     )
+
+
+def joined(features0: Features, features1: Features, first: Matches, second: Matches) -> Matches:
+    """Put two sets of matches of the same features together, in the order of the first keypoints."""
+    indices = np.concatenate([first.indices, second.indices])
+    scores = np.concatenate([first.scores, second.scores])
+    order = np.argsort(indices[:, 0], kind="stable")
+    return make_matches(features0, features1, indices[order], scores[order])

@@ -32,7 +32,7 @@ from ...io.files import (
 )
 from ...io.folders import mask_of, natural_key
 from ...io.images import read_image
-from ..store import registered
+from ..models import registered
 from .trajectories import Pose, write_tum
 
 if TYPE_CHECKING:

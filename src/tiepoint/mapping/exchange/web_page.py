@@ -23,9 +23,10 @@ from ...geometry.colmap import to_colmap
 from ...io.files import atomic
 from ...io.html import fill_template
 from ...io.images import read_reduced, resize
+from ..models import registered
 from ..steps.assess import Assessment
 from ..steps.reconstruct import Quality, Scene
-from ..store import Store, registered
+from ..store import Store
 
 if TYPE_CHECKING:
     import pycolmap

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +21,7 @@ from ...io.video import Frame
 from ...matchers import Matcher
 from ...matchers.overlay import without_overlay
 from ...types import Features, Matches
+from ..models import point_ids, shared_points
 from ..pairs.retrieval import unit_descriptors
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ class KeyFrameMap:
 
     def point_ids(self, view: View) -> Indices:
         """Return the 3D point that each keypoint of a key frame observes, int64 (N,); -1 for none."""
-        points = self.reconstruction.image(view.image_id).points2D
-        return np.array([p.point3D_id if p.has_point3D() else -1 for p in points], np.int64)
+        return point_ids(self.reconstruction.image(view.image_id))
 
     def places(self, ids: Indices) -> Array:
         """Return where points are, float64 (N, 3)."""
@@ -140,10 +139,7 @@ class KeyFrameMap:
 
     def shared(self) -> dict[tuple[int, int], int]:
         """Return how many points two key frames share, by their image ids, the older first; only if they share any."""
-        pairs: Counter[tuple[int, int]] = Counter()
-        for point in self.reconstruction.points3D.values():
-            pairs.update(combinations(sorted({element.image_id for element in point.track.elements}), 2))
-        return dict(pairs)
+        return dict(shared_points(self.reconstruction))
 
     # ---- frames against it ----
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError, MissingDependencyError
+from ...errors import InputError, import_optional
 from ...geometry.colmap import to_colmap
 from ...io.files import atomic
 from ...io.images import resize
@@ -29,11 +29,7 @@ PATH_COLOUR, CAMERA_DISTANCE = (255, 170, 0), 0.3  # of the picture in front of 
 
 def import_rerun() -> Any:
     """Return the package rerun, or raise `MissingDependencyError` with the line that installs it."""
-    try:
-        import rerun
-    except ImportError as error:
-        raise MissingDependencyError("rerun-sdk", "rerun", "showing or recording a path for rerun") from error
-    return rerun
+    return import_optional("rerun", "rerun-sdk", "rerun", "showing or recording a path for rerun")
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from ...matchers import Matcher
 from ...two_view import FEW
 from ...types import Features, Image
 from ..inputs import read_settings
+from ..models import point_ids
 from ..pairs import retrieval
 from ..steps.effort import snapped
 from ..steps.images import camera_of, parse_camera
@@ -391,18 +392,14 @@ class Localizer:
 
     def _observed(self, image_id: int) -> tuple[Features, NDArray[np.int64]]:
         """Return the features of a photograph of the map, and the 3D point that each observes, -1 for none."""
-        stored, points = self.store.features(image_id), self._point_ids(image_id)
+        stored = self.store.features(image_id)
+        points = point_ids(self.model.image(self._images[image_id][1]))
         if len(stored) != len(points):
             raise InputError(
                 f"{self.store.path}: {self._images[image_id][0]} has {len(stored)} keypoints here and "
                 f"{len(points)} in the model; make the model anew from this database"
             )
         return stored, points
-
-    def _point_ids(self, image_id: int) -> NDArray[np.int64]:
-        """Return the 3D point that each keypoint observes, -1 for none."""
-        points = self.model.image(self._images[image_id][1]).points2D
-        return np.array([point.point3D_id if point.has_point3D() else -1 for point in points], np.int64)
 
 
 def _pooled(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

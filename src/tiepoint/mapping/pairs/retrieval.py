@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ArgumentError, MissingDependencyError
+from ...errors import ArgumentError, import_optional
 from ...types import Features
 
 if TYPE_CHECKING:
@@ -279,8 +279,4 @@ def _unit(vectors: Vectors) -> Vectors:
 
 
 def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingDependencyError("faiss-cpu", "map", "choosing pairs by image retrieval") from error
-    return faiss
+    return import_optional("faiss", "faiss-cpu", "map", "choosing pairs by image retrieval")

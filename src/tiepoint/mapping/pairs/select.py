@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...errors import ArgumentError, MissingDependencyError
+from ...errors import ArgumentError, import_optional
 from ...geometry.colmap import import_pycolmap
 from ...io.pair_lists import Pairs, union
 from .retrieval import most_similar
@@ -188,11 +188,7 @@ def by_position(
     numbers, places = numbers[known], places[known]
     if len(numbers) < 2:
         return union()
-    try:
-        from scipy.spatial import cKDTree
-    except ImportError as error:
-        raise MissingDependencyError("scipy", "map", "choosing pairs by position") from error
-    tree = cKDTree(places)
+    tree = import_optional("scipy.spatial", "scipy", "map", "choosing pairs by position").cKDTree(places)
     reach = tree.query(places, min(nearest + 1, len(places)))[0][:, -1] * (1 + 1e-12)  # all that are equally near
     chosen = []
     for row, place in enumerate(places):

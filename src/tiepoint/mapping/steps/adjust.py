@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...geometry.colmap import import_pycolmap
-from ..store import registered
+from ..models import registered
 
 if TYPE_CHECKING:
     import pycolmap

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from ...errors import ArgumentError, InputError
 from ...geometry.colmap import import_pycolmap
 from ...io.files import read_text
-from ..store import NewImage, registered
+from ..models import registered
+from ..store import NewImage
 from .images import is_file
 
 if TYPE_CHECKING:

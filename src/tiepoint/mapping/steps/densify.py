@@ -7,10 +7,8 @@ alone tell them apart.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +21,8 @@ from ...matchers.nearest import as_vectors, distances
 from ...matchers.overlay import without_overlay
 from ...types import Features
 from ..blocks import FeatureCache, in_blocks
-from ..store import Store, registered
+from ..models import PosedCamera, registered, shared_points
+from ..store import Store
 
 if TYPE_CHECKING:
     import pycolmap
@@ -61,13 +60,10 @@ class View:
     @classmethod
     def of(cls, model: pycolmap.Reconstruction, image_id: int, features: Features) -> View:
         """Look along the keypoints of an image of a model."""
-        image = model.images[image_id]
-        camera = model.cameras[image.camera_id]
-        pixels = to_colmap(features.keypoints.numpy().astype(np.float64))
-        on_plane = np.asarray(camera.cam_from_img(pixels), np.float64).reshape(-1, 2)
-        rays = np.column_stack([on_plane, np.ones(len(on_plane))]) @ image.cam_from_world().rotation.matrix()
+        posed = PosedCamera.of(model, model.images[image_id])
+        rays = posed.rays(to_colmap(features.keypoints.numpy().astype(np.float64)))
         rays /= np.linalg.norm(rays, axis=1, keepdims=True)
-        return cls(image.projection_center(), rays, camera.mean_focal_length(), features)
+        return cls(posed.centre, rays, posed.camera.mean_focal_length(), features)
 
 
 def densify(
@@ -131,11 +127,8 @@ def densify(
 
 def pairs_that_share_points(model: pycolmap.Reconstruction) -> NDArray[np.int32]:
     """Return the pairs of images (P, 2) that see at least `LEAST_SHARED` common points, of each image the best."""
-    shared: Counter[tuple[int, int]] = Counter()
-    for point in model.points3D.values():
-        shared.update(combinations(sorted({element.image_id for element in point.track.elements}), 2))
     partners: dict[int, list[tuple[int, int]]] = {}
-    for pair, count in sorted(shared.items(), key=lambda item: (-item[1], item[0])):
+    for pair, count in sorted(shared_points(model).items(), key=lambda item: (-item[1], item[0])):
         if count >= LEAST_SHARED:
             for image_id in pair:
                 partners.setdefault(image_id, []).append(pair)

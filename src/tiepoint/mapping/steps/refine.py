@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ...geometry.colmap import from_colmap
 from ...io.images import read_image
+from ..models import PosedCamera, registered
 from ..progress import Progress, Report, silent
-from ..store import registered
 
 if TYPE_CHECKING:
     import pycolmap
@@ -154,25 +154,19 @@ class _References:
         """Take the patches of the observations chosen in one image, whose picture is (1, H, W)."""
         rows = np.flatnonzero(self.image == image.image_id)
         pixels = np.array([image.points2D[k].xy for k in self.keypoint[rows].tolist()]).reshape(-1, 2)
-        camera, R, centre = (
-            model.cameras[image.camera_id],
-            image.cam_from_world().rotation.matrix(),
-            image.projection_center(),
-        )
+        posed = PosedCamera.of(model, image)
 
-        def rays(shift: tuple[float, float]) -> Matrix:
-            on_plane = np.asarray(camera.cam_from_img(pixels + shift)).reshape(-1, 2)
-            return np.column_stack([on_plane, np.ones(len(on_plane))]) @ R
+        def on_plane(shift: tuple[float, float]) -> Matrix:
+            """Return where the rays of shifted pixels meet the patches' planes."""
+            directions, normal = posed.rays(pixels + shift), self.normal[rows]
+            reach = ((self.middle[rows] - posed.centre) * normal).sum(axis=1) / (directions * normal).sum(axis=1)
+            return posed.centre + directions * reach[:, None]
 
-        def along(directions: Matrix) -> Matrix:  # to where they meet the plane
-            normal = self.normal[rows]
-            reach = ((self.middle[rows] - centre) * normal).sum(axis=1) / (directions * normal).sum(axis=1)
-            return centre + directions * reach[:, None]
-
-        depth = (self.middle[rows] - centre) @ R[2]
-        self.middle[rows] = centre + rays((0, 0)) * depth[:, None]  # the keypoint's ray misses the point by a little
-        self.right[rows] = (along(rays((1, 0))) - along(rays((-1, 0)))) / 2
-        self.down[rows] = (along(rays((0, 1))) - along(rays((0, -1)))) / 2
+        depth = (self.middle[rows] - posed.centre) @ posed.R[2]
+        # The keypoint's ray misses the point by a little.
+        self.middle[rows] = posed.centre + posed.rays(pixels) * depth[:, None]
+        self.right[rows] = (on_plane((1, 0)) - on_plane((-1, 0))) / 2
+        self.down[rows] = (on_plane((0, 1)) - on_plane((0, -1))) / 2
         for some in _chunks(len(rows)):
             self.patches[rows[some]] = _normalise(_sample(picture, pixels[some, None] + OFFSETS)[0])[0]
 
@@ -181,21 +175,10 @@ class _References:
         seen = [point for point in image.points2D if point.has_point3D()]
         rows = np.array([self.rows[point.point3D_id] for point in seen], np.int64)
         pixels = np.array([point.xy for point in seen]).reshape(-1, 2)
-        camera, R, centre = (
-            model.cameras[image.camera_id],
-            image.cam_from_world().rotation.matrix(),
-            image.projection_center(),
-        )
-
-        def project(points: Matrix) -> Matrix:
-            return np.asarray(camera.img_from_cam((points - centre) @ R.T)).reshape(-1, 2)
-
-        middle = self.middle[rows]
-        origin = project(middle)
+        posed, middle = PosedCamera.of(model, image), self.middle[rows]
+        origin = posed.project(middle)
         # How the patch lies in this image, to first order: rows are where its axes go.
-        warps = np.stack(
-            [project(middle + self.right[rows]) - origin, project(middle + self.down[rows]) - origin], axis=1
-        )
+        warps = np.stack([posed.project(middle + axis[rows]) - origin for axis in (self.right, self.down)], axis=1)
         area = np.abs(np.linalg.det(np.nan_to_num(warps)))
         usable = (self.image[rows] != image.image_id) & (area > 1 / LARGEST_AREA) & (area < LARGEST_AREA)
         chosen = np.flatnonzero(usable & np.isfinite(self.patches[rows, 0]))

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...effort.along_lines import match_along
-from ...matchers.base import make_matches
+from ...matchers.base import joined, make_matches
 from ...matchers.overlay import without_overlay
 from ..blocks import FeatureCache, in_blocks
 from ..progress import Progress, Report, silent
@@ -92,10 +92,8 @@ def thicken(store: Store, images: Collection[int], report: Report = silent) -> i
         new = match_along(both, before, (both[0].first(KEYPOINTS), both[1].first(KEYPOINTS)), (_PIXELS, _PIXELS))
         if new is None:
             continue
-        indices = np.concatenate([before.indices, new.indices])
-        order = np.argsort(indices[:, 0], kind="stable")
-        matches = make_matches(*both, indices[order], np.concatenate([before.scores, new.scores])[order])
-        matches = replace(without_overlay(matches, *both, 0), overlaps=stored.overlaps)
+        matches = without_overlay(joined(*both, before, new), *both, 0)
+        matches = replace(matches, overlaps=stored.overlaps)
         result = verify(a, b, cameras[a], cameras[b], matches)
         more = 0 if result.inliers is None else int(result.inliers.sum()) - verified[a, b]
         if more > 0:

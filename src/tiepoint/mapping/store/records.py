@@ -18,9 +18,6 @@ from ...types import Features
 if TYPE_CHECKING:
     import pycolmap
 
-if TYPE_CHECKING:
-    import pycolmap
-
 MAX_IMAGES = 2**31 - 1
 """COLMAP's: image ids are smaller, and a pair's id is ``MAX_IMAGES * smaller + larger``."""
 
@@ -258,8 +255,3 @@ def fault_of(features: Features) -> str:
         x, y = features.keypoints[outside][0].tolist()
         return f"a keypoint at ({x:g}, {y:g}), outside of the picture of {size[0]:g}x{size[1]:g} pixels"
     return ""
-
-
-def registered(model: pycolmap.Reconstruction) -> list[pycolmap.Image]:
-    """Return the images of a model that have a pose, sorted by name."""
-    return sorted((model.images[image_id] for image_id in model.reg_image_ids()), key=lambda image: image.name)
