@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import poselib
@@ -12,9 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import ArgumentError
 from .camera import FOCAL_FACTOR, Camera
 from .colmap import import_pycolmap, to_colmap
-
-if TYPE_CHECKING:
-    import pycolmap
 
 Array = NDArray[np.float64]
 
@@ -164,14 +160,14 @@ def estimate_camera_and_pose(
         options.ransac.max_error = threshold
         options.ransac.min_inlier_ratio = 0.02  # of the matches of a hard query few are right
         options.ransac.random_seed = seed
-        camera = _colmap_camera(guess)
+        camera = guess.to_pycolmap()
         found = pycolmap.estimate_absolute_pose(to_colmap(pixels[usable]), world[usable], camera, options)
         if found is None or camera.focal_length < 0.1 * max(size):
             return _no_pose(len(pixels), guess)
         guess, pose = Camera.from_focal(camera.focal_length, size), found["cam_from_world"]
         inliers = np.zeros(len(pixels), bool)
         inliers[usable] = found["inlier_mask"]
-    camera = _colmap_camera(Camera("SIMPLE_RADIAL", *size, (*guess.params, 0.0)))
+    camera = Camera("SIMPLE_RADIAL", *size, (*guess.params, 0.0)).to_pycolmap()
     refinement = pycolmap.AbsolutePoseRefinementOptions(refine_focal_length=focal is None, refine_extra_params=True)
     refined = pycolmap.refine_absolute_pose(pose, to_colmap(pixels), world, inliers, camera, refinement)
     matrix = (pose if refined is None else refined["cam_from_world"]).matrix()
@@ -207,8 +203,3 @@ def _corresponding(points: ArrayLike, points3D: ArrayLike) -> tuple[Array, Array
     if pixels.ndim != 2 or world.ndim != 2 or pixels.shape != (len(world), 2) or world.shape[1] != 3:
         raise ArgumentError(f"points must be (K, 2) and points3D (K, 3), not {pixels.shape} and {world.shape}")
     return pixels, world
-
-
-def _colmap_camera(camera: Camera) -> pycolmap.Camera:
-    model, width, height, params = camera.to_colmap()
-    return import_pycolmap().Camera(model=model, width=width, height=height, params=params)

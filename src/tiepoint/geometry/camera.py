@@ -140,6 +140,11 @@ class Camera:
         """
         return self.model, self.width, self.height, _shift_principal_point(self.model, self.params, 0.5)
 
+    def to_pycolmap(self) -> Any:
+        """Return the `pycolmap.Camera` that is this one, without an id."""
+        model, width, height, params = self.to_colmap()
+        return import_pycolmap().Camera(model=model, width=width, height=height, params=params)
+
     @property
     def focal_lengths(self) -> tuple[float, float]:
         """(fx, fy) in pixels."""
@@ -201,7 +206,7 @@ class Camera:
         """
         pixels = as_array(pixels, (None, 2), "pixels")
         if self.model in BY_COLMAP:
-            rays = np.asarray(self._in_colmap().cam_from_img(pixels + 0.5), np.float64).reshape(-1, 2)
+            rays = np.asarray(self.to_pycolmap().cam_from_img(pixels + 0.5), np.float64).reshape(-1, 2)
             back = self._project_by_colmap(np.column_stack([rays, np.ones(len(rays))]))
             with np.errstate(invalid="ignore"):  # its iterations may end where no ray comes from
                 return np.where((np.abs(back - pixels) < 1e-3).all(axis=1, keepdims=True), rays, np.nan)
@@ -211,13 +216,9 @@ class Camera:
         with np.errstate(all="ignore"):  # iterations that run away are caught below, as nan
             return self._undistort_fisheye(distorted) if self._is_fisheye else self._undistort(distorted)
 
-    def _in_colmap(self) -> Any:
-        model, width, height, params = self.to_colmap()
-        return import_pycolmap().Camera(model=model, width=width, height=height, params=params)
-
     def _project_by_colmap(self, points: Array) -> Array:
         front = np.where(points[:, 2:] > 0, points, (0.0, 0.0, 1.0))
-        pixels = np.asarray(self._in_colmap().img_from_cam(front), np.float64).reshape(-1, 2) - 0.5
+        pixels = np.asarray(self.to_pycolmap().img_from_cam(front), np.float64).reshape(-1, 2) - 0.5
         return np.where(points[:, 2:] > 0, pixels, np.nan)
 
     @property

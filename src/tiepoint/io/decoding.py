@@ -9,7 +9,7 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -124,11 +124,7 @@ class Header:
     @property
     def orientation(self) -> int:
         """The EXIF orientation, 1 to 8; 1 (upright) where the tag is missing or damaged."""
-        try:
-            value = self.tags.get(_ORIENTATION, 1) if self.kind == "TIFF" else self.exif().get(_ORIENTATION, 1)
-        except Exception:  # the photograph is fine, only its EXIF is not
-            return 1
-        return value if value in range(1, 9) else 1
+        return _orientation(lambda: self.tags if self.kind == "TIFF" else self.exif())
 
     def exif(self) -> PIL.Image.Exif:
         """Return the EXIF; raises whatever Pillow does where it is damaged."""
@@ -291,8 +287,8 @@ def _pixels(picture: PIL.Image.Image) -> tuple[NDArray[Any], int]:
     # Pillow warns from 89 megapixels on.
     with quiet() if picture.width * picture.height > 80_000_000 else nullcontext():
         picture.load()
-    with quiet():
-        orientation = _orientation(picture)
+    with quiet():  # after decoding, because in TIFF Pillow turns the pixels itself and then forgets the tag
+        orientation = _orientation(picture.getexif)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         return np.asarray(picture), orientation
     if picture.has_transparency_data:
@@ -381,13 +377,10 @@ def _number(text: Any) -> float | None:
         return None
 
 
-def _orientation(picture: PIL.Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8, of a picture that is decoded; 1 where the tag is missing or damaged.
-
-    Asked after decoding, because in TIFF Pillow turns the pixels itself and then forgets the tag.
-    """
+def _orientation(tags: Callable[[], Mapping[int, Any]]) -> int:
+    """Return the EXIF orientation, 1 to 8, among the tags that a function reads; 1 if it is missing or damaged."""
     try:
-        value = picture.getexif().get(_ORIENTATION, 1)
+        value = tags().get(_ORIENTATION, 1)
     except Exception:  # the photograph is fine, only its EXIF is not
         return 1
     return value if value in range(1, 9) else 1

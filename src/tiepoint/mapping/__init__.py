@@ -44,31 +44,23 @@ __all__ = [
     "verify_into",
 ]
 
-# Where each name lives. Imported on first use, because the steps need different packages.
+# Where each name lives that is not in `store`. Imported on first use, because the steps need different packages.
 _HOMES = {
-    "NewImage": "store",
-    "PairMatches": "store",
-    "PairResult": "store",
     "PairsMatched": "many_pairs",
-    "Store": "store",
-    "StoredGeometry": "store",
-    "StoredImage": "store",
     "camera_of": "steps.images",
     "extract_into": "steps.extract",
     "map_photographs": "run",
     "match_into": "steps.match",
     "match_pairs": "many_pairs",
     "new_images": "steps.images",
-    "pair_ids": "store",
-    "pairs_of": "store",
     "verify_into": "steps.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    value = getattr(import_module(f".{_HOMES.get(name, 'store')}", __name__), name)
     globals()[name] = value
     return value
 

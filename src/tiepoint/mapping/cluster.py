@@ -46,18 +46,12 @@ from ..io.arrays import feature_arrays
 from ..io.files import make_folder, scratch_folder
 from ..io.folders import mask_of
 from ..matchers import Matcher
-from ..matchers.overlay import without_overlay
 from ..types import Features
-from .progress import Progress, Report, silent
+from .progress import Report, silent
 from .shards import Arrays, digest_of, make, outcome_arrays, read_outcomes, read_results, result_arrays
 from .steps import verify as verification
-from .steps.extract import (
-    Extraction,
-    as_registered,
-    check_same_extractor,
-    extract_one,
-)
-from .steps.match import Matching, Tally, batch_size, unverified, what_to_match
+from .steps.extract import Extraction, ExtractionRun, extract_one
+from .steps.match import Matching, MatchRun, match_batch
 from .store import Store
 from .workers import cores, stopping
 
@@ -177,42 +171,28 @@ def extract_on_ray(
     --------
     See `cluster`.
     """
-    images = store.images()
-    have = store.has_features()
-    if have:
-        check_same_extractor(store, min(have), extractor)
     workers = _Workers(extractor.device)
-    size = shard or workers.shard_of(len(images), MOST_IMAGES)
-    folder, masks = Path(folder).absolute(), None if masks is None else Path(masks).absolute()
+    run = ExtractionRun(store, Path(folder).absolute(), extractor, report)
+    masks = None if masks is None else Path(masks).absolute()
+    size = shard or workers.shard_of(len(run.images), MOST_IMAGES)
     files = _folder_of(store)
+    todo = {image.image_id for image in run.todo}
     shards = []
-    for at in range(0, len(images), size):
-        part = [image for image in images[at : at + size] if image.image_id not in have]
-        jobs = [(folder / image.name, mask_of(masks, image.name)) for image in part]
+    for at in range(0, len(run.images), size):
+        part = [image for image in run.images[at : at + size] if image.image_id in todo]
+        jobs = [(run.folder / image.name, mask_of(masks, image.name)) for image in part]
         if part:
             shards.append((files / f"features-{digest_of(extractor.name, extractor.options, jobs)}.npz", part, jobs))
 
     sent = workers.ray.put(extractor)
-    already = done = len(images) - sum(len(part) for _, part, _ in shards)
-    step, failed = f"extracting {extractor.name}", dict[str, str]()
-    report(Progress(step, done, len(images)))
     for path, part, _ in workers.in_order(_extract_shard, shards, lambda shard: (shard[0], sent, shard[2])):
-        found = read_outcomes(path)
-        outcomes = [as_registered(one, image, folder) for one, image in zip(found, part, strict=True)]
-        store.write_features(
-            (image.image_id, outcome)
-            for image, outcome in zip(part, outcomes, strict=True)
-            if isinstance(outcome, Features)
-        )
+        found = [(image, run.checked(image, one)) for image, one in zip(part, read_outcomes(path), strict=True)]
+        store.write_features((image.image_id, one) for image, one in found if isinstance(one, Features))
         path.unlink()
-        for image, outcome in zip(part, outcomes, strict=True):
-            done += 1
-            note = "" if isinstance(outcome, Features) else outcome
-            if note:
-                failed[image.name] = note
-            report(Progress(step, done, len(images), note=note))
+        for image, one in found:
+            run.count(image, one)
     shutil.rmtree(files, ignore_errors=True)
-    return Extraction(done - already - len(failed), already, failed)
+    return run.summary()
 
 
 def match_on_ray(
@@ -250,19 +230,15 @@ def match_on_ray(
     --------
     See `cluster`.
     """
-    begin = time.monotonic()
-    cameras = {image.image_id: image.camera for image in store.images()}
-    ordered, usable, todo = what_to_match(store, cameras, pairs)
-    already = int((usable & ~todo).sum())
-    total = already + int(todo.sum())
+    run = MatchRun(store, pairs, matcher)
     workers = _Workers(matcher.device)
-    if verify and already:
-        verification.verify_into(store, ordered[usable & ~todo], report=report)
+    if verify and run.already:
+        verification.verify_into(store, run.matched_before, report=report)
 
-    batch = batch_size(matcher)
     most_pairs = MOST_PAIRS.get(matcher.device.type, MOST_PAIRS_ON_CPU)
-    size = -(-(shard or workers.shard_of(total, most_pairs)) // batch) * batch
-    shards = [at for at in range(0, len(ordered), size) if todo[at : at + size].any()]
+    size = shard or workers.shard_of(run.total, most_pairs)
+    size = -(-size // run.batch_size) * run.batch_size
+    shards = [at for at in range(0, len(run.ordered), size) if run.todo[at : at + size].any()]
     files = _folder_of(store)
     sent = workers.ray.put(matcher)
 
@@ -270,33 +246,26 @@ def match_on_ray(
     def features(image_id: int) -> Any:
         return workers.ray.put(store.features(image_id).first(most))
 
-    def batches_of(at: int) -> list[NDArray[np.int32]]:
-        starts = range(at, min(at + size, len(ordered)), batch)
-        batches = (ordered[start : start + batch][todo[start : start + batch]] for start in starts)
-        return [pairs for pairs in batches if len(pairs)]
-
     def path_of(at: int) -> Path:
-        return files / f"matches-{digest_of(matcher.name, verify, most, *batches_of(at))}.npz"
+        return files / f"matches-{digest_of(matcher.name, verify, most, *run.batches(at, at + size))}.npz"
 
     def task_of(at: int) -> tuple[Any, ...]:
-        batches = batches_of(at)
+        batches = list(run.batches(at, at + size))
         ids = np.unique(np.concatenate(batches)).tolist()
-        which = {image_id: cameras[image_id] for image_id in ids}
+        which = {image_id: run.cameras[image_id] for image_id in ids}
         return path_of(at), sent, verify, workers.cores_each, batches, which, *map(features, ids)
 
-    tally = Tally.of(matcher)
-    report(Progress("matching", already, total))
+    report(run.progress())
     for at in workers.in_order(_match_shard, shards, task_of):
         path = path_of(at)
         found = read_results(path)
         store.write_matches(result for result, _ in found)
         path.unlink()
         for result, stop_layer in found:
-            tally.add(result, stop_layer)
-        report(Progress("matching", already + tally.matched, total, tally.early_exits))
+            run.count(result, stop_layer)
+        report(run.progress())
     shutil.rmtree(files, ignore_errors=True)
-    reads, seconds = features.cache_info().misses, time.monotonic() - begin
-    return tally.summary(len(ordered), already, len(ordered) - int(usable.sum()), seconds, reads)
+    return run.summary(features.cache_info().misses)
 
 
 class _Workers:
@@ -385,18 +354,11 @@ def _match_shard(
 ) -> None:
     """Match some batches of pairs, on a worker; ``features`` are those of the images that ``cameras`` names."""
     held = dict(zip(cameras, features, strict=True))
-    finish = verification.verify if verify else unverified
 
     def arrays() -> Arrays:
         with stopping(ThreadPoolExecutor(threads)) as pool:
-            found = []
-            for pairs in batches:
-                ids = pairs.tolist()
-                matched = matcher.match_many([(held[a], held[b]) for a, b in ids])
-                for (a, b), all_matches in zip(ids, matched, strict=True):
-                    matches = without_overlay(all_matches, held[a], held[b], least_moving=0)
-                    found.append((pool.submit(finish, a, b, cameras[a], cameras[b], matches), matches.stop_layer))
-            return result_arrays([(result.result(), stop_layer) for result, stop_layer in found])
+            found = [match_batch(matcher, pairs.tolist(), held, cameras, pool, verify) for pairs in batches]
+            return result_arrays([(future.result(), stop_layer) for future, stop_layer in chain.from_iterable(found)])
 
     made_of = [camera.todict() for camera in cameras.values()]
     make(path, digest_of(*made_of, *chain(*(feature_arrays(f).values() for f in features))), arrays)

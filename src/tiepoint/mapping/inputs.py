@@ -123,33 +123,31 @@ def follow_files(
     with ThreadPoolExecutor() as pool:
         now = {new.name: files for new, files in zip(found, pool.map(look, found), strict=True)}
     names = {image_id: name for name, image_id in stored.items()}
+    before = {image_id: _digests(files) for image_id, files in known.items()}
+    after = {name: _digests(files) for name, files in now.items()}
     missing = {image_id for image_id in known if names[image_id] not in now}
-    if missing and not now.keys() & stored.keys() and not _same_bytes(known, now, missing):
+    elsewhere = {before[i][0] for i in missing} & {photograph for photograph, _ in after.values()}
+    if missing and not now.keys() & stored.keys() and not elsewhere:
         raise InputError(
             f"{folder}: holds none of the {len(missing)} photographs that {store.path.parent} was made of; give the "
             "folder that holds them, or start over with --fresh"
         )
     renamed: dict[int, str] = {}
-    by_content = {_content(known[image_id]): image_id for image_id in sorted(missing, reverse=True)}
+    by_content = {before[image_id]: image_id for image_id in sorted(missing, reverse=True)}
     for name in now.keys() - stored.keys():
-        image_id = by_content.pop(_content(now[name]), None)
+        image_id = by_content.pop(after[name], None)
         if image_id is not None:
             renamed[image_id] = name
     removed = missing - renamed.keys()
     kept = {name: image_id for name, image_id in stored.items() if name in now}
-    replaced = {i: name for name, i in kept.items() if i in known and _differs("photograph", known[i], now[name])}
-    remasked = {
-        i: name
-        for name, i in kept.items()
-        if i in known and i not in replaced and _differs("mask", known[i], now[name])
-    }
+    other = {i: name for name, i in kept.items() if i in known and before[i] != after[name]}
+    replaced = {i: name for i, name in other.items() if before[i][0] != after[name][0]}
+    remasked = {i: name for i, name in other.items() if i not in replaced}
     added = sorted(now.keys() - stored.keys() - set(renamed.values())) if stored else []
 
     store.remove_images(removed)
     store.rename_images(renamed)
-    store.set_fingerprints(
-        {image_id: now[name] for name, image_id in kept.items()}, replaced=replaced.keys() | remasked.keys()
-    )
+    store.set_fingerprints({image_id: now[name] for name, image_id in kept.items()}, replaced=other.keys())
     cameras = store.update_cameras(found) if update_cameras else []
     ids = store.add_images(found)
     store.set_fingerprints({ids[name]: files for name, files in now.items()})
@@ -296,21 +294,10 @@ def _option(key: str, value: Any) -> str:
     return f"--{key.replace('_', '-')} {value or 0}"
 
 
-def _differs(kind: str, before: FileFingerprints, after: FileFingerprints) -> bool:
-    return _digest(kind, before) != _digest(kind, after)
-
-
-def _digest(kind: str, files: FileFingerprints) -> str | None:
-    return files[kind].digest if kind in files else None
-
-
-def _content(files: FileFingerprints) -> tuple[str | None, str | None]:
-    return _digest("photograph", files), _digest("mask", files)
-
-
-def _same_bytes(known: dict[int, FileFingerprints], now: dict[str, FileFingerprints], missing: set[int]) -> bool:
-    """Whether any photograph that is missing is there under another name."""
-    return bool({_content(known[i])[0] for i in missing} & {_content(files)[0] for files in now.values()})
+def _digests(files: FileFingerprints) -> tuple[str | None, str | None]:
+    """Return what tells the content of a photograph and its mask; None for what is not there."""
+    photograph, mask = (files[kind].digest if kind in files else None for kind in ("photograph", "mask"))
+    return photograph, mask
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

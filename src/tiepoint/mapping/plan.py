@@ -57,10 +57,10 @@ class Plan:
 
     def lines(self) -> list[str]:
         """Return the plan in words, a line each."""
-        chosen = ", ".join(f"{name.replace('_', ' ')} {_word(value)}" for name, value in self.chosen.items())
-        if "first_pass" in self.chosen and self.chosen["second_pass"]:
-            most = self.chosen["first_pass"]
-            chosen = chosen.replace(f"first pass {most}", f"first pass {BEST}, {most} where these leave a doubt")
+        words = {name: _word(value) for name, value in self.chosen.items()}
+        if "first_pass" in words and self.chosen["second_pass"]:
+            words["first_pass"] = f"{BEST}, {words['first_pass']} where these leave a doubt"
+        chosen = ", ".join(f"{name.replace('_', ' ')} {word}" for name, word in words.items())
         what = f"{self.photographs} photographs, {'' if self.fewer_pairs else 'up to '}{self.pairs} pairs"
         lines = [f"quality {self.quality}: {what}{'; ' if chosen else ''}{chosen}"]
         if self.seconds is None:

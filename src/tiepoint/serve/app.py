@@ -196,10 +196,9 @@ def create_app(jobs: Jobs, limits: Limits, *, host: str, token: str | None, name
     @app.get("/{kind}/{job_id}/files/{name}", summary="One of the job's outputs.", response_class=FileResponse)
     async def get_file(kind: Plural, job_id: str, name: str) -> Response:
         job = find(kind, job_id)
-        if name not in job.outputs:  # a list that the worker made; no path of a client's is ever opened
-            raise HTTPException(404, "There is no such file.")
         path = jobs.folder_of(job.id) / "result" / name
-        if not path.is_file():
+        # The outputs are a list that the worker made; no path of a client's is ever opened.
+        if name not in job.outputs or not path.is_file():
             raise HTTPException(404, "There is no such file.")
         headers = {"Content-Security-Policy": RESULT_POLICY} if path.suffix == ".html" else {}
         shown = path.suffix in (".html", ".png", ".jpg")

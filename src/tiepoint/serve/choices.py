@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from .. import features as extractors
 from .. import matchers, weights
@@ -44,7 +44,7 @@ GEOMETRIES = {
     "essential": "As fundamental, with an assumed focal length; gives the relative pose.",
     "none": "Do not tell right from wrong.",
 }
-MADE_FOR = {"cairn": ("cairn",), "aliked-n16": ("aliked-n16",), "disk": ("disk",), "xfeat": ("xfeat",)}
+LEARNED = ("cairn", "aliked-n16", "disk", "xfeat")  # of these; offered where the weights are on this machine
 
 
 class _Options(BaseModel):
@@ -52,16 +52,14 @@ class _Options(BaseModel):
     features: str = Field("auto", description=f"One of {', '.join(extractors.names())}, or auto.")
     matcher: str = Field("auto", description=f"One of {', '.join(matchers.names())}, or auto.")
 
-    @field_validator("features")
+    @field_validator("features", "matcher")
     @classmethod
-    def _known_features(cls, value: str) -> str:
+    def _is_known(cls, value: str, field: ValidationInfo) -> str:
         # Names of files (cairn@FILE) are refused with all else: a client does not choose files of the server.
-        return _known(value, extractors.names(), "features")
-
-    @field_validator("matcher")
-    @classmethod
-    def _known_matcher(cls, value: str) -> str:
-        return _known(value, matchers.names(), "matcher")
+        names = extractors.names() if field.field_name == "features" else matchers.names()
+        if value not in ("auto", *names):
+            raise ValueError(f"no {field.field_name} of that name; there are: auto, {', '.join(names)}")
+        return value
 
 
 class MatchOptions(_Options):
@@ -79,18 +77,12 @@ class MapOptions(_Options):
     quality: Quality = Field("balanced", description="How many points, and how precise.")
 
 
-def _known(value: str, names: list[str], what: str) -> str:
-    if value not in ("auto", *names):
-        raise ValueError(f"no {what} of that name; there are: auto, {', '.join(names)}")
-    return value
-
-
 def choices(limits: Limits) -> dict[str, object]:
     """Return what the page offers: names and lines, suffixes of files, and limits in bytes."""
     usable = {
         name: line
         for name, line in FEATURES.items()
-        if name == "auto" or (name in extractors.names() and all(map(weights.available, MADE_FOR.get(name, ()))))
+        if name == "auto" or (name in extractors.names() and (name not in LEARNED or weights.available(name)))
     }
     return {
         "features": usable,

@@ -107,13 +107,9 @@ class Guard:
         host = request.headers.get("host", "")
         if len(request.headers.getlist("host")) != 1 or not self._is_ours(host):
             return _error(421, "This server does not answer to that name; open it by the address that it printed.")
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return _error(403, "Requests from pages of other sites are refused.")
-        if request.method not in SAFE and request.headers.get("sec-fetch-site", "same-origin") not in (
-            "same-origin",
-            "none",
-        ):
+        origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
+        from_elsewhere = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        if from_elsewhere or (request.method not in SAFE and site not in ("same-origin", "none")):
             return _error(403, "Requests from pages of other sites are refused.")
         if self.token is None or request.url.path in OPEN or self.holds_token(request):
             return None

@@ -63,6 +63,10 @@ class Job(BaseModel):
         """Whether nothing will change any more."""
         return self.state not in UNFINISHED
 
+    def end(self, state: State, error: str = "") -> None:
+        """Note how it ended, and when."""
+        self.state, self.step, self.error, self.ended = state, None, error, time.time()
+
 
 class Jobs:
     """All jobs of one folder, in the order they came. Thread-safe; one server at a time holds the folder.
@@ -102,8 +106,9 @@ class Jobs:
         if job.state == "running":
             job.state = "waiting"  # a map resumes where it was
             if job.starts >= MOST_STARTS:
-                job.state, job.ended = "failed", time.time()
-                job.error = f"The server ended {job.starts} times while it worked on this; it is not tried again."
+                job.end(
+                    "failed", f"The server ended {job.starts} times while it worked on this; it is not tried again."
+                )
         self._jobs[job.id] = job
         self.measure(job.id)
         self.save(job)
@@ -170,7 +175,7 @@ class Jobs:
         with self.changed:
             job = self._jobs.pop(job_id, None)
             if job is not None and not job.finished:
-                job.state, job.ended = "cancelled", time.time()
+                job.end("cancelled")
             self.changed.notify_all()
             return job
 

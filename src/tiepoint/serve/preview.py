@@ -40,8 +40,7 @@ class Preview:
         if time.monotonic() - self._last < SECONDS:
             return False
         with Store.open(self.database, create=False, read_only=True) as store:
-            pairs = sorted(store.verified_pairs().items(), key=lambda item: -item[1])
-            best = [(pair, count) for pair, count in pairs if count > 0][:PAIRS]
+            best = sorted(store.verified_pairs().items(), key=lambda item: -item[1])[:PAIRS]
             if not best or best == self._shown:
                 return False
             rows = [self._draw(store, *pair) for pair, _ in best]

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,7 @@ class Runner(threading.Thread):
             except Exception as error:  # such as a full disk: the queue goes on
                 self._end_worker()
                 with self.jobs.changed:
-                    job.state, job.step, job.ended = "failed", None, time.time()
-                    job.error = f"The server could not work on this: {error}"
+                    job.end("failed", f"The server could not work on this: {error}")
         self._end_worker()
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class Runner(threading.Thread):
                 if job.state == "running":
                     code = self._worker.end()
                     self._worker = None
-                    job.state, job.error = "failed", _died(code)
+                    job.end("failed", _died(code))
         if self._closing and job.state == "running":
             return
         if job.state == "cancelled":
@@ -94,7 +94,6 @@ class Runner(threading.Thread):
             self.jobs.discard(job.id)
             return
         with self.jobs.changed:
-            job.ended = time.time()
             if self.jobs.get(job.id) is job:
                 self.jobs.save(job)
                 self.jobs.measure(job.id)
@@ -123,10 +122,10 @@ class _Told:
             if value not in job.outputs:
                 job.outputs.append(value)
         elif kind == "failed":
-            job.state, job.step, job.error = "failed", None, self._public(value)
+            job.end("failed", self._public(value))
         else:
-            job.state, job.step = "done", None
             job.result = {**value, "outputs": [f"/{_PLURALS[job.kind]}/{job.id}/files/{o}" for o in job.outputs]}
+            job.end("done")  # last, as a request may wait for it
 
     def _public(self, text: str) -> str:
         """Return a message without paths of this machine, and with the names that the user gave."""
@@ -172,11 +171,9 @@ class _Worker:
 
     def _kill(self) -> None:
         if hasattr(os, "killpg") and self.process.pid is not None:
-            try:
+            with suppress(ProcessLookupError):  # it has not made its group yet
                 os.killpg(self.process.pid, signal.SIGKILL)
                 return
-            except ProcessLookupError:  # it has not made its group yet
-                pass
         self.process.kill()
 
 

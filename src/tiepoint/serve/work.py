@@ -62,16 +62,10 @@ def run_match(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> 
     for name, label in job["files"].items():
         check_size(folder / "photos" / name, label, pixels)
         images.append(replace(read_image(folder / "photos" / name), name=label))
-    options = job["options"]
+    geometry = job["options"]["geometry"]
     tell("step", {"name": "finding and matching points"})
-    result = match(
-        images[0],
-        images[1],
-        features=options["features"],
-        matcher=options["matcher"],
-        effort=options["effort"],
-        geometry=None if options["geometry"] == "none" else options["geometry"],
-    )
+    options = {**job["options"], "geometry": None if geometry == "none" else geometry}
+    result = match(images[0], images[1], **options)
     tell("step", {"name": "drawing"})
     for name in ("matches.png", "match.html", "matches.csv", "matches.npz", "matches.json"):
         result.save(folder / "result" / name, overwrite=True)
@@ -109,18 +103,8 @@ def run_map(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> di
                 if preview():
                     tell("output", PREVIEW)
 
-    options = job["options"]
-    result = map_photographs(
-        photos / videos[0] if videos else photos,
-        out,
-        features=options["features"],
-        matcher=options["matcher"],
-        quality=options["quality"],
-        report=report,
-    )
-    for name, why in result.skipped.items():
-        tell("note", f"{name}: left out: {why}")
-    for line in result.notes:
+    result = map_photographs(photos / videos[0] if videos else photos, out, **job["options"], report=report)
+    for line in (*(f"{name}: left out: {why}" for name, why in result.skipped.items()), *result.notes):
         tell("note", line)
     summary = {**result.summary(), "output": "map"}
     # Paths of this machine are nobody's business.

@@ -183,7 +183,7 @@ def write_undistorted(
         check_image_name(image.name, "the model")
     straight, options = copy.deepcopy(model), pycolmap.UndistortCameraOptions()
     crops = _undistort_cameras(straight, options)
-    written: dict[str, NDArray[np.uint8] | None] = {}  # name -> mask
+    written: list[tuple[Path, tuple[int, ...], NDArray[np.uint8] | None]] = []  # name, height and width, mask
     with atomic_folder(folder) as temporary:
         for image in registered(straight):
             original, camera = source / image.name, model.cameras[image.camera_id]
@@ -192,44 +192,63 @@ def write_undistorted(
                 image.name += ".png"  # appended, so that a.tif and a.bmp stay two files
             target = temporary / "images" / image.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            view = read_image(original, bands=bands)
-            if view.size != (camera.width, camera.height):
-                raise InputError(
-                    f"{original}: is {view.size[0]}x{view.size[1]} pixels, but {camera.width}x{camera.height} in the "
-                    "model; give the photographs that the model was made of"
-                )
-            pixels, mask = view.pixels, view.mask
-            if mask is not None:  # transparent: what is there was not meant to be seen
-                pixels = np.where(mask[..., None] > 0, pixels, 0).astype(np.uint8)
-            if mask_path is not None:
-                drawn = read_image(view, mask_path).mask
-                mask = drawn if mask is None or drawn is None else np.minimum(mask, drawn)
-            if not _is_pinhole(camera):
-                crop = crops[image.camera_id]
-                pixels = pycolmap.undistort_image(options, pycolmap.Bitmap.from_array(pixels), camera)[0].to_array()
-                whole, pixels = pixels.shape[:2], pixels[crop]
-                if mask is not None:
-                    bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(mask))
-                    warped = pycolmap.undistort_image(options, bitmap, camera)[0].to_array()
-                    mask = np.where(warped.reshape(whole)[crop] == 255, 255, 0).astype(np.uint8)
-            elif bands is None and original.suffix == target.suffix and _is_upright(original):
+            pixels, mask = _read_with_mask(original, mask_path, camera, bands)
+            straight_already = _is_pinhole(camera)
+            if not straight_already:
+                pixels, mask = _undistort(pixels, mask, camera, options, crops[image.camera_id])
+            same_file = bands is None and original.suffix == target.suffix
+            if straight_already and same_file and read_exif(original).orientation == 1:
                 shutil.copyfile(original, target)
-                written[image.name] = mask
-                continue
-            PIL.Image.fromarray(pixels).save(target, quality=JPEG_QUALITY)
-            written[image.name] = mask
-        masked = any(mask is not None for mask in written.values())
-        for name, mask in written.items() if masked else ():  # nerfstudio wants one for every image, or none
-            with PIL.Image.open(temporary / "images" / name) as picture:
-                width, height = picture.size
+            else:
+                PIL.Image.fromarray(pixels).save(target, quality=JPEG_QUALITY)
+            written.append((target.relative_to(temporary / "images"), pixels.shape[:2], mask))
+        masked = any(mask is not None for *_, mask in written)
+        for name, shape, mask in written if masked else ():  # nerfstudio wants one for every image, or none
             path = temporary / "masks" / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            PIL.Image.fromarray(np.full((height, width), 255, np.uint8) if mask is None else mask).save(path)
+            PIL.Image.fromarray(np.full(shape, 255, np.uint8) if mask is None else mask).save(path)
         sparse = temporary / "sparse" / "0"
         sparse.mkdir(parents=True)
         model_files.write_model(straight, sparse)
         model_files.write_points(straight, temporary / "points.ply")
         write_json(temporary / "transforms.json", _transforms(straight, masked))
+
+
+def _read_with_mask(
+    path: Path, mask_path: Path | None, camera: pycolmap.Camera, bands: Sequence[int] | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Return a photograph (H, W, 3), and where it is to be seen (H, W), by its transparency and its mask."""
+    view = read_image(path, bands=bands)
+    if view.size != (camera.width, camera.height):
+        raise InputError(
+            f"{path}: is {view.size[0]}x{view.size[1]} pixels, but {camera.width}x{camera.height} in the "
+            "model; give the photographs that the model was made of"
+        )
+    pixels, mask = view.pixels, view.mask
+    if mask is not None:  # transparent: what is there was not meant to be seen
+        pixels = np.where(mask[..., None] > 0, pixels, 0).astype(np.uint8)
+    if mask_path is not None:
+        drawn = read_image(view, mask_path).mask
+        mask = drawn if mask is None or drawn is None else np.minimum(mask, drawn)
+    return pixels, mask
+
+
+def _undistort(
+    pixels: NDArray[np.uint8],
+    mask: NDArray[np.uint8] | None,
+    camera: pycolmap.Camera,
+    options: Any,
+    crop: tuple[slice, slice],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Warp a photograph and its mask as `_undistort_cameras` says; a pixel whose sources are not all seen is not."""
+    pycolmap = import_pycolmap()
+
+    def warp(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(array))
+        warped = pycolmap.undistort_image(options, bitmap, camera)[0].to_array()
+        return np.asarray(warped.reshape(*warped.shape[:2], *array.shape[2:])[crop], np.uint8)
+
+    return warp(pixels), None if mask is None else np.where(warp(mask) == 255, 255, 0).astype(np.uint8)
 
 
 def check_can_be_undistorted(cameras: Iterable[pycolmap.Camera], names: Iterable[str]) -> None:
@@ -309,37 +328,21 @@ def _transforms(model: pycolmap.Reconstruction, masked: bool) -> dict[str, Any]:
 
     Its poses are camera-to-world in OpenGL's frame: x right, y **up**, z **backward**. The world stays as it is.
     """
+    images = registered(model)
+    lenses = []
+    for image in images:
+        camera = model.cameras[image.camera_id]
+        fx, fy, cx, cy = camera.params
+        lenses.append({"fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy, "w": camera.width, "h": camera.height})
+    # The common place for one camera: readers of the original NeRF format look nowhere else.
+    shared = lenses[0] if lenses and all(lens == lenses[0] for lens in lenses) else {}
     frames = []
-    for image in registered(model):
-        camera, pose = model.cameras[image.camera_id], np.eye(4)
+    for image, lens in zip(images, lenses, strict=True):
+        pose = np.eye(4)
         pose[:3] = image.cam_from_world().inverse().matrix()
         pose[:, 1:3] *= -1
-        K = camera.calibration_matrix().tolist()
-        frames.append(
-            {
-                "file_path": f"images/{image.name}",
-                "fl_x": K[0][0],
-                "fl_y": K[1][1],
-                "cx": K[0][2],
-                "cy": K[1][2],
-                "w": camera.width,
-                "h": camera.height,
-                "transform_matrix": pose.tolist(),
-            }
-        )
+        own = {} if shared else lens
+        frames.append({"file_path": f"images/{image.name}", **own, "transform_matrix": pose.tolist()})
         if masked:
             frames[-1]["mask_path"] = f"masks/{image.name}.png"
-    intrinsics = ("fl_x", "fl_y", "cx", "cy", "w", "h")
-    shared: dict[str, Any] = {}
-    if len({tuple(frame[key] for key in intrinsics) for frame in frames}) == 1:
-        # The common place for one camera: readers of the original NeRF format look nowhere else.
-        shared = {key: frames[0][key] for key in intrinsics}
-        for frame in frames:
-            for key in intrinsics:
-                del frame[key]
     return {"camera_model": "PINHOLE", **shared, "ply_file_path": "points.ply", "frames": frames}
-
-
-def _is_upright(path: Path) -> bool:
-    """Whether a file that can be read holds its pixels as they are to be seen."""
-    return read_exif(path).orientation == 1

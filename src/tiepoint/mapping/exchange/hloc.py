@@ -26,8 +26,8 @@ from ...io.arrays import FeatureWriter, hdf5_array, import_h5py, write_hloc_matc
 from ...io.files import atomic, check_output, open_file
 from ...types import Features
 from ..store import PairResult, Store, fault_of, pairs_of
+from ..workers import Commits
 
-BATCH = 256  # images or pairs in one transaction
 DEEPEST = 32  # folders in the name of a photograph
 
 
@@ -90,19 +90,14 @@ def import_features(store: Store, path: str | os.PathLike[str], extractor: str) 
     """
     images = {image.name: image for image in store.images()}
     unknown = []
-    batch: list[tuple[int, Features]] = []
-    with _opened(path) as file:
+    with _opened(path) as file, Commits(store.write_features) as commits:
         for name in _groups_with(file, "keypoints"):
             if name not in images:
                 unknown.append(name)
                 continue
             image = images[name]
             features = _features(file[name], image.size, extractor, f"{path}: {name}")
-            batch.append((image.image_id, features))
-            if len(batch) == BATCH:
-                store.write_features(batch)
-                batch = []
-    store.write_features(batch)
+            commits.add((image.image_id, features))
     return unknown
 
 
@@ -170,8 +165,7 @@ def import_matches(store: Store, path: str | os.PathLike[str]) -> list[str]:
     counts = store.keypoint_counts()
     unknown = []
     seen: set[frozenset[int]] = set()
-    batch: list[PairResult] = []
-    with _opened(path) as file:
+    with _opened(path) as file, Commits(store.write_matches) as commits:
         for pair in _groups_with(file, "matches0"):
             ids = [keys.get(key, -1) for key in pair.split("/")]
             if len(ids) != 2 or not set(ids) <= counts.keys():
@@ -182,11 +176,7 @@ def import_matches(store: Store, path: str | os.PathLike[str]) -> list[str]:
                 continue
             seen.add(frozenset(ids))
             matches, scores = _matches(file[pair], (counts[id0], counts[id1]), f"{path}: {pair}")
-            batch.append(PairResult(id0, id1, matches, scores))
-            if len(batch) == BATCH:
-                store.write_matches(batch)
-                batch = []
-    store.write_matches(batch)
+            commits.add(PairResult(id0, id1, matches, scores))
     return unknown
 
 

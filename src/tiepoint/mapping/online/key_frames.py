@@ -7,7 +7,7 @@ have seen them, for which COLMAP need not know the lens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,10 +85,9 @@ class KeyFrameMap:
         self.views: dict[int, View] = {}  # key frames by image id, in order of time
         self.reconstruction = pycolmap.Reconstruction()
         self._ideal = Camera.from_K(camera.K, (camera.width, camera.height))
-        model, width, height, params = self._ideal.to_colmap()
-        self.reconstruction.add_camera_with_trivial_rig(
-            pycolmap.Camera(model=model, width=width, height=height, params=params, camera_id=1)
-        )
+        ideal = self._ideal.to_pycolmap()
+        ideal.camera_id = 1
+        self.reconstruction.add_camera_with_trivial_rig(ideal)
 
     # ---- what it holds ----
 
@@ -173,11 +172,13 @@ class KeyFrameMap:
         pairs = np.unique(np.concatenate(rows), axis=0)
         pixels = view.features.keypoints.cpu().numpy()[pairs[:, 0]]
         pose = estimate_absolute_pose(pixels, self.places(pairs[:, 1]), self.camera, self.threshold)
-        kept = pairs[pose.inliers]
         # Two key frames may offer one keypoint two points, or one point two keypoints: the first of them stays.
-        for column in (0, 1):
-            kept = kept[np.sort(np.unique(kept[:, column], return_index=True)[1])]
+        kept = none_twice(pairs[pose.inliers])
         return pose, kept[:, 0], kept[:, 1]
+
+    def seeing_most(self, keys: Iterable[View], points: Indices) -> View:
+        """Return the key frame that sees most of the points."""
+        return max(keys, key=lambda key: int(np.isin(points, self.point_ids(key)).sum()))
 
     # ---- more points ----
 
@@ -272,6 +273,19 @@ class KeyFrameMap:
         ids = ids[ids >= 0]
         R, t = self.pose(view.image_id)
         return dict(zip(ids.tolist(), (self.places(ids) @ R.T + t)[:, 2].tolist(), strict=True))
+
+
+def none_twice(pairs: Indices) -> Indices:
+    """Leave out pairs (N, 2) of which a number stands in the same column of one before.
+
+    Examples
+    --------
+    >>> none_twice(np.array([[1, 5], [1, 6], [2, 5], [3, 7]])).tolist()
+    [[1, 5], [3, 7]]
+    """
+    for column in (0, 1):
+        pairs = pairs[np.sort(np.unique(pairs[:, column], return_index=True)[1])]
+    return pairs
 
 
 def angles(a: Array, b: Array) -> Array:

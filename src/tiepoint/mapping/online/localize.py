@@ -232,9 +232,8 @@ def write_localized_page(
             continue
         name = f"found: {result.name}"
         names[name] = result.name
-        kind, width, height, params = pose.camera.to_colmap()
-        camera_id, image_id = max(model.cameras) + 1, max(model.images) + 1
-        camera = pycolmap.Camera(model=kind, width=width, height=height, params=params, camera_id=camera_id)
+        camera, camera_id, image_id = pose.camera.to_pycolmap(), max(model.cameras) + 1, max(model.images) + 1
+        camera.camera_id = camera_id
         model.add_camera_with_trivial_rig(camera)
         image = pycolmap.Image(name=name, keypoints=to_colmap(result.keypoints), camera_id=camera_id, image_id=image_id)
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(np.column_stack([pose.R, pose.t])))

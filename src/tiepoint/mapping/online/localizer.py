@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,20 +86,14 @@ class Localization:
     def summary(self) -> dict[str, Any]:
         """Return plain values that JSON can hold; ``quaternion`` is (w, x, y, z), pixels are counted from 0."""
         pose = self.pose
-        known: dict[str, Any] = {"R": None, "t": None, "quaternion": None, "centre": None, "camera": None}
+        known: dict[str, Any] = dict.fromkeys(("R", "t", "quaternion", "centre", "camera"))
         if pose is not None and pose.R is not None and pose.t is not None and pose.centre is not None:
-            camera = pose.camera
             known = {
                 "R": pose.R.tolist(),
                 "t": pose.t.tolist(),
                 "quaternion": quaternion_of(pose.R).tolist(),
                 "centre": pose.centre.tolist(),
-                "camera": {
-                    "model": camera.model,
-                    "width": camera.width,
-                    "height": camera.height,
-                    "params": list(camera.params),
-                },
+                "camera": {**asdict(pose.camera), "params": list(pose.camera.params)},
             }
         return {
             "name": self.name,
@@ -231,19 +225,10 @@ class Localizer:
         model = read_model(sparse)
         limits = {key: settings[key] for key in ("max_keypoints", "long_side", "bands")}
         limits["max_keypoints"] = settings["first_pass"] or limits["max_keypoints"]
-        extractor, pairer, _ = pipeline.load(
-            settings["features"],
-            settings["matcher"] if matcher == "auto" else matcher,
-            device,
-            ExtractorOptions(**limits),
-        )
-        return cls(
-            model,
-            Store.open(folder / "database.db", create=False, read_only=True),
-            extractor,
-            pairer,
-            **options,
-        )
+        matcher = settings["matcher"] if matcher == "auto" else matcher
+        extractor, pairer, _ = pipeline.load(settings["features"], matcher, device, ExtractorOptions(**limits))
+        store = Store.open(folder / "database.db", create=False, read_only=True)
+        return cls(model, store, extractor, pairer, **options)
 
     def __call__(
         self,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ...geometry.colmap import import_pycolmap
 from ...types import Matches
-from .key_frames import KeyFrameMap, View
+from .key_frames import KeyFrameMap, View, none_twice
 from .pose_graph import Similarity, optimise
 
 Array = NDArray[np.float64]
@@ -124,7 +124,7 @@ def find_loop(world: KeyFrameMap, view: View) -> tuple[Loop, Evidence] | None:
     pose, keypoints, points = world.find_pose(view, similar)
     if pose.R is None or pose.t is None or len(points) < LEAST_INLIERS:
         return None
-    old = max((key for key, _ in similar), key=lambda key: int(np.isin(points, world.point_ids(key)).sum()))
+    old = world.seeing_most((key for key, _ in similar), points)
     newer = [world.views[i] for i in [i for i in near if i > old.image_id][:NEIGHBOURS]]
     matched = [(key, view, matches) for key, matches in similar]
     matched += [(old, key, world.match(old, key)) for key in newer]
@@ -170,10 +170,7 @@ def _twins(world: KeyFrameMap, matched: list[tuple[View, View, Matches]]) -> Ind
             [world.point_ids(old)[matches.indices[:, 0]], world.point_ids(new)[matches.indices[:, 1]]]
         )
         rows.append(ids[(ids >= 0).all(axis=1) & (ids[:, 0] != ids[:, 1])])
-    pairs = np.unique(np.concatenate(rows), axis=0)
-    for column in (0, 1):
-        pairs = pairs[np.sort(np.unique(pairs[:, column], return_index=True)[1])]
-    return pairs
+    return none_twice(np.unique(np.concatenate(rows), axis=0))
 
 
 def _in_view(world: KeyFrameMap, ids: Indices, R: Array, t: Array) -> Indices:

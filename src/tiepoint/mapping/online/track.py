@@ -354,9 +354,7 @@ class Tracker:
         pose, _, points = self.map.find_pose(view, matched)
         if len(points) < LEAST_TO_RELOCALISE:
             return self._state("lost")
-        self._reference = max(
-            (key for key, _ in matched), key=lambda key: int(np.isin(points, self.map.point_ids(key)).sum())
-        )
+        self._reference = self.map.seeing_most((key for key, _ in matched), points)
         self._place(view, self._reference, pose)
         return self._state("relocalised", len(points))
 

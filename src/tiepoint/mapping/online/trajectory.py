@@ -18,7 +18,6 @@ from ...errors import ArgumentError, InputError
 from ...features import Extractor
 from ...geometry import Camera
 from ...geometry.camera import FOCAL_FACTOR
-from ...geometry.colmap import import_pycolmap
 from ...io import files, video
 from ...io.images import ImageSource, read_image, resize
 from ...io.video import Frame
@@ -240,7 +239,6 @@ def _write_page(path: Path, tracker: Tracker, description: str) -> None:
 
     names = {image_id: view.frame.name for image_id, view in tracker.map.views.items()}
     thumbnails = {view.frame.name: view.thumbnail for view in tracker.map.views.values()}
-    model, width, height, params = tracker.camera.to_colmap()
     pairs = {(names[old], names[new]): count for (old, new), count in tracker.map.shared().items()}
     write_page(
         path,
@@ -248,7 +246,7 @@ def _write_page(path: Path, tracker: Tracker, description: str) -> None:
         list(names.values()),
         pairs,
         lambda name, side: resize(thumbnails[name], side),
-        import_pycolmap().Camera(model=model, width=width, height=height, params=params),
+        tracker.camera.to_pycolmap(),
         title=path.stem,
         description=description,
     )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ...errors import ArgumentError, InputError
 from ...geometry.colmap import import_pycolmap
+from ...io.contents import numbered_lines
 from ...io.files import read_text
 from ..models import registered
 from ..store import NewImage
@@ -165,13 +166,9 @@ def read_positions(path: str | os.PathLike[str], names: Sequence[str]) -> dict[s
         The file cannot be read, a line is no position, or fewer than three names are those of photographs.
     """
     target, known = Path(path), set(names)
-    lines = read_text(target).splitlines()
     found: dict[str, NDArray[np.float64]] = {}
-    count = 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        count += 1
+    lines = numbered_lines(read_text(target))
+    for number, line in lines:
         fields = line.replace(",", " ").rsplit(maxsplit=3)
         try:
             name, position = fields[0].strip(), np.array([float(value) for value in fields[1:]])
@@ -183,7 +180,7 @@ def read_positions(path: str | os.PathLike[str], names: Sequence[str]) -> dict[s
             found[name] = position
     if len(found) < LEAST_POSITIONS:
         raise InputError(
-            f"{target}: {len(found)} of its {count} names are photographs of this map, and an alignment needs "
+            f"{target}: {len(found)} of its {len(lines)} names are photographs of this map, and an alignment needs "
             f"{LEAST_POSITIONS}; names are paths below the folder, such as {min(names)}"
         )
     return found
@@ -199,11 +196,8 @@ def read_distances(text: str | os.PathLike[str], names: Sequence[str]) -> list[D
     """
     path, known = Path(text), set(names)
     from_file = is_file(path)
-    lines = read_text(path).splitlines() if from_file else [str(text)]
     found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
+    for number, line in numbered_lines(read_text(path) if from_file else str(text)):
         where = f"{path}: line {number}" if from_file else f"--scale {text}"
         fields = [part.strip() for part in (line.split(",") if "," in line else line.split())]
         try:
@@ -239,44 +233,41 @@ def to_positions(
     source = np.array([image.projection_center() for image in here])
     target = np.array([positions[image.name] for image in here])
     extent = float(np.linalg.norm(target - np.median(target, axis=0), axis=1).max())
-    if extent == 0:
-        return Alignment(by, len(here), problem="all positions are the same")
-
-    def fit(tolerance: float) -> tuple[Any, NDArray[np.float64]]:
-        options = pycolmap.RANSACOptions(max_error=tolerance, random_seed=seed, max_num_trials=2000)
-        estimate = pycolmap.estimate_sim3d_robust(source, target, options)
-        if estimate is None:
-            return None, np.full(len(here), np.inf)
-        found = estimate["tgt_from_src"]
-        moved = found.scale * source @ found.rotation.matrix().T + found.translation
-        return found, np.linalg.norm(moved - target, axis=1)
-
-    on_a_line = Alignment(
-        by,
-        len(here),
+    unaligned = partial(Alignment, by, len(here))
+    on_a_line = unaligned(
         problem="the positions lie on a line, or closer together than they are accurate, and do not tell how the model "
-        "lies around it; give positions of cameras beside the line, or use --scale",
+        "lies around it; give positions of cameras beside the line, or use --scale"
     )
+    if extent == 0:
+        return unaligned(problem="all positions are the same")
     if _widths(target)[1] < LINE * _widths(target)[0]:
         return on_a_line
-    best, errors = None, np.full(len(here), np.inf)
+
+    def errors_of(similarity: Any) -> NDArray[np.float64]:
+        moved = similarity.scale * source @ similarity.rotation.matrix().T + similarity.translation
+        return np.linalg.norm(moved - target, axis=1)
+
+    best = None
     for halving in range(TOLERANCES):  # the smallest tolerance with which more than half agree
         tolerance = extent / 2**halving
-        found, residuals = fit(tolerance)
-        if found is None or (residuals <= tolerance).sum() <= max(len(here) / 2, LEAST_POSITIONS - 1):
+        options = pycolmap.RANSACOptions(max_error=tolerance, random_seed=seed, max_num_trials=2000)
+        found = pycolmap.estimate_sim3d_robust(source, target, options)
+        if found is None:
             break
-        best, errors = found, residuals
+        if (errors_of(found["tgt_from_src"]) <= tolerance).sum() <= max(len(here) / 2, LEAST_POSITIONS - 1):
+            break
+        best = found["tgt_from_src"]
     if best is None:
-        return Alignment(by, len(here), problem="no similarity brings half of the cameras to their positions")
+        return unaligned(problem="no similarity brings half of the cameras to their positions")
+    errors = errors_of(best)
     good = errors <= max(MARGIN * float(np.median(errors)), 1e-9 * extent)
     if good.sum() < LEAST_POSITIONS:
-        return Alignment(by, len(here), problem="no three cameras lie where their positions are")
+        return unaligned(problem="no three cameras lie where their positions are")
     widths = _widths(target[good])
     if widths[1] < max(LINE * widths[0], 2 * float(np.median(errors[good]))):
         return on_a_line
     final = pycolmap.estimate_sim3d(source[good], target[good]) or best
-    moved = final.scale * source @ final.rotation.matrix().T + final.translation
-    errors = np.linalg.norm(moved - target, axis=1)[good]
+    errors = errors_of(final)[good]
     model.transform(final)
     return Alignment(
         by, len(here), int(good.sum()), float(final.scale), float(np.median(errors)), float(errors.max()), origin

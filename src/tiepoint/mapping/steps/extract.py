@@ -97,28 +97,76 @@ def extract_into(
         with Store.open("map/database.db") as store:
             extract_into(store, "photos", tiepoint.features.load("sift"))
     """
-    images = store.images()
-    have = store.has_features()
-    todo = [image for image in images if image.image_id not in have]
-    if have:
-        check_same_extractor(store, min(have), extractor)
+    run = ExtractionRun(store, folder, extractor, report)
     if workers is None:
-        workers = cores() if extractor.is_network else min(cores(), len(todo) // IMAGES_PER_PROCESS)
-
-    folder, masks = Path(folder), None if masks is None else Path(masks)
-    failed: dict[str, str] = {}
-    step = f"extracting {extractor.name}"
-    report(Progress(step, len(images) - len(todo), len(images)))
+        workers = cores() if extractor.is_network else min(cores(), len(run.todo) // IMAGES_PER_PROCESS)
+    masks = None if masks is None else Path(masks)
     with Commits(store.write_features) as commits:
-        for n, (image, outcome) in enumerate(_outcomes(extractor, todo, folder, masks, workers), start=1):
-            outcome = as_registered(outcome, image, folder)
+        for image, outcome in _outcomes(extractor, run.todo, run.folder, masks, workers):
+            outcome = run.checked(image, outcome)
             if isinstance(outcome, Features):
                 commits.add((image.image_id, outcome))
-            else:
-                failed[image.name] = outcome
-            note = failed.get(image.name, "")
-            report(Progress(step, len(images) - len(todo) + n, len(images), note=note))
-    return Extraction(len(todo) - len(failed), len(images) - len(todo), failed)
+            run.count(image, outcome)
+    return run.summary()
+
+
+class ExtractionRun:
+    """The images of one call of `extract_into`: which of them to do, and what came of those that were.
+
+    Parameters
+    ----------
+    store : Store
+    folder : path
+        Of the photographs.
+    extractor : Extractor
+    report : callable
+        Gets a `Progress` at the beginning, and with each image that is counted.
+
+    Raises
+    ------
+    ArgumentError
+        The store's features come from another extractor: they could not be matched.
+    """
+
+    def __init__(self, store: Store, folder: str | os.PathLike[str], extractor: Extractor, report: Report) -> None:
+        self.images = store.images()
+        have = store.has_features()
+        stored = store.features(min(have), descriptors=False).extractor if have else extractor.name
+        if stored != extractor.name:
+            raise ArgumentError(
+                f"{store.path}: holds {stored} features already, not {extractor.name}; go on with --features {stored}, "
+                "or start a new map"
+            )
+        self.folder = Path(folder)
+        self.todo = [image for image in self.images if image.image_id not in have]
+        self._step, self._report = f"extracting {extractor.name}", report
+        self._already, self._extracted, self._failed = len(self.images) - len(self.todo), 0, dict[str, str]()
+        self._tell("")
+
+    def checked(self, image: StoredImage, outcome: Features | str) -> Features | str:
+        """Return what was extracted, or why it is of no use: the photograph has changed its size."""
+        if isinstance(outcome, str) or outcome.image_size == image.size:
+            return outcome
+        return (
+            f"{self.folder / image.name}: is {_text(outcome.image_size)} pixels, but was {_text(image.size)} when it "
+            "was registered; put the old file back, or start a new map"
+        )
+
+    def count(self, image: StoredImage, outcome: Features | str) -> None:
+        """Count an image, and report it."""
+        if isinstance(outcome, str):
+            self._failed[image.name] = outcome
+        else:
+            self._extracted += 1
+        self._tell(self._failed.get(image.name, ""))
+
+    def _tell(self, note: str) -> None:
+        done = self._already + self._extracted + len(self._failed)
+        self._report(Progress(self._step, done, len(self.images), note=note))
+
+    def summary(self) -> Extraction:
+        """Return what was done."""
+        return Extraction(self._extracted, self._already, self._failed)
 
 
 def extract_one(extractor: Extractor, image: ImageSource, mask: Path | None = None) -> dict[str, Any] | str:
@@ -138,26 +186,6 @@ def as_features(values: dict[str, Any]) -> Features:
     """Undo what `extract_one` does for the journey between processes."""
     tensors = {name: torch.from_numpy(v) for name, v in values.items() if isinstance(v, np.ndarray)}
     return Features(**{**values, **tensors})
-
-
-def as_registered(outcome: Features | str, image: StoredImage, folder: Path) -> Features | str:
-    """Return the outcome of `extract_one`, or why it is of no use: the photograph has changed its size."""
-    if isinstance(outcome, str) or outcome.image_size == image.size:
-        return outcome
-    return (
-        f"{folder / image.name}: is {_text(outcome.image_size)} pixels, but was {_text(image.size)} when it was "
-        "registered; put the old file back, or start a new map"
-    )
-
-
-def check_same_extractor(store: Store, image_id: int, extractor: Extractor) -> None:
-    """Raise `ArgumentError` if the store's features come from another extractor: they could not be matched."""
-    stored = store.features(image_id, descriptors=False).extractor
-    if stored != extractor.name:
-        raise ArgumentError(
-            f"{store.path}: holds {stored} features already, not {extractor.name}; go on with --features {stored}, "
-            "or start a new map"
-        )
 
 
 def _outcomes(

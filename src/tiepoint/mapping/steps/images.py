@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import os
 import warnings
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Literal
 from ...errors import ArgumentError, InputError
 from ...geometry.camera import FOCAL_FACTOR, Camera
 from ...geometry.colmap import import_pycolmap
+from ...io.contents import file_digest, numbered_lines
 from ...io.exif import Exif, read_exif
-from ...io.files import check_image_name, open_file, read_text
+from ...io.files import check_image_name, read_text
 from ...io.folders import in_order, list_images
 from ...io.images import check_readable
 from ...types import Image
@@ -179,16 +179,13 @@ def new_images(
             f"--camera {camera}: cannot be right for photographs of {len(sizes)} sizes ({some}); give a cameras.txt "
             "with one camera for each"
         )
-    cameras: dict[str, pycolmap.Camera] = {}
-    for known in (True, False):  # those with a focal length first
-        for name, exif in exifs.items():
-            key = keys[name]
-            if key is not None and key not in cameras and (exif.focal is not None) is known:
-                cameras[key] = named[name]
-    found = []
-    for name, exif in exifs.items():
-        key = keys[name]
-        found.append(NewImage(name, named[name] if key is None else cameras[key], key, exif.position))
+    shared: dict[str | None, pycolmap.Camera] = {}
+    for name in sorted(exifs, key=lambda name: exifs[name].focal is None):  # those with a focal length first
+        shared.setdefault(keys[name], named[name])
+    found = [
+        NewImage(name, named[name] if keys[name] is None else shared[keys[name]], keys[name], exif.position)
+        for name, exif in exifs.items()
+    ]
     return found, sorted(skipped.items())
 
 
@@ -199,26 +196,17 @@ def _duplicates(root: Path, names: Sequence[str]) -> dict[str, str]:
         path = root / name
         if path.is_file():
             by_size[path.stat().st_size].append(name)
-    first: dict[bytes, str] = {}
+    first: dict[str, str] = {}
     same = {}
     for alike in by_size.values():
         for name in alike if len(alike) > 1 else ():
             try:
-                digest = _digest(root / name)
+                digest = file_digest(root / name)
             except InputError:  # reading its header will say why
                 continue
             if first.setdefault(digest, name) != name:
                 same[name] = first[digest]
     return same
-
-
-def _digest(path: Path) -> bytes:
-    """Hash a file block by block, as it may be larger than the memory."""
-    hashed = hashlib.blake2b()
-    with open_file(path) as file:
-        while block := file.read(1 << 20):
-            hashed.update(block)
-    return hashed.digest()
 
 
 def _try_exif(root: Path, name: str, bands: Sequence[int] | None) -> Exif | str:
@@ -244,19 +232,16 @@ def _keys(exifs: Mapping[str, Exif], share: Share) -> dict[str, str | None]:
             shapes[parents[name]].add(tuple(sorted(exif.size)))
 
     def key(name: str, exif: Exif) -> str | None:
+        size = f"{exif.size[0]}x{exif.size[1]}"
         if share == "all":
-            return "all"
+            return f"all {size}"
         if share == "auto" and exif.camera is not None:
-            return f"exif {exif.camera}"
+            return f"exif {exif.camera} {size}"
         if share == "folder" or (share == "auto" and len(shapes[parents[name]]) == 1):
-            return f"folder {parents[name]}"
+            return f"folder {parents[name]} {size}"
         return None
 
-    found = {name: key(name, exif) for name, exif in exifs.items()}
-    return {
-        name: None if key is None else f"{key} {exifs[name].size[0]}x{exifs[name].size[1]}"
-        for name, key in found.items()
-    }
+    return {name: key(name, exif) for name, exif in exifs.items()}
 
 
 def _check_model(model: str, focal: float | None) -> None:
@@ -306,12 +291,9 @@ def given_cameras(
     path = Path(text)
     cameras: dict[Size | None, pycolmap.Camera] = {}
     if is_file(text):
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
-            fields = line.split()
-            if not fields or line.lstrip().startswith("#"):
-                continue
+        for number, line in numbered_lines(read_text(path)):
             try:
-                _, name, width, height, *params = fields
+                _, name, width, height, *params = line.split()
                 one = _colmap_camera(name, (int(width), int(height)), [float(value) for value in params])
             except ValueError as error:
                 raise InputError(f"{path}: line {number}: not ID MODEL WIDTH HEIGHT PARAMETERS ({error})") from error

@@ -12,31 +12,33 @@ not: even where a network's rounding depends on its batch, each batch is the sam
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import InputError
 from ...matchers import Matcher
-from ...matchers.base import Pair
 from ...matchers.overlay import without_overlay
-from ...types import Matches
+from ...types import Features, Matches
 from ..blocks import CACHE_BYTES, FeatureCache, in_blocks
 from ..progress import Progress, Report, silent
 from ..store import PairResult, Store, pair_ids
 from ..workers import Commits, cores, stopping, windowed
 from . import verify as verification
 
+if TYPE_CHECKING:
+    import pycolmap
+
 # Pairs matched together: on a GPU an 8 x 8 square of images, enough to fill it; elsewhere what is soon done.
 BATCH = {"cuda": 64}
 SMALL_BATCH = 8
 BATCHES_AHEAD = 3  # one being matched, one being verified, one waiting with its features in memory
 
-Job = list[tuple[int, int, Pair]]  # image ids and features
+FutureResult = tuple[Future[PairResult], int | None]  # of a pair, and the layer after which the matcher stopped
 
 
 @dataclass(frozen=True)
@@ -127,126 +129,140 @@ def match_into(
             ids = [image.image_id for image in store.images()]
             match_into(store, pairs.exhaustive(ids), tiepoint.matchers.load("nearest", "sift"))
     """
-    begin = time.monotonic()
-    cameras = {image.image_id: image.camera for image in store.images()}
-    ordered, usable, todo = what_to_match(store, cameras, pairs)
-    already = int((usable & ~todo).sum())
-    total = already + int(todo.sum())
-    if verify and already:
-        verification.verify_into(
-            store, ordered[usable & ~todo], cache_bytes=cache_bytes, workers=workers, report=report
-        )
-
+    run = MatchRun(store, pairs, matcher)
+    if verify and run.already:
+        verification.verify_into(store, run.matched_before, cache_bytes=cache_bytes, workers=workers, report=report)
     cache = FeatureCache(store, cache_bytes, most=most)
-    size = batch_size(matcher)
-    batches = (ordered[at : at + size][todo[at : at + size]].tolist() for at in range(0, len(ordered), size))
-    finish = verification.verify if verify else unverified
-    tally = Tally.of(matcher)
-    report(Progress("matching", already, total))
+    report(run.progress())
     with (
         stopping(ThreadPoolExecutor(1, "match")) as matching,
         stopping(ThreadPoolExecutor(workers or cores(), "verify")) as verifying,
         Commits(store.write_matches) as commits,
     ):
+        # Features are read in this thread, to which the store belongs.
+        batches = map(np.ndarray.tolist, run.batches(0, len(run.ordered)))
+        jobs = ((batch, {i: cache[i] for pair in batch for i in pair}) for batch in batches)
 
-        def match(job: Job) -> list[tuple[Matches, Future[PairResult]]]:
-            found = [
-                without_overlay(matches, *pair, least_moving=0)
-                for (_, _, pair), matches in zip(job, matcher.match_many([pair for _, _, pair in job]), strict=True)
-            ]
-            return [
-                (matches, verifying.submit(finish, a, b, cameras[a], cameras[b], matches))
-                for (a, b, _), matches in zip(job, found, strict=True)
-            ]
+        def match(job: tuple[list[tuple[int, int]], dict[int, Features]]) -> list[FutureResult]:
+            return match_batch(matcher, *job, run.cameras, verifying, verify)
 
-        jobs = ([(a, b, (cache[a], cache[b])) for a, b in batch] for batch in batches if batch)
         for _, results in windowed(matching, match, jobs, BATCHES_AHEAD):
-            for matches, future in results:
-                tally.add(future.result(), matches.stop_layer)
-            commits.add(*(future.result() for _, future in results))
-            report(Progress("matching", already + tally.matched, total, tally.early_exits))
-    return tally.summary(len(ordered), already, len(ordered) - int(usable.sum()), time.monotonic() - begin, cache.reads)
+            for future, stop_layer in results:
+                run.count(future.result(), stop_layer)
+            commits.add(*(future.result() for future, _ in results))
+            report(run.progress())
+    return run.summary(cache.reads)
 
 
-def what_to_match(
-    store: Store, known: Collection[int], pairs: ArrayLike | Iterable[tuple[int, int]]
-) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Sort pairs by blocks, and look up what the store has of them.
+class MatchRun:
+    """The pairs of one call of `match_into`: which of them to match, and counts of those that were.
 
     Parameters
     ----------
     store : Store
-    known : image ids
-        Of all images of the store.
     pairs : ints (P, 2), or any iterable of two image ids
+    matcher : Matcher
 
-    Returns
-    -------
+    Attributes
+    ----------
+    cameras : dict
+        Image id -> camera, of all images of the store.
     ordered : int32 array (Q, 2)
         Each pair once, see `in_blocks`.
-    usable, todo : bool array (Q,)
-        Whether both images have features, and whether the pair is besides not matched yet.
+    todo : bool array (Q,)
+        Whether both images have features, and the pair is not matched yet.
+    matched_before : int32 array (R, 2)
+        The pairs that the store has matches of.
+    already, total : int
+        R, and how many pairs are matched at the end.
 
     Raises
     ------
     InputError
-        A pair names an image that is not known.
+        A pair names an image that the store does not have.
     """
-    ordered = in_blocks(pairs)
-    unknown = np.setdiff1d(ordered, np.fromiter(known, np.int64))
-    if len(unknown):
-        raise InputError(f"{store.path}: has no image {unknown[0]}, which the list of pairs names; make the list anew")
-    usable = np.all(np.isin(ordered, np.fromiter(store.has_features(), np.int64)), axis=1)
-    return ordered, usable, usable & ~np.isin(pair_ids(ordered), store.matched_pair_ids())
 
+    def __init__(self, store: Store, pairs: ArrayLike | Iterable[tuple[int, int]], matcher: Matcher) -> None:
+        self.begin = time.monotonic()
+        self.cameras = {image.image_id: image.camera for image in store.images()}
+        self.ordered = in_blocks(pairs)
+        unknown = np.setdiff1d(self.ordered, np.fromiter(self.cameras, np.int64))
+        if len(unknown):
+            raise InputError(
+                f"{store.path}: has no image {unknown[0]}, which the list of pairs names; make the list anew"
+            )
+        usable = np.all(np.isin(self.ordered, np.fromiter(store.has_features(), np.int64)), axis=1)
+        self.todo = usable & ~np.isin(pair_ids(self.ordered), store.matched_pair_ids())
+        self.matched_before = self.ordered[usable & ~self.todo]
+        self.already, self.total = len(self.matched_before), int(usable.sum())
+        self.batch_size = BATCH.get(matcher.device.type, SMALL_BATCH)
+        self.layers: int | None = getattr(getattr(matcher, "config", None), "layers", None)
+        self.matched = self.verified = self.unrelated = self.early = 0
 
-def batch_size(matcher: Matcher) -> int:
-    """Return how many pairs are matched together."""
-    return BATCH.get(matcher.device.type, SMALL_BATCH)
+    def batches(self, begin: int, end: int) -> Iterator[NDArray[np.int32]]:
+        """Yield the pairs to do among ``ordered[begin:end]``, those together that are matched together."""
+        for at in range(begin, min(end, len(self.ordered)), self.batch_size):
+            some = slice(at, at + self.batch_size)
+            if self.todo[some].any():
+                yield self.ordered[some][self.todo[some]]
 
-
-def unverified(id0: int, id1: int, camera0: Any, camera1: Any, matches: Matches) -> PairResult:
-    """Return the matches of a pair as they are: what stands in for `verify` where no geometry is wanted."""
-    return PairResult(id0, id1, matches.indices, matches.scores, matches.overlaps)
-
-
-@dataclass
-class Tally:
-    """Counts over the pairs matched in this run; ``layers`` is the number a matcher has, None if it has none."""
-
-    layers: int | None
-    matched: int = 0
-    verified: int = 0
-    unrelated: int = 0
-    early: int = 0
-
-    @classmethod
-    def of(cls, matcher: Matcher) -> Tally:
-        """Begin to count what a matcher does."""
-        return cls(layers=getattr(getattr(matcher, "config", None), "layers", None))
-
-    def add(self, result: PairResult, stop_layer: int | None) -> None:
-        """Count a pair; ``stop_layer`` is as in `Matches`."""
+    def count(self, result: PairResult, stop_layer: int | None) -> None:
+        """Count a pair that was matched; ``stop_layer`` is as in `Matches`."""
         self.matched += 1
         self.verified += result.inliers is not None and bool(result.inliers.any())
         self.unrelated += result.overlaps is False
         self.early += self.layers is not None and stop_layer is not None and stop_layer < self.layers
 
-    @property
-    def early_exits(self) -> float | None:
-        """See `Matching`."""
-        return None if self.layers is None or not self.matched else self.early / self.matched
+    def progress(self) -> Progress:
+        """Return how far it is."""
+        return Progress("matching", self.already + self.matched, self.total, self._early_exits)
 
-    def summary(self, pairs: int, already: int, without_features: int, seconds: float, reads: int) -> Matching:
-        """Return these counts together with those that are known elsewhere."""
+    def summary(self, reads: int) -> Matching:
+        """Return all counts; ``reads`` is as in `Matching`."""
         return Matching(
-            pairs=pairs,
+            pairs=len(self.ordered),
             matched=self.matched,
-            already=already,
-            without_features=without_features,
+            already=self.already,
+            without_features=len(self.ordered) - self.total,
             verified=self.verified,
             unrelated=self.unrelated,
-            early_exits=self.early_exits,
-            seconds=seconds,
+            early_exits=self._early_exits,
+            seconds=time.monotonic() - self.begin,
             reads=reads,
         )
+
+    @property
+    def _early_exits(self) -> float | None:
+        return None if self.layers is None or not self.matched else self.early / self.matched
+
+
+def match_batch(
+    matcher: Matcher,
+    pairs: list[tuple[int, int]],
+    features: Mapping[int, Features],
+    cameras: Mapping[int, pycolmap.Camera],
+    pool: Executor,
+    verify: bool,
+) -> list[FutureResult]:
+    """Match pairs of image ids together; each goes on to the threads of ``pool``, which verify it, if that is wanted.
+
+    Returns
+    -------
+    list of (Future of PairResult, int or None)
+        With the layer after which the matcher stopped.
+    """
+    both = [(features[a], features[b]) for a, b in pairs]
+    found = [
+        without_overlay(matches, *pair, least_moving=0)
+        for pair, matches in zip(both, matcher.match_many(both), strict=True)
+    ]
+    finish = verification.verify if verify else _unverified
+    return [
+        (pool.submit(finish, a, b, cameras[a], cameras[b], matches), matches.stop_layer)
+        for (a, b), matches in zip(pairs, found, strict=True)
+    ]
+
+
+def _unverified(id0: int, id1: int, camera0: pycolmap.Camera, camera1: pycolmap.Camera, matches: Matches) -> PairResult:
+    """Return the matches of a pair as they are: what stands in for `verify` where no geometry is wanted."""
+    return PairResult(id0, id1, matches.indices, matches.scores, matches.overlaps)

@@ -98,6 +98,14 @@ class DatabaseFile:
         with _explained(self.path):
             yield self._db
 
+    def row(self, query: str, *values: int) -> sqlite3.Row | None:
+        """Return the first row that a query finds, with the names of its columns; None if there is none."""
+        with self.reading() as db:
+            cursor = db.cursor()
+            cursor.row_factory = sqlite3.Row
+            found: sqlite3.Row | None = cursor.execute(query, values).fetchone()
+        return found
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Give the connection, for writing: all is committed at the end, or nothing after an error."""

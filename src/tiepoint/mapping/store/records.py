@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import ArgumentError
 from ...geometry.colmap import Matrix
+from ...io.contents import file_digest
 from ...types import Features
 
 if TYPE_CHECKING:
@@ -116,18 +116,14 @@ class Fingerprint:
 
         Raises
         ------
-        OSError
+        OSError, InputError
             It cannot be read.
         """
         now = path.stat()
         times = now.st_size, now.st_mtime_ns, now.st_ctime_ns
         if known is not None and times == (known.bytes, known.modified, known.changed):
             return known
-        digest = hashlib.blake2b(digest_size=32)
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        return cls(*times, digest.hexdigest())
+        return cls(*times, file_digest(path))
 
 
 FileFingerprints = dict[str, Fingerprint]

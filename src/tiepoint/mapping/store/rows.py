@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,25 +19,21 @@ from .schema import SIFT
 if TYPE_CHECKING:
     import pycolmap
 
+Model = tuple[Matrix | None, Matrix | None, Matrix | None, Matrix | None, Matrix | None]  # F, E, H, R, t
+
 
 def rows_of_features(image_id: int, features: Features) -> dict[str, tuple[Any, ...]]:
     """Return table -> row."""
     if fault := fault_of(features):
         raise ArgumentError(f"image {image_id}: features with {fault}")
-    points = features.keypoints.detach().cpu().numpy().astype(np.float32, copy=False)
-    scales, orientations = (
-        None if part is None else part.detach().cpu().numpy().astype(np.float32, copy=False)[:, None]
-        for part in (features.scales, features.orientations)
-    )
-    columns: list[NDArray[Any]] = [to_colmap(points)]
+    n, scales, orientations = len(features), features.scales, features.orientations
+    columns: list[NDArray[Any]] = [to_colmap(_float32(features.keypoints))]
     shape = ("" if scales is None else "s") + ("" if orientations is None else "o")
     if shape:  # COLMAP wants both or neither
-        columns += [
-            np.ones((len(points), 1), np.float32) if scales is None else scales / 2,
-            np.zeros((len(points), 1), np.float32) if orientations is None else orientations,
-        ]
-    table = np.concatenate(columns, axis=1)
-    n, descriptors = len(points), features.descriptors.detach().cpu().numpy()
+        columns.append(np.ones(n, np.float32) if scales is None else _float32(scales) / 2)
+        columns.append(np.zeros(n, np.float32) if orientations is None else _float32(orientations))
+    table = np.column_stack(columns)
+    descriptors = features.descriptors.detach().cpu().numpy()
     rows: dict[str, tuple[Any, ...]] = {"keypoints": (image_id, n, table.shape[1], _blob(table))}
     blob = None
     if features.is_binary:
@@ -47,57 +44,45 @@ def rows_of_features(image_id: int, features: Features) -> dict[str, tuple[Any, 
     else:
         kind, blob = "float16", _blob(descriptors.astype(np.float16))
     if features.covariances is not None:
-        covariances = features.covariances.detach().cpu().numpy().astype(np.float32)
-        rows["tiepoint_covariances"] = image_id, covariances.tobytes()
-    scores = features.scores.detach().cpu().numpy().astype(np.float32).tobytes()
+        rows["tiepoint_covariances"] = image_id, _float32(features.covariances).tobytes()
+    scores = _float32(features.scores).tobytes()
     extra = (image_id, features.extractor, shape, scores, kind, descriptors.shape[1], blob)
     return {**rows, "tiepoint_features": extra}
 
 
-def features_of_row(
-    width: int,
-    height: int,
-    n: int,
-    columns: int,
-    data: bytes | None,
-    extractor: str | None,
-    shape: str | None,
-    scores: bytes | None,
-    covariances: bytes | None,
-    kind: str | None,
-    own_columns: int | None,
-    colmap_columns: int | None,
-    own_descriptors: bytes | None,
-    colmap_descriptors: bytes | None,
-    *,
-    with_descriptors: bool,
-) -> Features:
+def _float32(tensor: torch.Tensor) -> NDArray[np.float32]:
+    return tensor.detach().cpu().numpy().astype(np.float32, copy=False)
+
+
+def features_of_row(row: sqlite3.Row, with_descriptors: bool) -> Features:
     """Return features of the columns that `Store.features` selects; raises `ValueError` if they are damaged.
 
     Without an ``extractor`` they are COLMAP's own, by SIFT. Descriptors that are not wanted are (N, 0).
     """
-    table = numbers(data, np.float32, n, columns) if n else np.zeros((0, 2), np.float32)
+    n, extractor, shape, kind = row["n"], row["extractor"], row["shape"], row["kind"]
+    table = numbers(row["keypoints"], np.float32, n, row["columns"]) if n else np.zeros((0, 2), np.float32)
     if table.shape[1] not in (2, 4, 6):
-        raise ValueError(f"keypoints of {columns} numbers")
+        raise ValueError(f"keypoints of {row['columns']} numbers")
     if extractor is None:
-        extractor, shape, kind = "sift", "so" if columns > 2 else "", "colmap"
+        extractor, shape, kind = "sift", "so" if row["columns"] > 2 else "", "colmap"
     if not with_descriptors:
         descriptors: NDArray[Any] = np.zeros((n, 0), np.float32)
     elif kind == "colmap":
-        descriptors = numbers(colmap_descriptors, np.uint8, n, colmap_columns or 128).astype(np.float32)
+        descriptors = numbers(row["colmap_descriptors"], np.uint8, n, row["colmap_length"] or 128).astype(np.float32)
         descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1)
     elif kind == "float16":
-        descriptors = numbers(own_descriptors, np.float16, n, own_columns).astype(np.float32)
+        descriptors = numbers(row["descriptors"], np.float16, n, row["length"]).astype(np.float32)
     elif kind == "bits":
-        descriptors = numbers(own_descriptors, np.uint8, n, own_columns)
+        descriptors = numbers(row["descriptors"], np.uint8, n, row["length"])
     else:
         raise ValueError(f"descriptors of the kind {kind!r}")
     scales, orientations = _scale_and_orientation(table)
+    scores, covariances = row["scores"], row["covariances"]
     features = Features(
         keypoints=torch.from_numpy(from_colmap(table[:, :2])),
         scores=torch.from_numpy(np.ones(n, np.float32) if scores is None else numbers(scores, np.float32, n)),
         descriptors=torch.from_numpy(descriptors),
-        image_size=(width, height),
+        image_size=(row["width"], row["height"]),
         extractor=str(extractor),
         scales=torch.from_numpy(scales) if "s" in (shape or "") else None,
         orientations=torch.from_numpy(orientations) if "o" in (shape or "") else None,
@@ -129,7 +114,7 @@ def rows_of_pair(item: PairResult) -> dict[str, tuple[Any, ...]]:
     }
     if item.inliers is not None:
         model = item.F, item.E, item.H, item.R, item.t
-        F, E, H, R, t = _inverse(*model) if swap else model
+        F, E, H, R, t = _inverse(model) if swap else model
         blobs = [
             None if part is None else np.asarray(part, np.float64).tobytes()
             for part in (F, E, H, None if R is None else quaternion_of(R), t)
@@ -139,10 +124,9 @@ def rows_of_pair(item: PairResult) -> dict[str, tuple[Any, ...]]:
     return rows
 
 
-def _inverse(
-    F: Matrix | None, E: Matrix | None, H: Matrix | None, R: Matrix | None, t: Matrix | None
-) -> tuple[Matrix | None, Matrix | None, Matrix | None, Matrix | None, Matrix | None]:
+def _inverse(model: Model) -> Model:
     """Return the same geometry seen from the other image."""
+    F, E, H, R, t = model
     return (
         None if F is None else np.ascontiguousarray(np.transpose(F)),
         None if E is None else np.ascontiguousarray(np.transpose(E)),
@@ -152,14 +136,10 @@ def _inverse(
     )
 
 
-def matches_of_row(
-    count: int, data: bytes | None, scores: bytes | None, overlaps: int | None, *keypoints: int | None, swap: bool
-) -> PairMatches:
-    """Return the matches of a pair whose two images have so many ``keypoints``, where that is known.
-
-    Raises `ValueError` if they are damaged.
-    """
-    indices, order = _indices(count, data, keypoints, swap)
+def matches_of_row(row: sqlite3.Row, swap: bool) -> PairMatches:
+    """Return the matches of a pair of the columns that `Store.matches` selects; `ValueError` if they are damaged."""
+    indices, order = _indices(row, swap)
+    count, scores, overlaps = row["rows"], row["scores"], row["overlaps"]
     if scores is not None and len(scores) != 4 * count:
         scores = None  # of matches that COLMAP has replaced
     values = np.ones(count, np.float32) if scores is None else numbers(scores, np.float32, count)
@@ -168,36 +148,22 @@ def matches_of_row(
     return PairMatches(indices[order], values[order], None if overlaps is None else bool(overlaps))
 
 
-def geometry_of_row(
-    count: int,
-    data: bytes | None,
-    config: int,
-    F: bytes | None,
-    E: bytes | None,
-    H: bytes | None,
-    q: bytes | None,
-    t: bytes | None,
-    *keypoints: int | None,
-    swap: bool,
-) -> StoredGeometry:
+def geometry_of_row(row: sqlite3.Row, swap: bool) -> StoredGeometry:
     """Return the geometry of a pair, as `matches_of_row` does its matches."""
-    indices, order = _indices(count, data, keypoints, swap)
+    indices, order = _indices(row, swap)
+    config, q, t = row["config"], row["qvec"], row["tvec"]
     if config not in range(len(CONFIGS)):
         raise ValueError(f"its kind is {config!r}")
-    model = (
-        *(None if blob is None else numbers(blob, np.float64, 3, 3) for blob in (F, E, H)),
-        None if q is None else rotation_of(numbers(q, np.float64, 4)),
-        None if t is None else numbers(t, np.float64, 3),
-    )
-    return StoredGeometry(indices[order], CONFIGS[config], *(_inverse(*model) if swap else model))
+    F, E, H = (None if row[name] is None else numbers(row[name], np.float64, 3, 3) for name in ("F", "E", "H"))
+    R = None if q is None else rotation_of(numbers(q, np.float64, 4))
+    model = F, E, H, R, None if t is None else numbers(t, np.float64, 3)
+    return StoredGeometry(indices[order], CONFIGS[config], *(_inverse(model) if swap else model))
 
 
-def _indices(
-    count: int, blob: bytes | None, keypoints: tuple[int | None, ...], swap: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _indices(row: sqlite3.Row, swap: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return matches (K, 2), and the order that sorts them."""
-    indices = numbers(blob, np.uint32, count, 2).astype(np.int64)
-    for column, most in zip(indices.T, keypoints, strict=True):
+    indices = numbers(row["data"], np.uint32, row["rows"], 2).astype(np.int64)
+    for column, most in zip(indices.T, (row["keypoints0"], row["keypoints1"]), strict=True):
         if most is not None and column.max(initial=-1) >= most:
             raise ValueError(f"a match of keypoint {column.max()}, of {most}")
     indices = indices[:, :: -1 if swap else 1]

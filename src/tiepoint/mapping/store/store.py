@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -346,27 +347,26 @@ class Store:
             COLMAP made them by a method other than SIFT, or they are damaged.
         """
         image_id = int(image_id)
-        blobs = "t.descriptors, d.data" if descriptors else "NULL, NULL"
-        with self.file.reading() as db:
-            row = db.execute(
-                f"SELECT t.extractor IS NULL AND d.type IS NOT {SIFT}, c.width, c.height, k.rows, k.cols, k.data, "
-                f"t.extractor, t.shape, t.scores, v.data, t.kind, t.cols, d.cols, {blobs} "
-                "FROM keypoints AS k JOIN images USING (image_id) "
-                "JOIN cameras AS c USING (camera_id) LEFT JOIN tiepoint_features AS t USING (image_id) "
-                "LEFT JOIN tiepoint_covariances AS v USING (image_id) LEFT JOIN descriptors AS d USING (image_id) "
-                "WHERE image_id = ?",
-                (image_id,),
-            ).fetchone()
+        blobs = ", t.descriptors, d.data AS colmap_descriptors" if descriptors else ""
+        row = self.file.row(
+            f"SELECT t.extractor IS NULL AND d.type IS NOT {SIFT} AS is_foreign, c.width, c.height, "
+            "k.rows AS n, k.cols AS columns, k.data AS keypoints, t.extractor, t.shape, t.scores, t.kind, "
+            f"v.data AS covariances, t.cols AS length, d.cols AS colmap_length{blobs} "
+            "FROM keypoints AS k JOIN images USING (image_id) "
+            "JOIN cameras AS c USING (camera_id) LEFT JOIN tiepoint_features AS t USING (image_id) "
+            "LEFT JOIN tiepoint_covariances AS v USING (image_id) LEFT JOIN descriptors AS d USING (image_id) "
+            "WHERE image_id = ?",
+            image_id,
+        )
         if row is None:
             raise ArgumentError(f"the features of image {image_id} are not in {self.path}; extract them first")
-        foreign, *row = row
-        if foreign:
+        if row["is_foreign"]:
             raise InputError(
                 f"{self.path}: the features of image {image_id} were made elsewhere, and not by SIFT; extract into a "
                 "new database"
             )
         with self.file.well_formed(f"the features of image {image_id}"):
-            return features_of_row(*row, with_descriptors=descriptors)
+            return features_of_row(row, descriptors)
 
     # ---- pairs ----
 
@@ -460,18 +460,18 @@ class Store:
         columns = "rows, data, config, F, E, H, qvec, tvec"
         return self._of_pair("geometry", id0, id1, columns, "two_view_geometries", geometry_of_row)
 
-    def _of_pair(self, what: str, id0: int, id1: int, columns: str, table: str, convert: Callable[..., T]) -> T | None:
+    def _of_pair(
+        self, what: str, id0: int, id1: int, columns: str, table: str, convert: Callable[[sqlite3.Row, bool], T]
+    ) -> T | None:
         """Return what ``convert`` makes of a pair's columns and of the numbers of keypoints of its two images."""
         first, second = sorted((int(id0), int(id1)))
-        counts = ", ".join(2 * ["(SELECT rows FROM keypoints WHERE image_id = ?)"])
-        with self.file.reading() as db:
-            row = db.execute(
-                f"SELECT {columns}, {counts} FROM {table} WHERE pair_id = ?", (first, second, pair_id_of(id0, id1))
-            ).fetchone()
+        counts = ", ".join(f"(SELECT rows FROM keypoints WHERE image_id = ?) AS keypoints{side}" for side in (0, 1))
+        query = f"SELECT {columns}, {counts} FROM {table} WHERE pair_id = ?"
+        row = self.file.row(query, first, second, pair_id_of(id0, id1))
         if row is None:
             return None
         with self.file.well_formed(f"the {what} of images {first} and {second}"):
-            return convert(*row, swap=id0 > id1)
+            return convert(row, id0 > id1)
 
     def hide_pairs(self, ids: ArrayLike) -> None:
         """Hide the two-view geometries of pairs (by their ids, see `pair_ids`) from mappers; the matches stay.
