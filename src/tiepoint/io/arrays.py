@@ -7,10 +7,9 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -89,24 +88,17 @@ class FeatureWriter:
             raise ArgumentError(f"{self.path}: the output is a folder, or a file ending in .npz or .h5")
         elif self.path.exists() and not self.path.is_dir():
             raise ArgumentError(f"{self.path} is a file; the output is a folder, or a file ending in .npz or .h5")
-        self._stack = ExitStack()
+        writing: Callable[[Path], AbstractContextManager[Any]]
+        writing = {".h5": writing_hdf5, ".npz": _writing_zip}.get(self.kind, nullcontext)
+        self._context = writing(self.path)
         self._file: Any = None
 
     def __enter__(self) -> FeatureWriter:
-        with ExitStack() as stack:
-            if self.kind in (".h5", ".npz"):
-                if self.kind == ".h5":
-                    self._file = stack.enter_context(writing_hdf5(self.path))
-                else:
-                    temporary = stack.enter_context(atomic(self.path))
-                    self._file = stack.enter_context(zipfile.ZipFile(temporary, "w"))
-            self._stack = stack.pop_all()
+        self._file = self._context.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, traceback)
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
 
     def check_name(self, name: str) -> None:
         """Raise `InputError` if no features can be written under this name; call it before they are made."""
@@ -175,6 +167,12 @@ def write_hloc_matches(
     pair = file.create_group("/".join(name.replace("/", "-") for name in names))
     pair.create_dataset("matches0", data=partner)
     pair.create_dataset("matching_scores0", data=score)
+
+
+@contextmanager
+def _writing_zip(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
+        yield file
 
 
 @contextmanager

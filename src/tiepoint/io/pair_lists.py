@@ -188,6 +188,3 @@ def _is_number(word: str) -> bool:
 def _short(text: str) -> str:
     """Return the start of a text that may be very long, for a message."""
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-__all__ = ["PairList", "Pairs", "from_list", "union"]

@@ -483,15 +483,3 @@ def _read_list(path: Path) -> tuple[list[KeyFrame], dict[str, Any]]:
 
 def _write_list(folder: Path, made_from: dict[str, Any], kept: list[KeyFrame], done: bool) -> None:
     write_json(folder / LIST_NAME, {**made_from, "done": done, "key_frames": [asdict(one) for one in kept]})
-
-
-__all__ = [
-    "VIDEO_SUFFIXES",
-    "Frame",
-    "KeyFrame",
-    "check_choice",
-    "choose_frames",
-    "read_frames",
-    "read_key_frames",
-    "write_key_frames",
-]

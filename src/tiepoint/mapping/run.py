@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -316,9 +316,10 @@ def map_photographs(
     with log.lap("exports"):
         times = photos.times or times_in_names(image.name for image in photos.images)
         outputs.export(scene, alignments, asked, photos.folder, times, choice, log.notes)
-    skipped, notes = dict(photos.skipped), tuple(log.notes)
-    result = MapResult(out, scene, choice, extraction, matching, skipped, hidden, notes, log.seconds, alignments)
-    result = replace(result, plan=plan, next_step=outputs.next_step(scene, asked))
+    skipped, notes, next_step = dict(photos.skipped), tuple(log.notes), outputs.next_step(scene, asked)
+    result = MapResult(
+        out, scene, choice, extraction, matching, skipped, hidden, notes, log.seconds, alignments, plan, next_step
+    )
     write_json(out / "report.json", result.summary())
     return result
 

@@ -154,17 +154,13 @@ class Jobs:
         return self._jobs.get(job_id)
 
     def all(self) -> list[Job]:
-        """Return all jobs, the latest first."""
+        """Return all jobs, the latest first; each then knows how many run before it."""
         with self.changed:
-            jobs = sorted(self._jobs.values(), key=lambda job: -job.created)
-            self._count_waiting(jobs)
+            jobs, before = sorted(self._jobs.values(), key=lambda job: -job.created), 0
+            for job in reversed(jobs):
+                job.waiting_before = before if job.state == "waiting" else 0
+                before += not job.finished
             return jobs
-
-    def _count_waiting(self, latest_first: list[Job]) -> None:
-        before = 0
-        for job in reversed(latest_first):
-            job.waiting_before = before if job.state == "waiting" else 0
-            before += not job.finished
 
     def waiting(self) -> list[Job]:
         """Return the jobs that nobody works on yet, the first to be done first."""

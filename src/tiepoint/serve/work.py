@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +11,6 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
-import PIL.Image
-
 from ..errors import InputError
 from ..io.decoding import SUFFIXES, read_header
 from ..io.files import write_json
@@ -22,11 +18,12 @@ from ..io.images import read_image, read_reduced
 from ..mapping.progress import Progress
 from ..mapping.run import map_photographs
 from ..two_view import match
+from ..viz.sheet import SIDE, contact_sheet
 from .preview import Preview
 from .uploads import common_folder
 
 PREVIEW = "best-matches.jpg"
-SHEET_SIDE, SHEET_COLUMNS, SHEET_IMAGES = 160, 6, 60  # of the contact sheet
+SHEET_IMAGES = 60  # on the contact sheet, at most
 
 Tell = Callable[[str, Any], None]
 """Gets what is new about a job: ("step", Step's fields), ("note", text), ("output", file name)."""
@@ -89,8 +86,12 @@ def run_map(job: Mapping[str, Any], folder: Path, pixels: int, tell: Tell) -> di
             except InputError as error:
                 path.unlink()
                 tell("note", f"left out: {error}")
-        paths = [photos / name for name in labels if (photos / name).exists()]
-        if contact_sheet(paths, folder / "result" / "photographs.jpg"):
+        shown = []
+        for name in [name for name in labels if (photos / name).exists()][:SHEET_IMAGES]:
+            with suppress(InputError):  # the map says why
+                shown.append((labels[name], read_reduced((photos / name).read_bytes(), name, SIDE)))
+        if shown:
+            contact_sheet(shown, folder / "result" / "photographs.jpg")
             tell("output", "photographs.jpg")
     preview = Preview(out / "database.db", out / "frames" if videos else photos, folder / "result" / PREVIEW)
 
@@ -137,25 +138,3 @@ def check_size(path: Path, label: str, pixels: int) -> None:
     """Look at an image's header; raise `InputError` where it is damaged, or too large to be decoded here."""
     with path.open("rb") as file:
         read_header(file, label, pixels)
-
-
-def contact_sheet(photographs: Sequence[Path], path: Path) -> bool:
-    """Draw photographs, small, on one sheet; return whether there is one that can be read."""
-    thumbnails = []
-    for photo in photographs[:SHEET_IMAGES]:
-        try:
-            image = PIL.Image.fromarray(read_reduced(photo.read_bytes(), photo.name, SHEET_SIDE))
-        except InputError:  # the map says why
-            continue
-        image.thumbnail((SHEET_SIDE, SHEET_SIDE))
-        thumbnails.append(image)
-    if not thumbnails:
-        return False
-    columns = min(SHEET_COLUMNS, len(thumbnails))
-    cell = np.max([image.size for image in thumbnails], axis=0) + 4
-    sheet = PIL.Image.new("RGB", (int(cell[0]) * columns, int(cell[1]) * math.ceil(len(thumbnails) / columns)), "#222")
-    for i, image in enumerate(thumbnails):
-        corner = cell * (i % columns, i // columns) + (cell - image.size) // 2
-        sheet.paste(image, (int(corner[0]), int(corner[1])))
-    sheet.save(path, "JPEG", quality=80)
-    return True

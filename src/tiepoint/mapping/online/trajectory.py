@@ -256,6 +256,3 @@ def _numbered(photographs: Iterable[ImageSource], bands: Sequence[int] | None) -
     for index, photograph in enumerate(photographs):
         image = read_image(photograph, bands=bands)
         yield Frame(index, float(index), image.pixels, f"frame_{index:06d}", image.mask)
-
-
-__all__ = ["Trajectory", "track"]

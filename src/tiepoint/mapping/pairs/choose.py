@@ -77,10 +77,7 @@ def choose_pairs(
         first = "; the first that was not, line {}, names {}".format(*listed.unused[0]) if listed.unused else ""
         note = f"{choice}: used {listed.lines - len(listed.unused)} of {listed.lines} lines{first}"
         return ChosenPairs(listed.pairs, [note], grows=False)
-    nearby = choice == "position"
-    if choice == "auto":
-        choice = "sequential" if is_video else "exhaustive" if len(images) <= FEW_IMAGES else "retrieval"
-        nearby = choice == "retrieval"
+    choice, nearby = _settle(choice, len(images), is_video)
     if choice == "exhaustive":
         return ChosenPairs(exhaustive([image.image_id for image in images]), [], grows=False)
 
@@ -139,12 +136,20 @@ def expected_pairs(choice: str | os.PathLike[str], images: int, is_video: bool) 
     if choice not in PAIR_CHOICES:
         with Path(choice).open("rb") as lines:
             return sum(1 for _ in lines), False
-    if choice == "exhaustive" or (choice == "auto" and images <= FEW_IMAGES and not is_video):
+    choice, _ = _settle(choice, images, is_video)
+    if choice == "exhaustive":
         return images * (images - 1) // 2, True
-    loops = images * SIMILAR if images > LOOP else 0
-    if choice == "sequential" or (choice == "auto" and is_video):
-        return len(sequential(range(images))) + loops, False
+    if choice == "sequential":
+        return len(sequential(range(images))) + (images * SIMILAR if images > LOOP else 0), False
     return images * SIMILAR, False
+
+
+def _settle(choice: str | os.PathLike[str], images: int, is_video: bool) -> tuple[str | os.PathLike[str], bool]:
+    """Return what "auto" stands for, and whether images near each other by GPS are paired too."""
+    if choice != "auto":
+        return choice, choice == "position"
+    settled = "sequential" if is_video else "exhaustive" if images <= FEW_IMAGES else "retrieval"
+    return settled, settled == "retrieval"
 
 
 def match_chosen(

@@ -75,6 +75,7 @@ def camera_of(
     >>> camera.model_name, camera.params.tolist(), camera.has_prior_focal_length
     ('SIMPLE_RADIAL', [768.0, 320.0, 240.0, 0.0], False)
     """
+    _check_model(model, focal)
     exif = Exif(source.size) if isinstance(source, Image) else read_exif(source)
     if exif.warning:
         warnings.warn(exif.warning, stacklevel=2)
@@ -256,7 +257,6 @@ def _check_model(model: str, focal: float | None) -> None:
 
 
 def _camera(exif: Exif, model: str, focal: float | None) -> pycolmap.Camera:
-    _check_model(model, focal)
     pycolmap = import_pycolmap()
     width, height = exif.size
     given = focal or exif.focal
