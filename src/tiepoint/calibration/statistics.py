@@ -91,12 +91,10 @@ def count_acceptable(losses: ArrayLike, expected: int, keep: float = 0.99, confi
     _check_losses(losses)
     _check_probability(keep=keep, confidence=confidence)
     to_come = np.zeros(max(0, expected - losses.shape[1]))
-    accepted = 0
-    while accepted < len(losses):
-        if hoeffding_bentkus_p_value(np.append(losses[accepted], to_come), 1 - keep) > 1 - confidence:
-            break
-        accepted += 1
-    return accepted
+    for accepted, row in enumerate(losses):
+        if hoeffding_bentkus_p_value(np.append(row, to_come), 1 - keep) > 1 - confidence:
+            return accepted
+    return len(losses)
 
 
 def choose_pair_threshold(

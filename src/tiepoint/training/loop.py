@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -26,23 +26,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import devices
-from ..errors import ArgumentError, InputError, TiepointError
-from ..io.files import atomic
+from ..errors import ArgumentError, TiepointError
+from ..io.files import atomic, explained
 from .objectives.base import Objective, Output
 from .objectives.losses import MatchStatistics, match_statistics
-
-
-class Pairs(Protocol):
-    """Pairs of one step: `Batch` or `tiepoint.training.pairs.views.Views`."""
-
-    def __len__(self) -> int:
-        """Return the number of pairs."""
-
-    def to(self, device: torch.device | str) -> Any:
-        """Return the pairs on another device."""
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all that is in them by name."""
+from .tensors import Tensors
 
 
 class TrainingError(TiepointError):
@@ -124,7 +112,7 @@ class FitConfig:
 
 def fit(
     objective: Objective,
-    batches: Callable[[int], Iterator[Pairs]],
+    batches: Callable[[int], Iterator[Tensors]],
     config: FitConfig,
     folder: Path,
     metadata: dict[str, Any],
@@ -189,9 +177,9 @@ def fit(
     seconds, stopping = before, False
     source = batches(step)
     while config.done(step, seconds) < 1 and not stopping:
-        window.begin_wait()
+        asked = time.monotonic()
         batch = next(source).to(device)
-        window.end_wait()
+        window.waited += time.monotonic() - asked
 
         rate = config.rate(step, seconds)
         for group in optimiser.param_groups:
@@ -242,13 +230,7 @@ class _Window:
         self.parts: dict[str, list[torch.Tensor]] = {}
         self.statistics = MatchStatistics(0, 0, 0)
 
-    def begin_wait(self) -> None:
-        self.wait_began = time.monotonic()
-
-    def end_wait(self) -> None:
-        self.waited += time.monotonic() - self.wait_began
-
-    def add(self, output: Output, batch: Pairs, count_matches: bool) -> None:
+    def add(self, output: Output, batch: Tensors, count_matches: bool) -> None:
         self.losses.append(output.loss.detach())
         for name, value in output.parts.items():
             self.parts.setdefault(name, []).append(value.detach())
@@ -323,11 +305,16 @@ def save_run(
         "optimiser": optimiser.state_dict(),
         "average": average,
     }
+    save_state(folder / "checkpoint.pt", state)
+    weights.save(folder / "weights.safetensors", average, metadata)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a file of PyTorch's own, whole or not at all."""
     data = io.BytesIO()  # PyTorch hides the system's error when a disk is full
     torch.save(state, data)
-    with atomic(folder / "checkpoint.pt") as unfinished:
+    with atomic(path) as unfinished:
         unfinished.write_bytes(data.getbuffer())
-    weights.save(folder / "weights.safetensors", average, metadata)
 
 
 def _resume(
@@ -364,14 +351,11 @@ def _forget_after(metrics: Path, step: int) -> None:
 
 
 def _note(metrics: Path, row: dict[str, Any]) -> None:
-    try:
-        with metrics.open("a") as file:
-            file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()}) + "\n")
-    except OSError as error:
-        raise InputError(f"{metrics}: cannot be written: {error.strerror or error}") from error
+    with explained(metrics), metrics.open("a") as file:
+        file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()}) + "\n")
 
 
-def _save_culprit(folder: Path, batch: Pairs, step: int, loss: float) -> None:
+def _save_culprit(folder: Path, batch: Tensors, step: int, loss: float) -> None:
     rank = dist.get_rank() if dist.is_initialized() else 0
     path = folder / f"culprit-{step:07d}-{rank}.safetensors"
     tensors = {name: tensor.contiguous().cpu() for name, tensor in batch.tensors().items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ...io.files import atomic, read_json
+from ...io.files import make_folder, read_json, write_json
 
 
 def claim(note: Path, mine: dict[str, Any], what: str) -> dict[str, Any]:
@@ -45,11 +45,30 @@ def claim(note: Path, mine: dict[str, Any], what: str) -> dict[str, Any]:
     here = json.loads(json.dumps(mine))
     if note.exists():
         there = read_json(note)
-        if differing := [name for name in here if here[name] != there.get(name)]:
-            names = "; ".join(f"{name} is {there.get(name)} there and {here[name]} here" for name in differing)
-            raise InputError(f"{note.parent} holds {what}: {names}. Give another folder, or delete it")
+        if differing := differences({name: there.get(name) for name in here}, here):
+            raise InputError(f"{note.parent} holds {what}: {differing}. Give another folder, or delete it")
         return there
-    with atomic(note) as unfinished:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(here, indent=1))
+    make_folder(note.parent)
+    write_json(note, here)
     return here
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Say how two configurations differ, at most eight names; an empty text if they are equal.
+
+    Examples
+    --------
+    >>> differences({"seed": 1, "fit": {"steps": 5}}, {"seed": 1, "fit": {"steps": 7}})
+    'fit.steps is 5 there and 7 here'
+    """
+    there, here = _flat(there), _flat(here)
+    names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    return "; ".join(f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names[:8])
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"fit.steps": 1000, …}`` of nested dictionaries."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -49,15 +49,16 @@ def read_depth(path: Path, unit: float = 1.0) -> NDArray[np.float32]:
 
 def _read_bin(path: Path) -> NDArray[Any]:
     """Read "width&height&channels&" and rows of float32, as COLMAP's dense stereo writes them."""
-    content = read_bytes(path)
+    with open_file(path) as file:
+        content = file.read()
     try:
         *sizes, values = content.split(b"&", 3)
         width, height, channels = map(int, sizes)
         if channels != 1:
-            raise ValueError
+            raise ValueError(f"{channels} channels")
         return np.frombuffer(values, "<f4").reshape(height, width)
     except ValueError as error:
-        raise InputError(f"{path}: not a depth map as COLMAP's dense stereo writes them") from error
+        raise InputError(f"{path}: not a depth map as COLMAP's dense stereo writes them ({error})") from error
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
@@ -84,15 +85,6 @@ def _read_png(path: Path) -> NDArray[Any]:
     if depth.ndim != 2 or depth.dtype.kind not in "ui" or depth.dtype.itemsize < 2:
         raise InputError(f"{path}: a depth map is a 16-bit grey PNG, not {depth.dtype} of shape {depth.shape}")
     return np.where(depth == 65535, 0, depth.astype(np.int32))
-
-
-def read_bytes(path: Path) -> bytes:
-    """Return what is in a file; a missing one raises `InputError`."""
-    try:
-        with open_file(path) as file:
-            return file.read()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read this file: {error.strerror}") from error
 
 
 def scale_intrinsics(K: Matrix, x: float, y: float) -> Matrix:

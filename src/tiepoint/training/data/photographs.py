@@ -57,6 +57,8 @@ class PhotoCache:
         Row numbers of the two splits. No source is in both.
     skipped : tuple of (str, str)
         Files that could not be used, and why.
+    digest : str
+        SHA-256 of the photographs: names and contents of their files.
     """
 
     path: Path
@@ -66,7 +68,7 @@ class PhotoCache:
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
     skipped: tuple[tuple[str, str], ...]
-    _digest: str
+    digest: str
     _pixels: NDArray[np.uint8]
     _offsets: NDArray[np.int64]
 
@@ -78,11 +80,6 @@ class PhotoCache:
         height, width = self.sizes[index]
         start = self._offsets[index]
         return self._pixels[start : start + height * width * 3].reshape(height, width, 3)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the photographs: names and contents of their files."""
-        return self._digest
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_cache, (self.path,)
@@ -253,7 +250,7 @@ def open_cache(path: str | os.PathLike[str]) -> PhotoCache:
         train=np.flatnonzero(~split),
         held_out=np.flatnonzero(split),
         skipped=tuple((name, reason) for name, reason in index["skipped"]),
-        _digest=index["digest"],
+        digest=index["digest"],
         _pixels=np.memmap(path, np.uint8, "r", offset=len(_MAGIC), shape=(int(lengths.sum()),)),
         _offsets=np.cumsum(lengths) - lengths,
     )

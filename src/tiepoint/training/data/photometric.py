@@ -250,14 +250,10 @@ def _fog(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
 def _glow(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
     """Flare of a lamp or the sun in or beside the picture: a halo, a wide veil, and its ghost across the centre."""
     count = len(images)
-    x, y = _unit_grid(images)
     centre = draw.uniform(-1.2, 1.2, count, 2)
     light = torch.zeros_like(images[:, :1])
     for place, low, high, share in ((1.0, 0.06, 0.3, 1.0), (1.0, 0.5, 1.2, 0.35), (-0.6, 0.03, 0.12, 0.25)):
-        at = _column(place * centre, images)
-        radius = _column(draw.log_uniform(low, high, count, 1), images)
-        squared = (x - at[:, :1]) ** 2 + (y - at[:, 1:]) ** 2
-        light = light + share * torch.exp(-squared / (2 * radius**2))
+        light = light + share * _spot(images, place * centre, draw.log_uniform(low, high, count, 1))
     colour = _column(draw.uniform(0.75, 1, count, 3) * draw.uniform(0.3, 1.0, count, 1) * strength, images)
     return 1 - (1 - images) * (1 - (colour * light).clamp(0, 1))  # "screen": light adds up but never beyond white
 
@@ -286,12 +282,7 @@ def _motion_blur(images: torch.Tensor, strength: float, draw: Draw) -> torch.Ten
     length = (2 + draw.uniform(0, 13, len(images)) * strength) * scale
     angle = draw.uniform(0, math.pi, len(images))
     radius = max(1, math.ceil(float(length.max()) / 2))
-    offset = torch.arange(-radius, radius + 1)
-    y, x = torch.meshgrid(offset, offset, indexing="ij")
-    cosine, sine, half = angle.cos()[:, None, None], angle.sin()[:, None, None], length[:, None, None] / 2
-    along, across = x * cosine + y * sine, y * cosine - x * sine
-    # A line one pixel wide with linear fall-off.
-    kernel = (half + 0.5 - along.abs()).clamp(0, 1) * (1 - across.abs()).clamp(min=0)
+    kernel = _line(length, angle, radius, 1.0)
     return _filter(images, kernel / kernel.sum((1, 2), keepdim=True))
 
 
@@ -360,13 +351,10 @@ def _season(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
 def _night(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
     """Night: dark, with the cast of the moon or of sodium light, lit by a few lamps, with noise."""
     count = len(images)
-    x, y = _unit_grid(images)
     light = torch.zeros_like(images[:, :1])
     for _ in range(4):
-        at = _column(draw.uniform(-1, 1, count, 2), images)
-        radius = _column(draw.log_uniform(0.1, 0.7, count, 1), images)
-        power = _column(draw.uniform(0, 1.2, count, 1), images)
-        light = light + power * torch.exp(-((x - at[:, :1]) ** 2 + (y - at[:, 1:]) ** 2) / (2 * radius**2))
+        spot = _spot(images, draw.uniform(-1, 1, count, 2), draw.log_uniform(0.1, 0.7, count, 1))
+        light = light + _column(draw.uniform(0, 1.2, count, 1), images) * spot
     sodium = torch.stack([torch.ones(count), draw.uniform(0.6, 0.9, count), draw.uniform(0.2, 0.6, count)], 1)
     warm = _column(sodium, images)
     cold = _column(torch.tensor([[0.7, 0.85, 1.1]]).expand(count, 3), images)
@@ -387,12 +375,8 @@ def _weather(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
     drops = (drops < density).to(images)
     length = torch.where(draw.chance(0.5, count), draw.uniform(1.5, 3, count), draw.uniform(6, 14, count))
     angle = draw.uniform(0.35, 0.65, count) * math.pi
-    offset = torch.arange(-7, 8)
-    y, x = torch.meshgrid(offset, offset, indexing="ij")
-    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    along, across = x * cosine + y * sine, y * cosine - x * sine
-    kernel = (length[:, None, None] / 2 + 0.5 - along.abs()).clamp(0, 1) * (1.3 - across.abs()).clamp(0, 1)
-    return torch.lerp(images, torch.full_like(images, 0.9), (0.7 * _filter(drops, kernel)).clamp(0, 0.8))
+    streaks = _filter(drops, _line(length, angle, 7, 1.3))
+    return torch.lerp(images, torch.full_like(images, 0.9), (0.7 * streaks).clamp(0, 0.8))
 
 
 def _spectrum(images: torch.Tensor, strength: float, draw: Draw) -> torch.Tensor:
@@ -461,6 +445,21 @@ def _filter(images: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     weight = kernels.to(images).repeat_interleave(channels, 0)[:, None]
     filtered = F.conv2d(padded.flatten(0, 1)[None], weight, groups=count * channels)
     return filtered.view(count, channels, height, width)
+
+
+def _line(length: torch.Tensor, angle: torch.Tensor, reach: int, width: float) -> torch.Tensor:
+    """Return kernels (B, 2 reach + 1, 2 reach + 1) that draw a line of ``length`` (B,) with linear fall-off."""
+    offset = torch.arange(-reach, reach + 1)
+    y, x = torch.meshgrid(offset, offset, indexing="ij")
+    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    along, across = x * cosine + y * sine, y * cosine - x * sine
+    return (length[:, None, None] / 2 + 0.5 - along.abs()).clamp(0, 1) * (width - across.abs()).clamp(0, 1)
+
+
+def _spot(images: torch.Tensor, centre: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """Return a round light (B, 1, H, W) that is 1 at ``centre`` (B, 2) and fades over ``radius`` (B, 1)."""
+    (x, y), at, radius = _unit_grid(images), _column(centre, images), _column(radius, images)
+    return torch.exp(-((x - at[:, :1]) ** 2 + (y - at[:, 1:]) ** 2) / (2 * radius**2))
 
 
 def _smooth_field(images: torch.Tensor, draw: Draw, cells: int) -> torch.Tensor:

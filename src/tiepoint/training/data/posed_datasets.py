@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from ...io.files import read_text
 from ...io.folders import walk
-from .depth_maps import Matrix, read_bytes, scale_intrinsics
+from .depth_maps import Matrix, scale_intrinsics
 from .posed import View, stored_size
 
 
@@ -139,12 +140,11 @@ def megadepth_views(root: Path | str, scene: str) -> list[list[View]]:
             return None
         return scale_intrinsics(_from_colmap(straight), width / straight.width, height / straight.height)
 
+    folder, models = root / "phoenix/S6/zl548/MegaDepth_v1" / scene, root / "MegaDepth_v1_SfM" / scene
     found = []
-    folder = root / "phoenix/S6/zl548/MegaDepth_v1" / scene
     for dense in sorted(folder.glob("dense*")):
-        model = root / "MegaDepth_v1_SfM" / scene / "sparse/manhattan" / dense.name.removeprefix("dense")
-        views = _colmap_views(model, dense / "imgs", dense / "depths", intrinsics)
-        found.append(views)
+        model = models / "sparse/manhattan" / dense.name.removeprefix("dense")
+        found.append(_colmap_views(model, dense / "imgs", dense / "depths", intrinsics))
     if not found:
         raise InputError(f"{folder}: no folder dense0 here; is {root} where MegaDepth was unpacked?")
     return found
@@ -256,19 +256,17 @@ def tum_views(
         if depth is None or pose is None or not (folder / name).is_file():
             continue
         numbers = np.array(pose, np.float64)
-        views.append(
-            _from_camera_to_world(
-                folder / name, folder / depth[0], K, _rotation(numbers[3:7]), numbers[:3], 1 / 5000, None
-            )
-        )
+        R = _rotation(numbers[3:7])
+        views.append(_from_camera_to_world(folder / name, folder / depth[0], K, R, numbers[:3], 1 / 5000))
     if not views:
         raise InputError(f"{folder}: no colour image has depth and pose within {max_time_difference} s")
     return views
 
 
 def _from_camera_to_world(
-    image: Path, depth: Path, K: Matrix, R: Matrix, centre: Matrix, unit: float, K_depth: Matrix | None
+    image: Path, depth: Path, K: Matrix, R: Matrix, centre: Matrix, unit: float, K_depth: Matrix | None = None
 ) -> View:
+    """Return a view whose pose is given as the camera's axes and place in the world."""
     return View(image, depth, K, R.T.copy(), -R.T @ centre, K_depth, unit)
 
 
@@ -288,7 +286,7 @@ def _read_list(path: Path) -> list[tuple[float, list[str]]]:
     """Read the lines "time value ..." of a TUM list, sorted by time."""
     fields = 7 if path.name == "groundtruth.txt" else 1
     rows = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         time, *values = line.split()
@@ -311,13 +309,9 @@ def _nearest_in_time(rows: list[tuple[float, list[str]]], time: float, max_diffe
 
 def _read_numbers(path: Path) -> Matrix:
     try:
-        return np.array(_read_text(path).split(), np.float64)
+        return np.array(read_text(path).split(), np.float64)
     except ValueError as error:
         raise InputError(f"{path}: not a list of numbers: {error}") from error
-
-
-def _read_text(path: Path) -> str:
-    return read_bytes(path).decode("utf-8", "replace")
 
 
 def _pinhole(fx: float, fy: float, cx: float, cy: float) -> Matrix:

@@ -9,11 +9,12 @@ World axes: x, y on the ground, z up, in metres. Nothing here multiplies matrice
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
+from ..tensors import Tensors
 from .textures import TextureAtlas
 
 BOX, ELLIPSOID, CYLINDER, ROOM, TERRAIN = range(5)
@@ -24,7 +25,7 @@ _BISECTIONS = 14
 
 
 @dataclass(frozen=True, eq=False)
-class World:
+class World(Tensors):
     """B worlds of S surfaces each. The last two surfaces are the room and the terrain.
 
     Attributes
@@ -65,40 +66,13 @@ class World:
     gloss: torch.Tensor
     height: torch.Tensor
 
-    def __len__(self) -> int:
-        return len(self.present)
-
-    def select(self, rows: torch.Tensor) -> World:
-        """Return the worlds with these numbers (int64, on the CPU), repeated as often as they occur."""
-        return World(
-            self.shape,
-            **{
-                field.name: (value := getattr(self, field.name))[rows.to(value.device)]
-                for field in fields(self)
-                if field.name != "shape"
-            },
-        )
-
     def to(self, device: torch.device | str) -> World:
         """Return the same worlds on another device."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in ("shape", "present")}
-        return World(self.shape, self.present, **moved)
-
-    @staticmethod
-    def stack(worlds: list[World]) -> World:
-        """Put batches of worlds one after the other."""
-        return World(
-            worlds[0].shape,
-            **{
-                field.name: torch.cat([getattr(world, field.name) for world in worlds])
-                for field in fields(World)
-                if field.name != "shape"
-            },
-        )
+        return replace(super().to(device), present=self.present)
 
 
 @dataclass(frozen=True, eq=False)
-class Light:
+class Light(Tensors):
     """Illumination of B views.
 
     Attributes
@@ -115,11 +89,6 @@ class Light:
     sun: torch.Tensor
     ambient: torch.Tensor
     sky: torch.Tensor
-
-    def select(self, rows: torch.Tensor) -> Light:
-        """Return the light of the views with these numbers."""
-        rows = rows.to(self.sun.device)
-        return Light(self.direction[rows], self.sun[rows], self.ambient[rows], self.sky[rows])
 
 
 def cast(world: World, origin: torch.Tensor, direction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,10 +115,9 @@ def cast(world: World, origin: torch.Tensor, direction: torch.Tensor) -> tuple[t
     nearest = torch.full_like(direction[:, 0], _FAR)
     surface = torch.full_like(nearest, NOTHING, dtype=torch.int64)
     for number, shape in enumerate(world.shape):
-        rows = world.present[:, number].nonzero()[:, 0]
-        if not len(rows):
+        part = _worlds_with(world, number)
+        if part is None:
             continue
-        part: torch.Tensor | slice = slice(None) if len(rows) == len(world) else rows.to(origin.device)
         if shape == TERRAIN:
             enter = _march(world.height[part], world.half[part, number], origin[part], direction[part])
         else:
@@ -158,6 +126,14 @@ def cast(world: World, origin: torch.Tensor, direction: torch.Tensor) -> tuple[t
         nearest[part] = torch.minimum(nearest[part], enter)
         surface[part] = surface[part].masked_fill(closer, number)
     return nearest.masked_fill(surface == NOTHING, 0), surface
+
+
+def _worlds_with(world: World, number: int) -> torch.Tensor | slice | None:
+    """Return the rows of the worlds that have this surface; None if there are none."""
+    rows = world.present[:, number].nonzero()[:, 0]
+    if not len(rows):
+        return None
+    return slice(None) if len(rows) == len(world) else rows.to(world.centre.device)
 
 
 def _enter(
@@ -346,9 +322,8 @@ def _in_shadow(world: World, point: torch.Tensor, toward_sun: torch.Tensor) -> t
     """Say which points (B, 3, N) an object (not the room, nor the terrain) hides from the sun."""
     hidden = torch.zeros_like(point[:, 0], dtype=torch.bool, device="cpu")
     for number, shape in enumerate(world.shape[:-2]):
-        rows = world.present[:, number].nonzero()[:, 0]
-        if len(rows):
-            part: torch.Tensor | slice = slice(None) if len(rows) == len(world) else rows.to(point.device)
+        part = _worlds_with(world, number)
+        if part is not None:
             hidden[part] |= _enter(shape, world, number, part, point[part], toward_sun[part][..., None]) < _FAR
     return hidden
 

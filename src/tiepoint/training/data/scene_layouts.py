@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ...errors import ArgumentError
+from ..tensors import Tensors
 from ._random import Draw
 from .raycast import BOX, CYLINDER, ELLIPSOID, ROOM, TERRAIN, World
 
@@ -87,17 +88,12 @@ class SceneConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Cameras:
+class Cameras(Tensors):
     """B cameras: intrinsics (B, 3, 3), world-to-camera rotation (B, 3, 3), centre in the world (B, 3)."""
 
     K: torch.Tensor
     R: torch.Tensor
     centre: torch.Tensor
-
-    def select(self, rows: torch.Tensor) -> Cameras:
-        """Return the cameras of these rows."""
-        rows = rows.to(self.K.device)
-        return Cameras(self.K[rows], self.R[rows], self.centre[rows])
 
     def rays(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """World directions (B, 3, N) through pixels (N,); their z in the camera's frame is 1."""
@@ -148,10 +144,9 @@ def make_scenes(
         order.append(rows)
     back = torch.cat(order).argsort()
     by_camera = (back[:, None] * CAMERAS + torch.arange(CAMERAS)).flatten()
-    all_cameras = Cameras(*(torch.cat([getattr(c, name) for c in cameras]) for name in ("K", "R", "centre")))
     return (
-        World.stack(worlds).select(back),
-        all_cameras.select(by_camera),
+        World.cat(worlds).select(back),
+        Cameras.cat(cameras).select(by_camera),
         torch.cat(movable)[back],
         torch.cat(scale)[back],
     )

@@ -103,13 +103,12 @@ def make_pairs(textures: torch.Tensor, count: int, config: SceneConfig, generato
     draw = Draw(generator)
     device = textures.device
     world, cameras, movable, scale = make_scenes(draw, count, len(textures), config)
-    world = world.to(device)
-    cameras = Cameras(cameras.K.to(device), cameras.R.to(device), cameras.centre.to(device))
+    world, cameras = world.to(device), cameras.to(device)
     chosen = _choose_cameras(draw, world, cameras, scale.to(device), config)
     later, moved = move_objects(draw, world, movable, scale, config)
     light = _make_light(draw, world, device) if config.lit else None
 
-    both = World.stack([world, later])
+    both = World.cat([world, later])
     height, width = config.size
     atlas = TextureAtlas.build(textures)
     at_once = max(1, _RAYS_AT_ONCE.get(device.type, 2**22) // (height * width))
@@ -262,12 +261,8 @@ def _make_light(draw: Draw, world: World, device: torch.device) -> Light:
     day, cloud = torch.tensor([0.35, 0.55, 0.9]), torch.tensor([0.75, 0.78, 0.82])
     zenith = torch.lerp(cloud, day, draw.uniform(0, 1, count, 1)) * draw.uniform(0.5, 1.1, count, 1)
     horizon = torch.lerp(zenith, draw.uniform(0.7, 1.0, count, 3), draw.uniform(0.2, 0.8, count, 1))
-    return Light(
-        direction.to(device),
-        (1.1 * level * share * tint).to(device),
-        (level * (1 - 0.75 * share) / tint).to(device),
-        torch.stack([zenith, horizon], 1).to(device),
-    )
+    sun, ambient = 1.1 * level * share * tint, level * (1 - 0.75 * share) / tint
+    return Light(direction, sun, ambient, torch.stack([zenith, horizon], 1)).to(device)
 
 
 def _smooth_edges(images: torch.Tensor, surface: torch.Tensor) -> torch.Tensor:

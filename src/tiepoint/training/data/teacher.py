@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from ... import features as extractors
 from ... import weights
 from ...errors import ArgumentError, InputError
-from ...features.base import resized
+from ...features.base import Extractor, resized
 from ...features.cairn import DIAMETER, CairnConfig
 from ...io.files import explained
 from ...io.images import resize
@@ -206,17 +207,17 @@ class _Questions:
 
     def __init__(self, photos: PhotoCache, config: TeacherConfig) -> None:
         self.photos, self.config = photos, config
-        self._extractors: tuple[Any, Any] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_extractors": None}  # a worker process loads its own
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out the extractors: a worker process loads its own."""
+        return _Questions, (self.photos, self.config)
+
+    @cached_property
+    def _extractors(self) -> tuple[Extractor, Extractor]:
+        student = extractors.load(self.config.student, max_keypoints=self.config.keypoints)
+        return student, extractors.load(self.config.teacher)
 
     def __call__(self, row: int) -> tuple[int, Any, Any, Any]:
-        if self._extractors is None:
-            self._extractors = (
-                extractors.load(self.config.student, max_keypoints=self.config.keypoints),
-                extractors.load(self.config.teacher),
-            )
         student, teacher = self._extractors
         pixels = self.photos[row].copy()
         found = student(pixels)

@@ -37,6 +37,7 @@ from ...matchers.mutual import mutual_nearest
 from ..data.ground_truth import IGNORED, UNMATCHABLE, Labels
 from ..pairs.views import Carried, Views
 from .base import Objective, Output
+from .losses import mean_where
 
 SHARPNESS = 20.0  # of the soft-max over similarities
 RIGHT = (1.0, 2.0, 3.0)  # pixels: how right a match is: the fraction of these that its error is below
@@ -253,11 +254,6 @@ def _surprise(offset: Tensor, covariance: Tensor) -> Tensor:
     determinant = (a * c - b * b).clamp(min=1e-8)
     x, y = offset.unbind(-1)
     return 0.5 * ((c * x * x - 2 * b * x * y + a * y * y) / determinant + determinant.log())
-
-
-def mean_where(values: Tensor, where: Tensor) -> Tensor:
-    """Return the mean of the values where true; zero if nowhere."""
-    return torch.where(where, values, 0.0).sum() / where.sum().clamp(min=1)
 
 
 def label_matches(partner: Tensor, matched: Tensor, error: Tensor, seen0: Tensor, seen1: Tensor) -> Labels:

@@ -32,7 +32,8 @@ from ...features.steerable import steer
 from ...matchers.mutual import mutual_nearest
 from ..pairs.taught_views import TaughtViews
 from .base import Objective, Output
-from .cairn import APART, SHARPNESS, dual_softmax, label_matches, mean_where
+from .cairn import APART, SHARPNESS, dual_softmax, label_matches
+from .losses import mean_where
 
 RELATIONS = 20.0  # sharpness of the soft-max over similarities, the teacher's and the student's
 _ANSWER, _WHAT, _DIRECTION = 4.0, 0.5, 0.5  # weights of the terms; that of the relations is 1

@@ -245,6 +245,11 @@ def match_statistics(scores: torch.Tensor, labels: Labels, threshold: float = 0.
     return MatchStatistics(*counts.tolist())
 
 
+def mean_where(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the values where true; zero if nowhere."""
+    return _masked_mean(values.flatten(), where.flatten())
+
+
 def _masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the mean over the last dimension where ``mask``; zero where it is empty.
 

@@ -23,6 +23,7 @@ from ..data import homographies
 from ..data.ground_truth import IGNORED, UNMATCHABLE, Labels
 from ..pairs.corners import NO_CORNER, Corners
 from .base import Objective, Output
+from .losses import mean_where
 
 POSITIVE, NEGATIVE = 1.0, 0.2  # margins of the descriptors' hinge loss
 POSITIVE_WEIGHT = 250.0  # of cells that show the same place, of which there are few
@@ -51,7 +52,10 @@ class SuperPointObjective(Objective):
             logits, descriptors = logits.float(), descriptors.float()
             detector = F.cross_entropy(logits, batch.cells)
             found = logits.detach().argmax(1)
-            parts = {"detector": detector, "found": _fraction(found == batch.cells, batch.cells != NO_CORNER)}
+            parts = {
+                "detector": detector,
+                "found": mean_where((found == batch.cells).float(), batch.cells != NO_CORNER),
+            }
             if not len(batch.homography):
                 nothing = torch.zeros(1, 0, dtype=torch.long)
                 return Output(detector, torch.zeros(1, 0, 0), Labels(nothing, nothing), parts)
@@ -80,7 +84,3 @@ def _same_place(homography: Tensor, cells: tuple[int, int] | torch.Size) -> tupl
     pair, index = (matches0 >= 0).nonzero(as_tuple=True)
     matches1[pair, matches0[pair, index]] = index
     return same, Labels(matches0, matches1)
-
-
-def _fraction(right: Tensor, where: Tensor) -> Tensor:
-    return (right & where).sum() / where.sum().clamp(min=1)

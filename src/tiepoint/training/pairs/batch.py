@@ -11,7 +11,7 @@ import torch
 
 from ...types import Features
 from ..data.ground_truth import IGNORED, Labels
-from .tensors import Tensors
+from ..tensors import Tensors
 
 
 class Picture(NamedTuple):

@@ -21,7 +21,7 @@ from ..data import homographies, photometric
 from ..data._random import seeded
 from ..data.photographs import PhotoCache
 from ..data.shapes import draw_shapes
-from .tensors import Tensors
+from ..tensors import Tensors
 from .views import CHUNK
 
 NO_CORNER = CELL**2  # the class of a cell without one

@@ -139,10 +139,10 @@ class ChunkMaker:
         self.photos, self.config, self.seed, self.held_out, self.posed = photos, config, seed, held_out, posed
         self.device = torch.device(device)
         self.folder = folder
-        self._extractor: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_extractor": None}  # a worker process loads its own
+        """Leave out the extractor: a worker process loads its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_extractor"}
 
     def __call__(self, chunk: int) -> Batch:
         """Return chunk number ``chunk``, the same at every call."""
@@ -213,18 +213,22 @@ class ChunkMaker:
             "photographs with more texture"
         )
 
-    def _extract(self, images: Sequence[torch.Tensor]) -> list[Features]:
-        return self._load_extractor().extract_many([_as_photograph(image) for image in images])
+    @cached_property
+    def _extractor(self) -> Extractor:
+        return extractors.load(
+            self.config.features,
+            device=self.device,
+            max_keypoints=self.config.keypoints,
+            detection_threshold=self.config.detection_threshold,
+        )
 
-    def _load_extractor(self) -> Extractor:
-        if self._extractor is None:
-            self._extractor = extractors.load(
-                self.config.features,
-                device=self.device,
-                max_keypoints=self.config.keypoints,
-                detection_threshold=self.config.detection_threshold,
-            )
-        return self._extractor
+    def _extract(self, images: Sequence[torch.Tensor]) -> list[Features]:
+        return self._extractor.extract_many([_as_photograph(image) for image in images])
+
+    def _relit(self, photo: NDArray[np.uint8], generator: torch.Generator) -> torch.Tensor:
+        """Change the light and camera of one photograph; float32 (3, H, W) in [0, 1]."""
+        images = torch.tensor(photo).permute(2, 0, 1)[None] / 255
+        return photometric.augment(images, self.config.light, generator)[0]
 
     def _homographies(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         config = self.config
@@ -238,7 +242,7 @@ class ChunkMaker:
                 f0.keypoints[None].cpu(), f1.keypoints[None].cpu(), pairs.homography[b : b + 1].cpu(), size, size
             )
 
-        yield from self._relit(pairs.images0, pairs.images1, label, generator, rows[:, None])
+        yield from self._relight(pairs.images0, pairs.images1, label, generator, rows[:, None])
 
     def _scenes(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         rows = self.photos.draw(_PER_SCENE * CHUNK, generator, self.held_out)
@@ -254,21 +258,15 @@ class ChunkMaker:
 
         first = _PER_SCENE * torch.arange(CHUNK)[:, None]
         seen = rows[(first + torch.arange(TEXTURES_PER_SCENE)) % len(rows)]
-        yield from self._relit(pairs.images0, pairs.images1, label, generator, seen)
+        yield from self._relight(pairs.images0, pairs.images1, label, generator, seen)
 
     def _posed(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
-        config, light = self.config, self.config.light
         assert self.posed is not None  # see __init__
         seed = int(torch.randint(2**62, (), generator=generator))
         pairs = self.posed.draw(CHUNK, np.random.default_rng(seed), self.held_out)
-        views = [[view.read(max(config.size)) for view in (pair.view0, pair.view1)] for pair in pairs]
-        images = [
-            [
-                photometric.augment(torch.tensor(view.pixels).permute(2, 0, 1)[None] / 255, light, generator)[0]
-                for view in both
-            ]
-            for both in views
-        ]
+        side = max(self.config.size)
+        views = [[view.read(side) for view in (pair.view0, pair.view1)] for pair in pairs]
+        images = [[self._relit(view.pixels, generator) for view in both] for both in views]
 
         def label(b: int, f0: Features, f1: Features) -> Labels:
             (view0, view1), pair = views[b], pairs[b]
@@ -292,19 +290,16 @@ class ChunkMaker:
     def _real(self, generator: torch.Generator) -> Iterator[tuple[Batch, list[torch.Tensor]]]:
         """Yield real pairs, relit, with the keypoints and labels that they have as they were taken."""
         assert self.real is not None  # see __init__
-        chosen = self._overlapping
-        light = self.config.light
-        for i in torch.randint(len(chosen), (CHUNK,), generator=generator).tolist():
-            pair = self.real.read(chosen[i])
-            photos = [torch.tensor(self.photos[row]).permute(2, 0, 1)[None] / 255 for row in pair.rows]
-            images = [photometric.augment(photo, light, generator)[0] for photo in photos]
+        for i in torch.randint(len(self._overlapping), (CHUNK,), generator=generator).tolist():
+            pair = self.real.read(self._overlapping[i])
+            images = [self._relit(self.photos[row], generator) for row in pair.rows]
             f0, f1 = (
-                self._load_extractor().describe(_as_photograph(image), features)
+                self._extractor.describe(_as_photograph(image), features)
                 for image, features in zip(images, pair.features, strict=True)
             )
             yield self._batch(f0, f1, pair.labels, related=True), images
 
-    def _relit(
+    def _relight(
         self,
         images0: torch.Tensor,
         images1: torch.Tensor,

@@ -13,7 +13,7 @@ from ..data import homographies, photometric
 from ..data._random import Draw, seeded
 from ..data.photographs import PhotoCache
 from ..data.teacher import Answers
-from .tensors import Tensors
+from ..tensors import Tensors
 from .views import CHUNK, ViewConfig, carry_by_homography
 
 JITTER = 0.3  # standard deviation, in pixels of its level, by which a keypoint is displaced before it is described

@@ -20,7 +20,7 @@ from ..data.homographies import HomographyConfig
 from ..data.photographs import PhotoCache
 from ..data.photometric import PhotometricConfig
 from ..data.scene_layouts import SceneConfig
-from .tensors import Tensors
+from ..tensors import Tensors
 
 CHUNK = 4  # pairs made together
 TEXTURE = 512  # side of the textures of rendered scenes, pixels; about what the photographs of a pool resolve

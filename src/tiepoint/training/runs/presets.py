@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ...errors import ArgumentError
@@ -55,22 +55,14 @@ class MatcherPreset:
 # Of a match. With the paper's 0.1 our matchers find more, but are less precise than nearest neighbours with ratio test.
 _LEAST_SCORE = 0.4
 
+_MATCHER_ON_CPU = FitConfig(learning_rate=4e-4, warmup=100, decay=0.7, ema=0.998, log_every=20, save_every=100)
+
 MATCHER_PRESETS = {
     # A quarter of an hour on two CPU cores, with a few hundred photographs; the first minutes make the pairs.
     "tiny": MatcherPreset(
         model=LightGlueConfig(dim=128, heads=2, layers=4, match_threshold=_LEAST_SCORE),
         pairs=PairConfig(keypoints=256, size=(360, 480), photometric="mild"),
-        fit=FitConfig(
-            steps=10_000,
-            minutes=11,
-            learning_rate=4e-4,
-            warmup=100,
-            decay=0.7,
-            ema=0.998,
-            log_every=20,
-            evaluate_every=200,
-            save_every=100,
-        ),
+        fit=replace(_MATCHER_ON_CPU, steps=10_000, minutes=11, evaluate_every=200),
         batch=8,
         distinct=256,
         reframe=True,
@@ -81,17 +73,7 @@ MATCHER_PRESETS = {
         pairs=PairConfig(
             keypoints=512, size=(360, 480), photometric="mild", max_roll=math.pi, max_scale=2.5, scenes=0.4
         ),
-        fit=FitConfig(
-            steps=20_000,
-            minutes=110,
-            learning_rate=4e-4,
-            warmup=100,
-            decay=0.7,
-            ema=0.998,
-            log_every=20,
-            evaluate_every=250,
-            save_every=100,
-        ),
+        fit=replace(_MATCHER_ON_CPU, steps=20_000, minutes=110, evaluate_every=250),
         batch=8,
         distinct=1600,
         fewest=0.35,
@@ -139,6 +121,7 @@ class FeaturePreset:
     held_out: int = 6
 
 
+_FEATURES_ON_CPU = FitConfig(learning_rate=2e-3, log_every=20)
 _CAIRN = CairnConfig(rings=19, channels=96, depth=3, dim=256, harmonics=(64, 32, 32, 16, 16))
 
 FEATURE_PRESETS = {
@@ -146,16 +129,7 @@ FEATURE_PRESETS = {
     "tiny": FeaturePreset(
         model=_CAIRN,
         views=ViewConfig((240, 320), photometric="mild", max_scale=2.0, scenes=0.0),
-        fit=FitConfig(
-            steps=1500,
-            minutes=30,
-            learning_rate=2e-3,
-            warmup=50,
-            ema=0.99,
-            log_every=20,
-            evaluate_every=200,
-            save_every=50,
-        ),
+        fit=replace(_FEATURES_ON_CPU, steps=1500, minutes=30, warmup=50, ema=0.99, evaluate_every=200, save_every=50),
         keypoints=256,
         held_out=4,
     ),
@@ -163,9 +137,7 @@ FEATURE_PRESETS = {
     "small": FeaturePreset(
         model=_CAIRN,
         views=ViewConfig((240, 320), photometric="mild", max_scale=3.0, scenes=0.1),
-        fit=FitConfig(
-            steps=6_000, learning_rate=2e-3, warmup=100, ema=0.998, log_every=20, evaluate_every=250, save_every=25
-        ),
+        fit=replace(_FEATURES_ON_CPU, steps=6_000, warmup=100, ema=0.998, evaluate_every=250, save_every=25),
         keypoints=256,
     ),
     # Two million pairs on a data-centre GPU.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
-import torch
-
 from ... import weights
 from ...errors import ArgumentError, InputError
-from ...io.files import atomic, check_output
+from ...io.files import check_output
 from ...matchers.lightglue import to_upstream
+from ..loop import save_state
 from .task import read_config
 
 
@@ -79,10 +77,7 @@ def export_weights(
     if layout == "tiepoint":
         weights.save(path, state, config)
     else:
-        data = io.BytesIO()  # PyTorch hides the system's error when a disk is full
-        torch.save(state, data)
-        with atomic(path) as unfinished:
-            unfinished.write_bytes(data.getbuffer())
+        save_state(path, state)
     return path, note
 
 

@@ -24,7 +24,8 @@ from PIL import Image
 from ... import devices
 from ..._version import __version__
 from ...errors import ArgumentError, InputError
-from ...io.files import atomic, read_json
+from ...io.files import atomic, read_json, write_json
+from ..data.claims import differences
 from ..loop import FitConfig, Processes, fit
 from ..objectives.base import Objective, Output
 from ..objectives.losses import MatchStatistics, match_statistics
@@ -297,10 +298,7 @@ def claim(folder: Path, config: dict[str, Any], paths: dict[str, str | None], pr
         return
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.json").exists():
-        there, here = _flat(read_config(folder)["config"]), _flat(config)
-        names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
-        if names:
-            differing = "; ".join(f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names[:8])
+        if differing := differences(read_config(folder)["config"], config):
             raise InputError(
                 f"{folder} holds a run with another configuration: {differing}. Give the options it was started with, "
                 "to resume it, or another folder, or delete this one"
@@ -316,8 +314,7 @@ def claim(folder: Path, config: dict[str, Any], paths: dict[str, str | None], pr
         "processes": processes.world,
         "machine": devices.describe(),
     }
-    with atomic(folder / "config.json") as unfinished:
-        unfinished.write_text(json.dumps(summary, indent=1))
+    write_json(folder / "config.json", summary)
 
 
 def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
@@ -333,14 +330,6 @@ def read_config(run: str | os.PathLike[str]) -> dict[str, Any]:
         return read_json(path)
     except InputError as error:
         raise InputError(f"{run} is not the folder of a training run ({path.name} cannot be read: {error})") from error
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return ``{"fit.steps": 1000, …}`` of nested dictionaries."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def as_json(config: dict[str, Any]) -> dict[str, Any]:
