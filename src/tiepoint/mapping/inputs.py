@@ -249,9 +249,7 @@ def start_over(output: Path, source: Path) -> None:
     """Delete what an earlier ``tiepoint map`` wrote into a folder, and nothing else."""
     if not (output / "settings.json").exists():
         return
-    # Key frames are no one's photographs only where they were made of this video.
-    for name in (*OUTPUTS, *(("frames",) if source.is_file() else ())):
-        path = output / name
+    for path in _outputs(output, source):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -277,8 +275,13 @@ def check_outputs_are_ours(output: Path, fresh: bool) -> None:
 
 def check_inputs_survive(output: Path, source: Path, others: Sequence[Path]) -> None:
     """Raise `ArgumentError` if an input lies where ``tiepoint map`` writes: the map would replace it."""
-    for name in (*OUTPUTS, *(("frames",) if source.is_file() else ())):
-        check_output_folder(output / name, inputs=(source, *others))
+    for path in _outputs(output, source):
+        check_output_folder(path, inputs=(source, *others))
+
+
+def _outputs(output: Path, source: Path) -> list[Path]:
+    """Return what a map writes; key frames are no one's photographs only where they were made of this video."""
+    return [output / name for name in (*OUTPUTS, *(("frames",) if source.is_file() else ()))]
 
 
 def _extraction(asked: MapSettings) -> dict[str, Any]:

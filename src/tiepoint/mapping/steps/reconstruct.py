@@ -25,6 +25,7 @@ from .adjust import adjust, reprojection_errors
 from .assess import ONLY_TURNED, TURNED, Assessment, assess, turned_and_flat
 from .densify import densify
 from .thicken import thicken, torn_apart
+from .verify import LEAST_INLIERS
 
 if TYPE_CHECKING:
     import pycolmap
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 Mapper = Literal["incremental", "global"]
 MAPPERS: tuple[Mapper, ...] = get_args(Mapper)
 
-LEAST_INLIERS = 15  # of a pair, to be used at all: COLMAP's default
 LEAST_IMAGES = 3  # of every model but the largest: two images more are no map, and often a mistake
 OUTLIER = 4.0  # pixels by which an observation may miss its point: the mappers' own limit
 REFINED_OUTLIER = 2.0  # of keypoints that were placed to a fraction of a pixel

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Job = tuple[int, int, "pycolmap.Camera", "pycolmap.Camera", Matches]
 
-LEAST_INLIERS = 15  # COLMAP's: fewer agree with some geometry by chance
+LEAST_INLIERS = 15  # of a pair, to be used at all: COLMAP's; fewer agree with some geometry by chance
 
 
 def verify(
