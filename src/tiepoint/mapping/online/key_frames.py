@@ -110,9 +110,11 @@ class KeyFrameMap:
             elements = [pycolmap.TrackElement(view0.image_id, i), pycolmap.TrackElement(view1.image_id, j)]
             self.reconstruction.add_point3D(xyz, pycolmap.Track(elements), view0.colours[i])
 
-    def observe(self, point: int, view: View, keypoint: int) -> None:
-        """Record that a key frame sees a point."""
-        self.reconstruction.add_observation(point, import_pycolmap().TrackElement(view.image_id, keypoint))
+    def observe(self, points: Indices, view: View, keypoints: Indices) -> None:
+        """Record that a key frame sees points (N,) by its keypoints (N,)."""
+        element = import_pycolmap().TrackElement
+        for point, keypoint in zip(points.tolist(), keypoints.tolist(), strict=True):
+            self.reconstruction.add_observation(point, element(view.image_id, keypoint))
 
     def point_ids(self, view: View) -> Indices:
         """Return the 3D point that each keypoint of a key frame observes, int64 (N,); -1 for none."""
@@ -194,8 +196,7 @@ class KeyFrameMap:
             candidates = np.flatnonzero((here < 0) & (ids >= 0) & ~np.isin(ids, self.point_ids(view)))
             keypoints = rows[candidates, 1 if view is new else 0]
             agrees = self.errors(pose, self.places(ids[candidates]), view.rays[keypoints]) <= self.threshold
-            for point, keypoint in zip(ids[candidates][agrees].tolist(), keypoints[agrees].tolist(), strict=True):
-                self.observe(point, view, keypoint)
+            self.observe(ids[candidates][agrees], view, keypoints[agrees])
 
     def triangulate(
         self, pose0: tuple[Array, Array], pose1: tuple[Array, Array], x0: Array, x1: Array

@@ -192,14 +192,10 @@ def close_loop(world: KeyFrameMap, evidence: Evidence) -> dict[int, float]:
     dict
         Image id of each key frame -> how much longer its unit of length was than it is now.
     """
-    scales = dict.fromkeys(world.views, 1.0)
-    if not evidence.is_right:
-        scales = _bend(world, evidence)
+    scales = dict.fromkeys(world.views, 1.0) if evidence.is_right else _bend(world, evidence)
     view = evidence.view
-    free = world.point_ids(view) < 0
-    for keypoint, point in zip(evidence.keypoints.tolist(), evidence.points.tolist(), strict=True):
-        if free[keypoint]:
-            world.observe(point, view, keypoint)
+    free = world.point_ids(view)[evidence.keypoints] < 0
+    world.observe(evidence.points[free], view, evidence.keypoints[free])
     for old, new in evidence.twins.tolist():
         world.reconstruction.merge_points3D(old, new)
     for old_view, new_view, matches in evidence.matched:

@@ -306,8 +306,7 @@ class Tracker:
         """Make a frame a key frame: tie it to the map, add points, adjust. ``matched`` holds matches made before."""
         assert pose.R is not None and pose.t is not None
         self._add_key_frame(view, pose.R, pose.t)
-        for keypoint, point in zip(keypoints.tolist(), points.tolist(), strict=True):
-            self.map.observe(point, view, keypoint)
+        self.map.observe(points, view, keypoints)
         neighbours = list(self.map.neighbours(view))
         partners = [self.map.views[i] for i in neighbours[:PARTNERS]]
         new = [partner for partner in partners if partner.image_id not in matched]
