@@ -181,62 +181,45 @@ def calibrate(
         raise ArgumentError(
             "the confidence classifiers of these weights were never trained: run 'tiepoint train confidence RUN' first"
         )
-    full = _with_config(matcher, matcher.config, adaptive=False)
-    candidates = [_with_config(matcher, with_setting(matcher.config, *setting)) for setting in SETTINGS]
-    # By setting (the full model last); losses and work of each related pair.
-    losses: list[list[float]] = [[] for _ in SETTINGS]
-    work: list[list[float]] = [[] for _ in SETTINGS]
-    evidence: list[list[float]] = [[] for _ in range(len(SETTINGS) + 1)]
-    seconds = [0.0] * (len(SETTINGS) + 1)
+    full = _Trial(_with_config(matcher, matcher.config, adaptive=False))
+    trials = [_Trial(_with_config(matcher, with_setting(matcher.config, *setting))) for setting in SETTINGS]
+    open_trials = trials  # those that can still be accepted
     right: list[int] = []
     related: list[bool] = []
-    tried = len(SETTINGS)
     for group in samples:
-        pairs = [(sample.features0, sample.features1) for sample in group]
-        truths = []
-        for s, model in enumerate([full, *candidates[:tried]], start=-1):
-            began = time.perf_counter()
-            found = model.match_many(pairs)
-            seconds[s] += time.perf_counter() - began
-            evidence[s].extend(matches.evidence for matches in found)
-            if s < 0:
-                truths = [_right(matches, sample) for matches, sample in zip(found, group, strict=True)]
-                right.extend(len(truth) for truth in truths)
-                continue
-            for matches, truth, sample in zip(found, truths, group, strict=True):
-                if sample.related:
-                    kept = np.isin(_keys(matches.indices, sample), truth).sum()
-                    losses[s].append(float(calibration.share_lost(kept, len(truth))))
-                    work[s].append(_work(matches, matcher.config.layers))
+        truths = [_right(matches, sample) for matches, sample in zip(full.match(group), group, strict=True)]
+        for trial in open_trials:
+            trial.compare(group, truths)
+        right.extend(len(truth) for truth in truths)
         related.extend(sample.related for sample in group)
-        if expected is not None and tried:
-            tried = calibration.count_acceptable(losses[:tried], expected, keep, confidence)
+        if expected is not None and open_trials:
+            losses = [trial.losses for trial in open_trials]
+            open_trials = trials[: calibration.count_acceptable(losses, expected, keep, confidence)]
         progress(sum(related), len(related) - sum(related))
 
     use = np.array(related, bool)
     count = int(use.sum())
-    result = Calibration(matcher.config, keep, confidence, count, len(use) - count, seconds=seconds[-1])
-    costs = [float(np.mean(shares)) if shares else 1.0 for shares in work]
-    chosen = calibration.choose(losses[:tried], costs[:tried], keep, confidence) if tried else None
-    for s, (exit_confidence, prune_matchability) in enumerate(SETTINGS):
+    result = Calibration(matcher.config, keep, confidence, count, len(use) - count, seconds=full.seconds)
+    losses, costs = [trial.losses for trial in open_trials], [trial.cost for trial in open_trials]
+    chosen = calibration.choose(losses, costs, keep, confidence) if open_trials else None
+    for s, ((exit_confidence, prune_matchability), trial) in enumerate(zip(SETTINGS, trials, strict=True)):
         result.settings.append(
             {
                 "exit_confidence": exit_confidence,
                 "prune_matchability": prune_matchability,
-                "pairs": len(losses[s]),
-                "lost": float(np.mean(losses[s])) if losses[s] else 0.0,
-                "p_value": calibration.hoeffding_bentkus_p_value(losses[s], 1 - keep),
-                "work": costs[s],
-                "seconds": seconds[s],
+                "pairs": len(trial.losses),
+                "lost": float(np.mean(trial.losses)) if trial.losses else 0.0,
+                "p_value": calibration.hoeffding_bentkus_p_value(trial.losses, 1 - keep),
+                "work": trial.cost,
+                "seconds": trial.seconds,
                 "chosen": s == chosen,
             }
         )
-    config = (
-        replace(matcher.config, exit_confidence=None, prune_matchability=None)
-        if chosen is None
-        else with_setting(matcher.config, *SETTINGS[chosen])
-    )
-    scores = np.array(evidence[-1 if chosen is None else chosen])
+    if chosen is None:
+        used, config = full, replace(matcher.config, exit_confidence=None, prune_matchability=None)
+    else:
+        used, config = trials[chosen], trials[chosen].matcher.config
+    scores = np.array(used.evidence)
     threshold = None if use.all() else calibration.choose_pair_threshold(scores[~use], max_false_overlaps, confidence)
     solved = use & (np.array(right) >= _SOLVED)
     if threshold is not None and solved.any():
@@ -250,6 +233,48 @@ def _with_config(matcher: LightGlue, config: LightGlueConfig, adaptive: bool = T
     other = copy.copy(matcher)
     other.config, other.adaptive = config, adaptive
     return other
+
+
+class _Trial:
+    """One setting that is tried: a matcher, and what was measured of it.
+
+    Attributes
+    ----------
+    losses, work : lists of float
+        Of each related pair: the fraction of right matches lost, and layers times points as a fraction of all.
+    evidence : list of float
+        Of each pair.
+    seconds : float
+        Time of matching.
+    """
+
+    def __init__(self, matcher: LightGlue) -> None:
+        self.matcher = matcher
+        self.losses: list[float] = []
+        self.work: list[float] = []
+        self.evidence: list[float] = []
+        self.seconds = 0.0
+
+    @property
+    def cost(self) -> float:
+        """Mean of ``work``."""
+        return float(np.mean(self.work)) if self.work else 1.0
+
+    def match(self, group: Sequence[Sample]) -> list[Matches]:
+        """Match pairs; note time and evidence."""
+        began = time.perf_counter()
+        found = self.matcher.match_many([(sample.features0, sample.features1) for sample in group])
+        self.seconds += time.perf_counter() - began
+        self.evidence.extend(matches.evidence for matches in found)
+        return found
+
+    def compare(self, group: Sequence[Sample], truths: Sequence[NDArray[np.int64]]) -> None:
+        """Match pairs; note what of the right matches is lost, and at which cost."""
+        for matches, truth, sample in zip(self.match(group), truths, group, strict=True):
+            if sample.related:
+                kept = np.isin(_keys(matches.indices, sample), truth).sum()
+                self.losses.append(float(calibration.share_lost(kept, len(truth))))
+                self.work.append(_work(matches, self.matcher.config.layers))
 
 
 def _keys(matches: NDArray[np.int64], sample: Sample) -> NDArray[np.int64]:

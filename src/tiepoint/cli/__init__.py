@@ -94,13 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _command()(args=None if argv is None else list(argv), prog_name="tiepoint")
     except SystemExit as stop:  # how typer ends, also when all went well
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        if code == INTERRUPTED:
-            say("tiepoint: interrupted")
-            return 128 + received[0] if received else code
-        return code
+        return _interrupted(received) if code == INTERRUPTED else code
     except KeyboardInterrupt:
-        say("tiepoint: interrupted")
-        return 128 + received[0] if received else INTERRUPTED
+        return _interrupted(received)
     except TiepointError as error:
         say(f"tiepoint: {error}")
         return error.exit_code
@@ -118,6 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("Please report it with the traceback that you see if you set TIEPOINT_DEBUG=1 and run it again.")
         return 1
     return 0
+
+
+def _interrupted(received: list[int]) -> int:
+    """Say so, and return the exit code: as shells number the signal that was received, by default SIGINT."""
+    say("tiepoint: interrupted")
+    return 128 + received[0] if received else INTERRUPTED
 
 
 @cache

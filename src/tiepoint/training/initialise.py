@@ -45,39 +45,54 @@ def start_as_nearest_neighbour(
     geometry : float
         Similarity of two keypoints that agree perfectly in place, scale and orientation.
     """
+    coded = FRAME_CODE if net.config.align else 0
+    kept = net.config.dim - coded  # numbers of the state that tell what a keypoint looks like
+    similarity = torch.full((net.config.dim,), sharpness)
+    similarity[kept:] = geometry
+    norm = _start_states(net, descriptors, kept)
+    _start_heads(net, similarity, norm)
+    of_place, octave = _start_frequencies(net)
+    _attend_to_neighbours(net, of_place, octave)
+
+
+def _start_states(net: LightGlueNet, descriptors: Tensor | None, kept: int) -> Tensor:
+    """Make states projected descriptors that every layer leaves as they are; return the norm of a state's parts (dim,).
+
+    The first ``kept`` numbers of a state are the descriptor's, the rest the code of the frame.
+    """
     config = net.config
-    layers, heads = net.layers, net.heads
-    gain = config.dim**0.5  # unit descriptors have entries of 1 / gain; layers like entries of about 1
-    coded = FRAME_CODE if config.align else 0
-    kept = config.dim - coded  # numbers of the state that tell what a keypoint looks like
-    norm = torch.ones(config.dim)  # of a state's two parts
-    if isinstance(net.input, nn.Linear):
-        weight = net.input.weight.zero_()
-        net.input.bias.zero_()
-        if descriptors is None:
-            nn.init.orthogonal_(weight[:kept, : config.input_dim]).mul_(kept**0.5)
-        else:
-            axes, mean = _whitening(descriptors, kept)
-            weight[: len(axes), : config.input_dim] = axes * kept**0.5
-            net.input.bias[: len(axes)] = -(axes @ mean) * kept**0.5
-        if coded:
-            weight[kept:, config.input_dim :] = torch.eye(coded) * coded**0.5
-        norm[:kept], norm[kept:] = kept**0.5, coded**0.5
-    else:
-        for layer in layers:
-            layer.self_attention.qkv.weight.mul_(gain)
-            layer.cross_attention.kv.weight.mul_(gain)
-    for layer in layers:
+    dim, coded = config.dim, config.dim - kept
+    gain = dim**0.5  # unit descriptors have entries of 1 / gain; layers like entries of about 1
+    norm = torch.ones(dim)
+    for layer in net.layers:
         for unit in (layer.self_attention, layer.cross_attention):
             unit.update.reduce.weight.zero_()
             unit.update.reduce.bias.zero_()
-            if isinstance(net.input, nn.Identity):
-                unit.update.expand.weight[:, : config.dim].mul_(gain)
+    if isinstance(net.input, nn.Identity):
+        for layer in net.layers:
+            layer.self_attention.qkv.weight.mul_(gain)
+            layer.cross_attention.kv.weight.mul_(gain)
+            for unit in (layer.self_attention, layer.cross_attention):
+                unit.update.expand.weight[:, :dim].mul_(gain)
+        return norm
+    weight = net.input.weight.zero_()
+    net.input.bias.zero_()
+    if descriptors is None:
+        nn.init.orthogonal_(weight[:kept, : config.input_dim]).mul_(kept**0.5)
+    else:
+        axes, mean = _whitening(descriptors, kept)
+        weight[: len(axes), : config.input_dim] = axes * kept**0.5
+        net.input.bias[: len(axes)] = -(axes @ mean) * kept**0.5
+    weight[kept:, config.input_dim :] = torch.eye(coded) * coded**0.5
+    norm[:kept], norm[kept:] = kept**0.5, coded**0.5
+    return norm
+
+
+def _start_heads(net: LightGlueNet, similarity: Tensor, norm: Tensor) -> None:
+    """Give equal states of this ``norm`` (dim,) this ``similarity`` (dim,); no head is sure of anything else."""
     # S = |m0| |m1| cos / sqrt(dim) with m = temperature * state
-    wanted = torch.full((config.dim,), sharpness)
-    wanted[kept:] = geometry
-    temperature = (wanted * gain).sqrt() / norm
-    for head in heads:
+    temperature = (similarity * net.config.dim**0.5).sqrt() / norm
+    for head in net.heads:
         head.project.weight.copy_(temperature.diag())
         head.project.bias.zero_()
         head.matchability.weight.zero_()
@@ -85,36 +100,47 @@ def start_as_nearest_neighbour(
     for classifier in net.confidence:
         classifier.weight.zero_()
         classifier.bias.zero_()
-    # Frequencies from one wave over the picture to several between neighbouring keypoints, so that what is near is
-    # known at the start and need not be discovered.
+
+
+def _start_frequencies(net: LightGlueNet) -> tuple[Tensor, Tensor]:
+    """Spread the frequencies of the positional encoding; return which tell place alone, and their octaves in [0, 1].
+
+    From one wave over the picture to several between neighbouring keypoints, so that what is near is known at the start
+    and need not be discovered.
+    """
     rates = net.frequencies.weight
     count = len(rates)
     number = torch.arange(count)
     octave = (number // 4) / max(1, (count - 1) // 4)
     direction = torch.atan2(rates[:, 1], rates[:, 0])
-    rates[:, :2] = (
-        torch.stack([direction.cos(), direction.sin()], 1) * (_SLOWEST * (_FASTEST / _SLOWEST) ** octave)[:, None]
-    )
-    of_place = torch.ones(count, dtype=torch.bool)
-    if config.scale_orientation:
-        # Of four, two tell position alone, one also orientation, and one orientation and scale without position. A
-        # full turn changes nothing: turns are whole numbers.
-        kind = number % 4
-        rates[:, 3] = torch.tensor([0.0, 0.0, 1.0, 2.0])[kind]
-        rates[:, 2] = torch.where(kind == 3, 0.5 + 0.8 * octave, 0.0)  # radians for each octave
-        rates[kind == 3, :2] = 0.0
-        of_place = kind < 2
-    # Constant queries and keys, turned by the positions, attend to what is near: the sum of cosines peaks at distance
-    # zero. The first head looks at the nearest points, the others, which have only the slow half, wider.
-    for layer in layers:
-        bias = layer.self_attention.qkv.bias.view(3, config.heads, 2, count)
+    size = _SLOWEST * (_FASTEST / _SLOWEST) ** octave
+    rates[:, :2] = torch.stack([direction.cos(), direction.sin()], 1) * size[:, None]
+    if not net.config.scale_orientation:
+        return torch.ones(count, dtype=torch.bool), octave
+    # Of four, two tell position alone, one also orientation, and one orientation and scale without position. A full
+    # turn changes nothing: turns are whole numbers.
+    kind = number % 4
+    rates[:, 3] = torch.tensor([0.0, 0.0, 1.0, 2.0])[kind]
+    rates[:, 2] = torch.where(kind == 3, 0.5 + 0.8 * octave, 0.0)  # radians for each octave
+    rates[kind == 3, :2] = 0.0
+    return kind < 2, octave
+
+
+def _attend_to_neighbours(net: LightGlueNet, of_place: Tensor, octave: Tensor) -> None:
+    """Let self-attention begin with what is near, and cross-attention with what is alike.
+
+    Constant queries and keys, turned by the positions, attend to what is near: the sum of cosines peaks at distance
+    zero. The first head looks at the nearest points, the others, which have only the slow half, wider.
+    """
+    count = len(octave)
+    for layer in net.layers:
+        bias = layer.self_attention.qkv.bias.view(3, net.config.heads, 2, count)
         bias[:2] = 0.0
-        for head in range(config.heads):
+        for head in range(net.config.heads):
             there = of_place & ((octave <= 0.5) if head else True)
             bias[:2, head, 0] = there * (_NEARNESS * (2 * count) ** 0.5 / there.sum()) ** 0.5
         if isinstance(net.input, nn.Linear):
-            # A point sees first what resembles it.
-            nn.init.orthogonal_(layer.cross_attention.kv.weight[: config.dim])
+            nn.init.orthogonal_(layer.cross_attention.kv.weight[: net.config.dim])
 
 
 def _whitening(descriptors: Tensor, most: int) -> tuple[Tensor, Tensor]:

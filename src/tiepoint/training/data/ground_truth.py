@@ -23,6 +23,7 @@ from ...errors import ArgumentError
 
 UNMATCHABLE = -1
 IGNORED = -2
+DEPTH_TOLERANCE = 0.05  # relative difference of depths that still counts as the same surface
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,16 +149,15 @@ def from_depth(
     moved1: torch.Tensor | None = None,
     positive: float = 3.0,
     negative: float = 5.0,
-    depth_tolerance: float = 0.05,
 ) -> Labels:
     """Label keypoints of two views of a rigid scene whose depth is known in both.
 
     **Depth of a keypoint.** The four pixels around it must all be measured and differ by less than
-    ``depth_tolerance``; 1/z is then interpolated, which is exact on planes. Across a depth edge nothing is
+    `DEPTH_TOLERANCE`; 1/z is then interpolated, which is exact on planes. Across a depth edge nothing is
     interpolated: such a keypoint may belong to either surface and counts as unmeasured.
 
     **Visibility.** A measured keypoint is carried into the other image, to depth z. Compared with the four
-    depths around that place it is *visible* if one of them is within ``depth_tolerance`` of z, *occluded* if
+    depths around that place it is *visible* if one of them is within `DEPTH_TOLERANCE` of z, *occluded* if
     all four are measured and nearer, *unexplained* if all four are measured and farther (an object moved, or
     the depth is wrong); otherwise visibility is unknown.
 
@@ -189,8 +189,6 @@ def from_depth(
         True for pixels of objects known to have moved between the views.
     positive, negative : float
         Thresholds in pixels.
-    depth_tolerance : float
-        Relative difference of depths that still counts as the same surface.
 
     Raises
     ------
@@ -222,16 +220,16 @@ def from_depth(
     size1 = _map_size(depth1) if size1 is None else size1
     back = R.transpose(1, 2)
 
-    z0, measured0 = _depth_at(points0, depth0, depth_tolerance)
-    z1, measured1 = _depth_at(points1, depth1, depth_tolerance)
+    z0, measured0 = _depth_at(points0, depth0)
+    z1, measured1 = _depth_at(points1, depth1)
     rays0, rays1 = _rays(points0, K0), _rays(points1, K1)
     seen1 = _apply(R, rays0 * z0[..., None]) + t[:, None]
     seen0 = _apply(back, rays1 * z1[..., None] - t[:, None])
     mapped0, front0 = _to_pixels(_apply(K1, seen1))
     mapped1, front1 = _to_pixels(_apply(K0, seen0))
     measured0, measured1 = measured0 & valid0, measured1 & valid1
-    visible0, occluded0, unexplained0 = _visibility(mapped0, seen1[..., 2], depth1, depth_tolerance)
-    visible1, occluded1, unexplained1 = _visibility(mapped1, seen0[..., 2], depth0, depth_tolerance)
+    visible0, occluded0, unexplained0 = _visibility(mapped0, seen1[..., 2], depth1)
+    visible1, occluded1, unexplained1 = _visibility(mapped1, seen0[..., 2], depth0)
     inside0, inside1 = front0 & _inside(mapped0, size1), front1 & _inside(mapped1, size0)
 
     error0 = _distances(mapped0, points1, measured0 & front0, valid1)
@@ -271,7 +269,6 @@ def carry_by_depth(
     K1: torch.Tensor,
     R: torch.Tensor,
     t: torch.Tensor,
-    depth_tolerance: float = 0.05,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Carry points of image 0 into image 1; depth and visibility are those of `from_depth`.
 
@@ -281,8 +278,6 @@ def carry_by_depth(
         (x, y) in pixels.
     depth0, depth1, K0, K1, R, t
         See `from_depth`.
-    depth_tolerance : float
-        Relative difference of depths that still counts as the same surface.
 
     Returns
     -------
@@ -299,12 +294,12 @@ def carry_by_depth(
     >>> carried.round().tolist(), visible.tolist()
     ([[[30.0, 30.0], [-30.0, 30.0]]], [[True, False]])
     """
-    z, measured = _depth_at(points, depth0, depth_tolerance)
+    z, measured = _depth_at(points, depth0)
     there = _apply(R, _rays(points, K0) * z[..., None]) + t[:, None]
     mapped, front = _to_pixels(_apply(K1, there))
     known = measured & front
     mapped = torch.where(known[..., None], mapped, torch.inf)
-    visible, _, _ = _visibility(mapped, there[..., 2], depth1, depth_tolerance)
+    visible, _, _ = _visibility(mapped, there[..., 2], depth1)
     return mapped, known & visible & _inside(mapped, _map_size(depth1))
 
 
@@ -336,7 +331,9 @@ def _without_moved(
     return depth.masked_fill(moved, 0.0), ~_four_around(points, moved)[0].any(-1)
 
 
-def _depth_at(points: torch.Tensor, depth: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _depth_at(
+    points: torch.Tensor, depth: torch.Tensor, tolerance: float = DEPTH_TOLERANCE
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return depth (B, N) at sub-pixel places and whether it is measured there and off any depth edge."""
     corners, fx, fy = _four_around(points, depth)
     measured = (corners > 0).all(-1) & (corners.amax(-1) <= corners.amin(-1) * (1 + tolerance))
@@ -346,7 +343,7 @@ def _depth_at(points: torch.Tensor, depth: torch.Tensor, tolerance: float) -> tu
 
 
 def _visibility(
-    points: torch.Tensor, z: torch.Tensor, depth: torch.Tensor, tolerance: float
+    points: torch.Tensor, z: torch.Tensor, depth: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compare points carried here at depth ``z`` with the map: visible, occluded, unexplained (B, N).
 
@@ -355,7 +352,7 @@ def _visibility(
     """
     corners, _, _ = _four_around(points, depth)
     measured, z = corners > 0, z[..., None]
-    nearer, farther = corners * (1 + tolerance) < z, corners > z * (1 + tolerance)
+    nearer, farther = corners * (1 + DEPTH_TOLERANCE) < z, corners > z * (1 + DEPTH_TOLERANCE)
     visible = (measured & ~nearer & ~farther).any(-1)
     return visible, (measured & nearer).all(-1), (measured & farther).all(-1)
 

@@ -182,13 +182,17 @@ class _Plan:
         slots: slice,
         centre: torch.Tensor,
         half: torch.Tensor,
-        tile: torch.Tensor,
+        tile: torch.Tensor | None = None,
         yaw: torch.Tensor | float = 0.0,
         probability: float = 1.0,
         movable: bool = False,
     ) -> None:
-        """Place objects: ``centre`` and ``half`` (n, k, 3), ``tile`` (n, k) or (n, 1)."""
+        """Place objects: ``centre`` and ``half`` (n, k, 3), ``tile`` (n, k) or (n, 1).
+
+        By default a texture is as wide as an object's longest side.
+        """
         count = len(range(*slots.indices(_SURFACES)))
+        tile = 2 * half.amax(-1) if tile is None else tile
         self.present[:, slots] = self.draw.chance(probability, self.n, count)
         self.movable[:, slots] = movable
         self.centre[:, slots], self.half[:, slots], self.tile[:, slots] = centre, half, tile
@@ -229,7 +233,7 @@ def _build_room(plan: _Plan) -> None:
     floor = room[:, :2] - 0.6
     furniture = slice(0, 5)
     centre, half = plan.scatter(5, draw.log_uniform(0.15, 0.8, n, 5, 2), draw.log_uniform(0.2, 0.9, n, 5, 1), floor)
-    plan.put(furniture, centre, half, 2 * half.amax(-1), _often_aligned(draw, n, 5), 0.8, movable=True)
+    plan.put(furniture, centre, half, yaw=_often_aligned(draw, n, 5), probability=0.8, movable=True)
     # A row of things, all alike if the scene repeats.
     row = slice(5, 9)
     centre, half = plan.scatter(4, draw.uniform(0.12, 0.4, n, 4, 2), draw.uniform(0.15, 0.7, n, 4, 1), floor)
@@ -239,7 +243,7 @@ def _build_room(plan: _Plan) -> None:
     centre[..., :2] = torch.where(
         plan.repeats[:, None, None], start + along - 1.5 * spacing[:, None, None], centre[..., :2]
     )
-    plan.put(row, centre, half, 2 * half.amax(-1), _often_aligned(draw, n, 4), 0.8, movable=True)
+    plan.put(row, centre, half, yaw=_often_aligned(draw, n, 4), probability=0.8, movable=True)
     plan.make_identical(row)
     # Pictures hang on the walls: thin boxes.
     size = draw.uniform(0.25, 0.9, n, 5)
@@ -253,7 +257,7 @@ def _build_room(plan: _Plan) -> None:
     thin = torch.full_like(size, 0.03)
     half = _xyz(torch.where(on_x, thin, size), torch.where(on_x, size, thin), size * draw.uniform(0.6, 1.2, n, 5))
     z = rz * draw.uniform(0.9, 1.4, n, 5)
-    plan.put(slice(9, 14), _xyz(x, y, z), half, 2 * half.amax(-1), 0.0, 0.8)
+    plan.put(slice(9, 14), _xyz(x, y, z), half, probability=0.8)
     same = plan.repeats & draw.chance(0.6, n)
     plan.texture[same, 9:14] = plan.texture[same, 9:10]
     plan.offset[same, 9:14] = plan.offset[same, 9:10]
@@ -287,7 +291,7 @@ def _build_street(plan: _Plan) -> None:
     clutter = slice(9, 14)
     area = torch.tensor([12.0, 3.5]).expand(n, 2)
     centre, half = plan.scatter(5, draw.log_uniform(0.2, 1.6, n, 5, 2), draw.log_uniform(0.3, 1.5, n, 5, 1), area)
-    plan.put(clutter, centre, half, 2 * half.amax(-1), _often_aligned(draw, n, 5), 0.7, movable=True)
+    plan.put(clutter, centre, half, yaw=_often_aligned(draw, n, 5), probability=0.7, movable=True)
     plan.make_identical(clutter, aligned=False)
     _put_round(plan, area, (0.2, 0.9))
     plan.place[:] = _xyz(
@@ -318,12 +322,12 @@ def _build_facade(plan: _Plan) -> None:
     pitch_x, pitch_z = (wall[:, :1] * draw.uniform(0.4, 0.62, n, 1), wall[:, 2:] * draw.uniform(0.45, 0.6, n, 1))
     half = _xyz(draw.uniform(0.4, 1.2, n, 9), draw.uniform(0.08, 0.6, n, 9), draw.uniform(0.4, 1.0, n, 9))
     centre = _xyz(column * pitch_x, -half[..., 1] * draw.uniform(0.2, 1, n, 1), half[..., 2] + 0.4 + row * pitch_z)
-    plan.put(relief, centre, half, 2 * half.amax(-1), 0.0, 0.9)
+    plan.put(relief, centre, half, probability=0.9)
     plan.make_identical(relief)
     area = torch.tensor([7.0, 2.0]).expand(n, 2)
     centre, half = plan.scatter(3, draw.log_uniform(0.2, 1.0, n, 3, 2), draw.log_uniform(0.3, 1.5, n, 3, 1), area)
     centre[..., 1] -= 3.0
-    plan.put(slice(11, 14), centre, half, 2 * half.amax(-1), _often_aligned(draw, n, 3), 0.6, movable=True)
+    plan.put(slice(11, 14), centre, half, yaw=_often_aligned(draw, n, 3), probability=0.6, movable=True)
     _put_round(plan, area, (0.2, 0.7))
     plan.centre[:, _ROUND, 1] -= 3.0
     plan.place[:] = _xyz(
@@ -348,7 +352,7 @@ def _build_terrain(plan: _Plan) -> None:
     houses = slice(0, 14)
     area = torch.full((n, 2), 11.0)
     centre, half = plan.scatter(14, draw.uniform(0.6, 2.2, n, 14, 2), draw.uniform(0.5, 2.0, n, 14, 1), area)
-    plan.put(houses, centre, half, 2 * half.amax(-1), draw.uniform(-math.pi, math.pi, n, 14), 0.6)
+    plan.put(houses, centre, half, yaw=draw.uniform(-math.pi, math.pi, n, 14), probability=0.6)
     plan.make_identical(slice(0, 7), aligned=False)
     _put_round(plan, area, (0.4, 1.5))
     # Things stand on the ground, half sunk into it by way of a cellar.
@@ -384,12 +388,12 @@ def _build_table(plan: _Plan) -> None:
     area = top[:, :2] * 0.75
     things = slice(1, 9)
     centre, half = plan.scatter(8, draw.log_uniform(0.06, 0.3, n, 8, 2), draw.log_uniform(0.04, 0.35, n, 8, 1), area)
-    plan.put(things, centre, half, 2 * half.amax(-1), draw.uniform(-math.pi, math.pi, n, 8), 0.8, movable=True)
+    plan.put(things, centre, half, yaw=draw.uniform(-math.pi, math.pi, n, 8), probability=0.8, movable=True)
     plan.make_identical(slice(1, 6), aligned=False)
     # A few lie on others, or hang in the air, which no matcher minds.
     centre, half = plan.scatter(5, draw.log_uniform(0.06, 0.25, n, 5, 2), draw.log_uniform(0.03, 0.2, n, 5, 1), area)
     centre[..., 2] += draw.uniform(0.1, 0.5, n, 5)
-    plan.put(slice(9, 14), centre, half, 2 * half.amax(-1), draw.uniform(-math.pi, math.pi, n, 5), 0.6, movable=True)
+    plan.put(slice(9, 14), centre, half, yaw=draw.uniform(-math.pi, math.pi, n, 5), probability=0.6, movable=True)
     _put_round(plan, area, (0.07, 0.3))
     plan.target[:] = draw.uniform(-0.4, 0.4, n, 1, 3) * torch.tensor([1.0, 1, 0.3]) + draw.uniform(
         -0.25, 0.25, n, CAMERAS, 3
@@ -421,7 +425,7 @@ def _put_round(plan: _Plan, area: torch.Tensor, size: tuple[float, float]) -> No
     radius = draw.log_uniform(*size, n, 4, 1)
     tall = torch.cat([draw.uniform(0.6, 1.2, n, 2, 1), draw.log_uniform(0.7, 4, n, 2, 1)], 1)
     centre, half = plan.scatter(4, radius.expand(n, 4, 2), radius * tall, area)
-    plan.put(_ROUND, centre, half, 2 * half.amax(-1), draw.uniform(-math.pi, math.pi, n, 4), 0.5, movable=True)
+    plan.put(_ROUND, centre, half, yaw=draw.uniform(-math.pi, math.pi, n, 4), probability=0.5, movable=True)
 
 
 def _point_cameras(draw: Draw, place: torch.Tensor, target: torch.Tensor, config: SceneConfig) -> Cameras:

@@ -118,14 +118,7 @@ class Batch(Tensors):
             name: getattr(self, name)[:, :n]
             for name in ("descriptors", "keypoints", "scores", "scales", "orientations")
         }
-        return Batch(
-            **per_point,
-            counts=self.counts.clamp(max=n),
-            sizes=self.sizes,
-            matches0=matches[0],
-            matches1=matches[1],
-            related=self.related,
-        )
+        return replace(self, **per_point, counts=self.counts.clamp(max=n), matches0=matches[0], matches1=matches[1])
 
     def reframed(self, random: np.random.Generator, largest: float = 2.5) -> Batch:
         """Pretend that every picture is a part of a larger one, taken with the camera rolled.

@@ -190,15 +190,12 @@ class ViewMaker:
 
     def __call__(self, step: int, chunks: range) -> Views:
         """Return these chunks of `CHUNK` pairs of a step, the same at every call; all are of one kind."""
-        rendered = bool(self._generator(step).initial_seed() % 1000 < 1000 * self.config.scenes)
+        rendered = bool(seeded(self.seed, self.held_out, step).initial_seed() % 1000 < 1000 * self.config.scenes)
         parts = []
         for chunk in chunks:
-            generator = self._generator(step, chunk)
+            generator = seeded(self.seed, self.held_out, step, chunk)
             parts.append(self._scenes(generator) if rendered else self._homographies(generator))
         return Views.cat(parts)
-
-    def _generator(self, *what: int) -> torch.Generator:
-        return seeded(self.seed, self.held_out, *what)
 
     def _homographies(self, generator: torch.Generator) -> Views:
         config = self.config
