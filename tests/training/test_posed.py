@@ -299,7 +299,7 @@ def test_pairs_feed_the_ground_truth(tmp_path):
     """The relative pose of a pair is what `from_depth` expects: a grid finds itself again on the wall."""
     import torch
 
-    pair = PosedPair(*(made_up_view(tmp_path, i, *POSES[i]) for i in (2, 1)), overlap=1.0)
+    pair = PosedPair(*(made_up_view(tmp_path, i, *POSES[i]) for i in (2, 1)))
     images = pair.view0.read(), pair.view1.read()
     grid = np.stack(np.meshgrid(np.arange(8, 90, 8), np.arange(8, 66, 8)), -1).reshape(-1, 2)
     world, _ = lift(K, *POSES[2])

@@ -19,6 +19,7 @@ from .console import (
     MaxKeypointsOption,
     NmsRadiusOption,
     ThresholdOption,
+    options_of,
     print_json,
     print_table,
 )
@@ -33,6 +34,9 @@ ONLY_FOR_TWO = (
     *("image1", "mask0", "mask1", "picture", "overwrite"),
     *("effort", "budget", "instances", "geometry", "focal"),
 )
+
+# Options that tiepoint.match does not have.
+NOT_OF_MATCH = ("pairs", "output", "picture", "overwrite")
 
 
 def match(
@@ -92,12 +96,12 @@ def match(
     With --pairs many pairs go into one HDF5 file in hloc's layout; run the same command to resume. Pairs that cannot be
     matched are listed, and the exit code is then 3.
     """
-    shared: dict[str, Any] = {"max_keypoints": max_keypoints, "long_side": long_side, "nms_radius": nms_radius}
-    shared |= {"detection_threshold": detection_threshold, "bands": bands, "device": device}
+    options = options_of(locals())
     if pairs is not None:
         sources = {name: context.get_parameter_source(name) for name in ONLY_FOR_TWO}
         only_for_two = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
-        _match_pairs(only_for_two, pairs, output, image0, features, matcher, json=json, **shared)
+        shared = {name: value for name, value in options.items() if name not in (*ONLY_FOR_TWO, *NOT_OF_MATCH)}
+        _match_pairs(only_for_two, pairs, output, photographs=shared.pop("image0"), json=json, **shared)
         return
     if image0 is None or image1 is None:
         raise typer.BadParameter("give two photographs, or --pairs")
@@ -111,10 +115,7 @@ def match(
     for path in output:
         named: list[str | Path] = [*inputs, *weights_files(features, matcher)]
         files.check_output(path, FILES, inputs=named, overwrite=overwrite)
-    result = match(
-        image0, image1, features, matcher, mask0=mask0, mask1=mask1, effort=effort, budget=budget,
-        instances=instances, geometry=geometry, focal=focal, **shared,
-    )  # fmt: skip
+    result = match(**{name: value for name, value in options.items() if name not in NOT_OF_MATCH})
     for path in output:
         result.save(path, picture, overwrite)
 
@@ -136,9 +137,7 @@ def match(
         print(f"wrote {path}")
 
 
-def _match_pairs(
-    only_for_two: list[str], pairs: Path, output: list[Path], *given: Any, json: bool, **options: Any
-) -> None:
+def _match_pairs(only_for_two: list[str], pairs: Path, output: list[Path], *, json: bool, **options: Any) -> None:
     """Match many pairs, and end with the exit code of an input that cannot be used if some failed."""
     from ..errors import ArgumentError, InputError
     from ..mapping import match_pairs
@@ -151,7 +150,7 @@ def _match_pairs(
     if len(output) != 1:
         raise ArgumentError("--pairs needs one output: -o FILE.h5")
     with progress_bars() as report:
-        done = match_pairs(pairs, output[0], *given, **options, report=report)
+        done = match_pairs(pairs, output[0], **options, report=report)
     if json:
         print_json(done.summary())
     else:

@@ -120,18 +120,10 @@ class PosedImage:
 
 @dataclass(frozen=True, eq=False)
 class PosedPair:
-    """Two views of one scene.
-
-    Attributes
-    ----------
-    view0, view1 : View
-    overlap : float
-        Fraction of the measured surface of one view that the other sees, the smaller of both directions.
-    """
+    """Two views of one scene."""
 
     view0: View
     view1: View
-    overlap: float
 
     @property
     def R(self) -> Matrix:
@@ -238,16 +230,13 @@ class PosedPool:
                 with atomic(kept) as unfinished:
                     np.savez(unfinished, *overlaps)
         held_out = np.array([zlib.crc32(view.image.name.encode()) % 5 == 0 for view in self.views], bool)
-        rows, values, first = [], [], 0
+        rows, first = [], 0
         for overlap in overlaps:
             wanted = np.triu((overlap >= min_overlap) & (overlap <= max_overlap), 1)
-            pair = np.argwhere(wanted)
-            rows.append(pair + first)
-            values.append(overlap[wanted])
+            rows.append(np.argwhere(wanted) + first)
             first += len(overlap)
-        pairs, self.overlaps = np.concatenate(rows), np.concatenate(values)
-        sides = held_out[pairs].sum(1)
-        self.pairs = pairs
+        self.pairs = np.concatenate(rows)
+        sides = held_out[self.pairs].sum(1)
         self.chosen = {False: np.flatnonzero(sides == 0), True: np.flatnonzero(sides == 2)}
         if not len(self.chosen[False]):
             raise InputError(
@@ -261,7 +250,7 @@ class PosedPool:
         drawn = []
         for number, swap in zip(random.choice(numbers, count), random.random(count) < 0.5, strict=True):
             i, j = self.pairs[number][:: -1 if swap else 1]
-            drawn.append(PosedPair(self.views[i], self.views[j], float(self.overlaps[number])))
+            drawn.append(PosedPair(self.views[i], self.views[j]))
         return drawn
 
 

@@ -108,11 +108,6 @@ class Answers:
         """Rows of the photographs that are still to be asked about."""
         return np.flatnonzero(self._open("counts") == _NOT_MADE).tolist()
 
-    @property
-    def bytes(self) -> int:
-        """Size of the folder when all answers are there."""
-        return len(self.photos) * self.config.keypoints * (4 * 2 + 1 + 2 * self.dim)
-
     def make(self, workers: int, rows: Collection[int] | None = None) -> Iterator[tuple[int, int]]:
         """Ask about the photographs that are missing, and yield how many are done and how many there are to do.
 

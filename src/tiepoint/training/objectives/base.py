@@ -49,6 +49,10 @@ class Objective(nn.Module):
     net: nn.Module
     compiled: tuple[type[nn.Module], ...]
 
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
     def forward(self, batch: Any) -> Output:
         """Return the loss of a batch."""
         raise NotImplementedError

@@ -76,8 +76,8 @@ class CairnObjective(Objective):
     compiled: tuple[type[nn.Module], ...] = (Detector, DescriptorHead, SteerableDescriptorHead)
 
     def __init__(self, net: nn.Module, keypoints: int) -> None:
-        super().__init__()
-        self.net, self.keypoints = net, keypoints
+        super().__init__(net)
+        self.keypoints = keypoints
 
     @property
     def extractor(self) -> CairnNet:

@@ -68,8 +68,7 @@ class DistillationObjective(Objective):
     compiled = (SteerableDescriptorHead,)
 
     def __init__(self, net: Student) -> None:
-        super().__init__()
-        self.net = net
+        super().__init__(net)
         net.extractor.detector.requires_grad_(False)
         describer = net.extractor.describer
         for part in (describer.size, describer.stretch):  # how precise a place is only a detector's peaks can tell

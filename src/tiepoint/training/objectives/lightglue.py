@@ -39,8 +39,8 @@ class _OfLightGlue(Objective):
     compiled = (Update,)
 
     def __init__(self, net: LightGlueNet) -> None:
-        super().__init__()
-        self.net, self.assign = net, assign
+        super().__init__(net)
+        self.assign = assign
 
     def compile_parts(self) -> None:
         """Compile the parts of the network that take most of the time."""

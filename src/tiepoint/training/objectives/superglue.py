@@ -24,10 +24,6 @@ class SuperGlueObjective(Objective):
     net: SuperGlueNet
     compiled = (MLP,)
 
-    def __init__(self, net: SuperGlueNet) -> None:
-        super().__init__()
-        self.net = net
-
     def forward(self, batch: Batch) -> Output:
         """Return the loss of a batch."""
         net, present = self.net, batch.present

@@ -41,10 +41,6 @@ class SuperPointObjective(Objective):
     net: SuperPointNet
     compiled = (SuperPointNet,)
 
-    def __init__(self, net: SuperPointNet) -> None:
-        super().__init__()
-        self.net = net
-
     def forward(self, batch: Corners) -> Output:
         """Return the loss of pictures, or of pairs of them."""
         logits, descriptors = self.net.heads(to_grey(batch.images))
