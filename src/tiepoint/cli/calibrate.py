@@ -20,7 +20,7 @@ def calibrate(
             help="A run's folder, or weights of a LightGlue.",
         ),
     ],
-    images: Annotated[Path, typer.Option("--images", help="Photographs like those that will be matched.")],
+    images: Annotated[Path, typer.Option(help="Photographs like those that will be matched.")],
     keep: Annotated[
         float, typer.Option(min=0.5, max=0.9999, help="Fraction of the full model's right matches to keep.")
     ] = 0.99,
@@ -44,12 +44,7 @@ def calibrate(
     count: Annotated[int | None, typer.Option(min=1, help="Pairs to make; by default enough for the promise.")] = None,
     match_threshold: Annotated[
         float | None,
-        typer.Option(
-            "--match-threshold",
-            min=0,
-            max=1,
-            help="Least score of a match, stored too; by default that of the weights.",
-        ),
+        typer.Option(min=0, max=1, help="Least score of a match, stored too; by default that of the weights."),
     ] = None,
     max_keypoints: Annotated[
         int,

@@ -86,24 +86,17 @@ LongSideOption = Annotated[
     ),
 ]
 ThresholdOption = Annotated[
-    float | None,
-    typer.Option(
-        "--detection-threshold", help="Lowest score of a keypoint, in the extractor's unit.", show_default="its own"
-    ),
+    float | None, typer.Option(help="Lowest score of a keypoint, in the extractor's unit.", show_default="its own")
 ]
 NmsRadiusOption = Annotated[
     int | None,
     typer.Option(
-        "--nms-radius",
-        min=0,
-        help="Pixels around a keypoint that hold no other keypoint.",
-        show_default="the extractor's own",
+        min=0, help="Pixels around a keypoint that hold no other keypoint.", show_default="the extractor's own"
     ),
 ]
 BandsOption = Annotated[
     Any,
     typer.Option(
-        "--bands",
         parser=str,
         callback=parse_bands,
         metavar="R,G,B",
@@ -111,28 +104,23 @@ BandsOption = Annotated[
     ),
 ]
 MasksOption = Annotated[
-    Path | None,
-    typer.Option("--masks", help="Folder of masks, as COLMAP has them: black in MASKS/a.jpg.png keeps a.jpg free."),
+    Path | None, typer.Option(help="Folder of masks, as COLMAP has them: black in MASKS/a.jpg.png keeps a.jpg free.")
 ]
-FramesOption = Annotated[
-    int | None, typer.Option("--frames", min=1, help="Of a video, take this many frames, evenly; sharp ones.")
-]
+FramesOption = Annotated[int | None, typer.Option(min=1, help="Of a video, take this many frames, evenly; sharp ones.")]
 EveryOption = Annotated[
-    float | None,
-    typer.Option("--every", metavar="SECONDS", help="Of a video, take a sharp frame every so many seconds."),
+    float | None, typer.Option(metavar="SECONDS", help="Of a video, take a sharp frame every so many seconds.")
 ]
-FocalOption = Annotated[float | None, typer.Option("--focal", min=1.0, help="Focal length in pixels.")]
+FocalOption = Annotated[float | None, typer.Option(min=1.0, help="Focal length in pixels.")]
 CameraOption = Annotated[
     str | None,
     typer.Option(
-        "--camera",
         metavar="MODEL:PARAMS|FILE",
         help="The camera as COLMAP writes it: OPENCV:700,700,640,360,-0.1,0.01,0,0, or a cameras.txt.",
     ),
 ]
 Effort = Literal["fast", "auto", "thorough"]  # those of `tiepoint.effort`, which imports torch; a test compares
 EFFORT = "fast: one pass. auto: further attempts while the result is not convincing. thorough: all attempts."
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …", show_default=True)]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …", show_default=True)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else, on stdout.")]
 
 

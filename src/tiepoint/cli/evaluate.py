@@ -22,23 +22,19 @@ CombinationsArgument = Annotated[
     ),
 ]
 
+EffortsOption = Annotated[list[str], typer.Option(autocompletion=completion.efforts, help=f"{EFFORT} May be repeated.")]
+
 
 def evaluate(
-    data: Annotated[
-        Path,
-        typer.Option("--data", help="Folder of evaluation sets, HPatches, or a file of calibrated pairs."),
-    ],
+    data: Annotated[Path, typer.Option(help="Folder of evaluation sets, HPatches, or a file of calibrated pairs.")],
     combinations: CombinationsArgument = ["auto"],  # noqa: B006  typer reads the default and never changes it
     sets: Annotated[
-        list[str] | None,
-        typer.Option("--sets", autocompletion=completion.sets, help="Only this set; may be repeated."),
+        list[str] | None, typer.Option(autocompletion=completion.sets, help="Only this set; may be repeated.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many pairs of each set.")] = None,
     max_keypoints: MaxKeypointsOption = 2048,
     long_side: LongSideOption = None,
-    effort: Annotated[
-        list[str], typer.Option("--effort", autocompletion=completion.efforts, help=f"{EFFORT} May be repeated.")
-    ] = ["fast"],  # noqa: B006
+    effort: EffortsOption = ["fast"],  # noqa: B006
     device: DeviceOption = "auto",
     output: Annotated[
         Path | None,
@@ -65,8 +61,7 @@ def evaluate(
 def bench(
     combinations: CombinationsArgument = ["auto"],  # noqa: B006
     images: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option("--images", metavar="A B", help="The pair to time.", show_default="a made-up pair"),
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="The pair to time.", show_default="a made-up pair")
     ] = None,
     max_keypoints: MaxKeypointsOption = 2048,
     long_side: LongSideOption = 1024,

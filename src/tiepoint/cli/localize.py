@@ -27,7 +27,7 @@ def localize(
     photographs: Annotated[
         list[Path], typer.Argument(metavar="PHOTOS...", help="The photographs to find, folders of them, videos.")
     ],
-    model: Annotated[Path, typer.Option("--model", help="The folder that 'tiepoint map' wrote.")],
+    model: Annotated[Path, typer.Option(help="The folder that 'tiepoint map' wrote.")],
     output: Annotated[
         list[Path],
         typer.Option("--output", "-o", help=".json, .csv, or .html: the map with the cameras found in it; repeatable."),
@@ -35,16 +35,12 @@ def localize(
     focal: FocalOption = None,
     camera: CameraOption = None,
     matcher: MatcherOption = "auto",
-    candidates: Annotated[
-        int, typer.Option("--candidates", min=1, help="Match each with this many photographs of the map.")
-    ] = 10,
+    candidates: Annotated[int, typer.Option(min=1, help="Match each with this many photographs of the map.")] = 10,
     every: Annotated[
-        float, typer.Option("--every", metavar="SECONDS", help="Of a video, take a sharp frame every so many seconds.")
+        float, typer.Option(metavar="SECONDS", help="Of a video, take a sharp frame every so many seconds.")
     ] = 1.0,
     effort: Annotated[Effort, typer.Option(help=EFFORT)] = "fast",
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of the map's photographs, for further attempts.")
-    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the map's photographs, for further attempts.")] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:

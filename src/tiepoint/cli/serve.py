@@ -12,7 +12,7 @@ from .console import say
 
 def serve(
     folder: Annotated[
-        Path, typer.Option("--folder", help="Uploads, results and the list of jobs; nothing else is written.")
+        Path, typer.Option(help="Uploads, results and the list of jobs; nothing else is written.")
     ] = Path("tiepoint-serve"),
     host: Annotated[
         str, typer.Option(help="Address to listen at; one that other machines can reach needs a token.")
@@ -28,7 +28,7 @@ def serve(
         ),
     ] = None,
     name: Annotated[
-        list[str], typer.Option("--name", help="Another host name of this server, such as a proxy's; repeatable.")
+        list[str], typer.Option(help="Another host name of this server, such as a proxy's; repeatable.")
     ] = [],  # noqa: B006  typer reads the default and never changes it
 ) -> None:
     """Serve a web page to drop photographs on, and its REST API, until Ctrl-C.

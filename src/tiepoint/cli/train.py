@@ -22,7 +22,7 @@ app = typer.Typer(help="Train on your own photographs: features; or matcher, the
 PresetName = Literal["tiny", "small", "standard"]
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of 'tiepoint train'.")]
-ImagesOption = Annotated[Path, typer.Option("--images", help="Folder of photographs, with its sub-folders.")]
+ImagesOption = Annotated[Path, typer.Option(help="Folder of photographs, with its sub-folders.")]
 RunOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; a run there is resumed.")]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")]
 MinutesOption = Annotated[
