@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...geometry.colmap import to_colmap
-from ..store import Store, registered
+from ..models import registered
+from ..store import Store
 from .seams import Seam, seams
 
 if TYPE_CHECKING:

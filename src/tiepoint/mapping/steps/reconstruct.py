@@ -18,8 +18,9 @@ from ...geometry.colmap import import_pycolmap
 from ...io.files import atomic_folder, make_folder, scratch_folder, write_json
 from ...io.images import read_image
 from ...io.model_files import write_model
+from ..models import registered
 from ..progress import Progress, Report, silent
-from ..store import Store, registered
+from ..store import Store
 from . import refine as refinement
 from .adjust import adjust, reprojection_errors
 from .assess import ONLY_TURNED, TURNED, Assessment, assess, turned_and_flat

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..store import Store, registered
+from ..models import point_ids, registered
+from ..store import Store
 
 if TYPE_CHECKING:
     import pycolmap
@@ -66,7 +67,7 @@ def seams(model: pycolmap.Reconstruction, store: Store, pairs: Sequence[tuple[in
     """
     images = registered(model)
     place = {image.image_id: row for row, image in enumerate(images)}
-    point_of = [_points(image) for image in images]
+    point_of = [point_ids(image) for image in images]
     ends = np.array([(place[a], place[b]) for a, b in pairs]).reshape(-1, 2)
     counts = np.zeros((len(pairs), 2), np.int64)
     for row, (a, b) in enumerate(pairs):
@@ -87,11 +88,6 @@ def seams(model: pycolmap.Reconstruction, store: Store, pairs: Sequence[tuple[in
         one, two = map(int, across[row])
         found.append(Seam(images[below].image_id, images[above].image_id, size, one, two))
     return sorted(found, key=lambda seam: (-seam.torn, seam.one, seam.image))
-
-
-def _points(image: pycolmap.Image) -> NDArray[np.int64]:
-    """Return the id of the point that each keypoint observes, -1 for none."""
-    return np.array([point.point3D_id if point.has_point3D() else -1 for point in image.points2D], np.int64)
 
 
 def _spanning_tree(

@@ -18,7 +18,6 @@ half of our diameter. A keypoint comes back bit for bit, except that x + 0.5 in 
 (by less than 0.0003 pixels in photographs up to 8192 pixels wide); writing it again changes nothing more.
 """
 
-from ..models import registered
 from .records import (
     CONFIGS,
     MAX_IMAGES,
@@ -51,5 +50,4 @@ __all__ = [
     "fault_of",
     "pair_ids",
     "pairs_of",
-    "registered",
 ]
