@@ -1,4 +1,4 @@
-"""The training loop: one function, `fit`, that hides nothing.
+"""The training loop: one function, `fit`.
 
 It runs as one process, or as many under ``torchrun`` (each sees its own part of every batch). Everything a run knows
 lies in its folder: ``config.json``, ``metrics.jsonl``, ``checkpoint.pt`` (to resume), ``weights.safetensors``

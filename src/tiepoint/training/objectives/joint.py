@@ -1,4 +1,4 @@
-"""Cairn and a LightGlue trained on together: what a keypoint is worth is decided by the matcher that uses it.
+"""Cairn and a LightGlue trained together: the rank of a keypoint is learnt from the matcher that uses it.
 
 LightGlue's assignment loss on the keypoints just found is added to Cairn's own loss (`cairn`). Its
 gradient goes through the descriptors into their head, which learns to tell apart what the matcher confuses. Which
@@ -96,7 +96,7 @@ class EndToEndObjective(CairnObjective):
         pictures = list(range(count)) + ([0, 3] if count > 2 else [])
         unrelated = len(pictures) - count
         height, width = batch.images.shape[2:]
-        # A keypoint that the other picture does not show has no partner there; of one without depth nobody knows.
+        # A keypoint that the other picture does not show has no partner there; one without depth is ignored.
         positions = found.positions.detach()
         points, real = positions.unflatten(0, (-1, 2)), found.ranks.isfinite()
         sides = []

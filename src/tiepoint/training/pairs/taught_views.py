@@ -1,4 +1,4 @@
-"""Pairs of views of a photograph about whose keypoints a teacher was asked."""
+"""Pairs of views of a photograph whose keypoints a teacher has described."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TaughtViewMaker:
     answers : Answers
         Photographs, their keypoints, and what the teacher says about them.
     config : ViewConfig
-        What is made; ``scenes`` is not used, since nobody was asked about rendered pictures.
+        What is made; ``scenes`` is not used, since the teacher has described photographs only.
     keypoints : int
         Of each pair.
     levels : int

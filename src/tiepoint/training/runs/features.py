@@ -73,7 +73,7 @@ class FeatureSettings(FitSettings):
             The weights to start from cannot be read.
         """
         if self.teacher is None and self.answers is not None:
-            raise ArgumentError("there is nobody to answer: name the teacher")
+            raise ArgumentError("answers are those of a teacher: name it")
         if self.teacher is not None and self.matcher is not None:
             raise ArgumentError(
                 "a teacher's descriptors are learnt without a matcher; train with the matcher afterwards"
@@ -89,7 +89,7 @@ class FeatureSettings(FitSettings):
             elif (there.levels, there.width) != (preset.model.levels, preset.model.width):
                 raise ArgumentError(f"the detector of {self.first} has another size than that of the preset")
         elif self.matcher is not None:
-            raise ArgumentError("which features was this matcher trained on? Give their weights as the start")
+            raise ArgumentError("the matcher needs the features it was trained on: give their weights as the start")
         return preset if self.matcher is None else replace(preset, fit=replace(fit, learning_rate=END_TO_END_RATE))
 
     @property

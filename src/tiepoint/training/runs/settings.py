@@ -125,7 +125,7 @@ class FitSettings(RunSettings):
         """
         if self.average and not starts:
             raise ArgumentError("there is nothing to average with: give the weights that training starts from")
-        if self.steps is not None:  # who counts steps wants them all
+        if self.steps is not None:  # an explicit number of steps is not cut short by the preset's time limit
             fit = replace(fit, steps=self.steps, minutes=None, warmup=min(fit.warmup, self.steps // 5))
         if self.minutes is not None:
             fit = replace(fit, minutes=self.minutes or None)
