@@ -172,7 +172,8 @@ def export(
                 file = f"{name}.xml"
                 source = Path(scratch, f"{name}.onnx")
                 source.write_bytes(model_proto)
-                openvino.save_model(openvino.convert_model(source), folder / file, compress_to_fp16=False)
+                # Not openvino.convert_model, which sends usage data to its makers at every call.
+                openvino.save_model(openvino.Core().read_model(source), folder / file, compress_to_fp16=False)
             ports = {"inputs": graphs[name].inputs, "outputs": graphs[name].outputs}
             described[name] = {"file": file, **{k: [port._asdict() for port in v] for k, v in ports.items()}}
             if progress is not None:
