@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -203,9 +204,7 @@ def test_bfloat16_finds_nearly_the_same(folders: dict[str, Path], small_pairs: P
 
 
 def openvino_abilities() -> list[str]:
-    import openvino
-
-    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return list(run.import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def test_numbers_of_float16_are_kept_as_such(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -282,6 +281,19 @@ def test_the_runtime_needs_no_torch(folders: dict[str, Path]) -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "(0, 128)\n"
     )
+
+
+def test_openvino_reports_to_nobody(folders: dict[str, Path], tmp_path: Path) -> None:
+    """By itself it tells its makers of every import, and leaves an identity in the user's home."""
+    code = (
+        "import sys; import numpy as np; from tiepoint.runtimes import open_exported; "
+        f"open_exported({str(folders['openvino'])!r}, threads=1); "
+        "print('openvino' in sys.modules, 'openvino_telemetry' in sys.modules)"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert ran.stdout == "True False\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_manifest_says_what_a_program_needs(folders: dict[str, Path]) -> None:

@@ -213,10 +213,9 @@ def _import_packages(to: Runtime) -> Any:
     if to == "onnx":
         return None
     try:
-        import openvino
+        return run.import_openvino()
     except ImportError as error:
         raise MissingDependencyError("openvino", "openvino", "exporting to OpenVINO") from error
-    return openvino
 
 
 def _cairn(extractor: Cairn) -> dict[str, Graph]:

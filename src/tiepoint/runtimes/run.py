@@ -363,10 +363,20 @@ def _onnxruntime(threads: int | None, precision: str) -> Callable[[Path, list[st
     return load
 
 
-def _openvino(threads: int | None, precision: str) -> Callable[[Path, list[str]], Graph]:
-    import openvino
+def import_openvino() -> Any:
+    """Return the package openvino, imported without what reports each import to its makers over the network."""
+    known = "openvino_telemetry" in sys.modules
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # the import of it fails
+    try:
+        import openvino
+    finally:
+        if not known:
+            del sys.modules["openvino_telemetry"]
+    return openvino
 
-    core = openvino.Core()
+
+def _openvino(threads: int | None, precision: str) -> Callable[[Path, list[str]], Graph]:
+    core = import_openvino().Core()
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
