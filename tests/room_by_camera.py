@@ -36,7 +36,7 @@ FISHEYES = [model for model in TRUE if "FISHEYE" in model]
 ROOM = 12.0  # metres, its longest side
 POSES = [
     look((-1.4 + 0.45 * i, 0.25 * (-1) ** i, -2.2 + 0.3 * (i % 3)), 0.25 - 0.08 * i, 0.15 * (-1) ** (i // 2))
-    for i in range(6)
+    for i in range(7)
 ]
 QUERY = 3
 PLACES = np.array([-R.T @ t for R, t in POSES])

@@ -12,6 +12,9 @@ Photographs are paths, NumPy arrays, Pillow images, torch tensors, file objects 
 
 from __future__ import annotations
 
+# First of all: pycolmap's wheel has a zlib of its own, and if it is imported before the system's is loaded, Pillow gets
+# parts of both and writes no PNG file, but hangs or crashes.
+import zlib as _zlib  # noqa: F401
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

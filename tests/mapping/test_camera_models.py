@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,17 @@ def test_masks_and_transparency_are_warped_along(tmp_path: Path) -> None:
     assert (cv2.imread(str(out / "masks/b.png.png"), 0) == 255).all()
     frames = json.loads((out / "transforms.json").read_text())["frames"]
     assert [frame["mask_path"] for frame in frames] == ["masks/a.png.png", "masks/b.png.png"]
+
+
+def test_png_files_are_written_whether_pycolmap_comes_next_or_not(tmp_path: Path) -> None:
+    """Imported before the system's zlib is loaded, pycolmap makes Pillow crash or hang."""
+    code = (
+        "import tiepoint, pycolmap, PIL.Image, numpy; "
+        "pixels = numpy.random.default_rng(0).integers(0, 255, (200, 300, 3)).astype(numpy.uint8); "
+        f"[PIL.Image.fromarray(pixels).save({str(tmp_path / 'a.png')!r}) for _ in range(20)]; "
+        f"assert (numpy.asarray(PIL.Image.open({str(tmp_path / 'a.png')!r})) == pixels).all()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_keypoint_without_a_ray_is_no_observation(tmp_path: Path) -> None:
