@@ -20,7 +20,7 @@ from tiepoint.mapping.online.track import Tracker
 from tiepoint.mapping.steps.assess import assess
 from tiepoint.mapping.steps.reconstruct import reconstruct
 from tiepoint.mapping.store import Store
-from tiepoint.matchers.overlay import without_overlay
+from tiepoint.matchers.overlay import overlay_of, without_overlay
 
 pytest.importorskip("pycolmap")
 
@@ -172,6 +172,30 @@ def test_overlay_rules(rng: np.random.Generator) -> None:
     few = Matches(table.indices[:12], table.scores[:12], table.points0[:12], table.points1[:12])
     assert len(without_overlay(few, f0, f1)) == 12
     assert len(without_overlay(few, f0, f1, least_moving=0)) == 0
+
+
+def test_what_a_pair_hides_of_an_overlay_other_pairs_tell(rng: np.random.Generator) -> None:
+    scene, clock = rng.uniform(0, 1, (300, 2)) * (420, 440), np.array([580.0, 440]) + rng.uniform(0, 30, (12, 2))
+
+    def frame(shift: float, size: tuple[int, int] = (640, 480)) -> Features:
+        points = torch.tensor(np.vstack([clock, scene + np.array([shift, shift / 4])]), dtype=torch.float32)
+        return Features(points, torch.ones(312), torch.eye(312), size, "sift")
+
+    film = [frame(20 * n) for n in range(5)]
+    known = overlay_of(film)
+    assert len(known) >= 10  # some of the twelve share a pixel
+    assert np.linalg.norm(known[:, None] - clock, axis=2).min(axis=1).max() < 1
+    assert not len(overlay_of(film[:2]))  # of two nobody knows which of both is the rule
+    assert not len(overlay_of([frame(0)] * 5))  # a camera at rest
+    # Letters are matched with other letters, none with itself: the pair alone shows nothing that stands still.
+    rows = np.stack([np.arange(312), np.r_[np.roll(np.arange(12), 1), 12:312]], axis=1)
+    points = [features.keypoints.numpy()[rows[:, n]] for n, features in enumerate(film[:2])]
+    table = Matches(rows, np.ones(312, np.float32), *points, overlaps=True)
+    assert len(without_overlay(table, *film[:2], least_moving=0)) == 312
+    kept = without_overlay(table, *film[:2], least_moving=0, known=known)
+    assert np.array_equal(kept.indices, table.indices[12:])
+    # Where no match is near, the table is the same object, with its verdict.
+    assert without_overlay(kept, *film[:2], known=known) is kept
 
 
 def test_the_verdict_is_on_the_screen_the_page_and_in_the_report(

@@ -47,8 +47,8 @@ def test_a_burnt_in_clock_does_not_break_the_map(tiepoint: Any, cases_dir: Path,
         assert len(at) < 6 or np.ptp(at, axis=0).max() > 3
         burnt += on_overlay(at - 0.5).any(axis=0).all()
     # Matching along epipolar lines takes some letters of two pictures for one place: 75 of 2,770 points where overlays
-    # are not looked for, 20 of 2,717 where they are.
-    assert burnt < len(model.points3D) / 100
+    # are not looked for.
+    assert burnt < 5
     with Store.open(tmp_path / "out/database.db", read_only=True) as store:
         points = {image.image_id: store.features(image.image_id).keypoints.numpy() for image in store.images()}
         assert sum(len(one) for one in points.values()) > sum(on_overlay(one).sum() for one in points.values()) > 500
@@ -57,8 +57,7 @@ def test_a_burnt_in_clock_does_not_break_the_map(tiepoint: Any, cases_dir: Path,
             for kind, found in (("matched", store.matches(a, b).indices), ("verified", store.geometry(a, b))):
                 rows = found if kind == "matched" else np.zeros((0, 2), int) if found is None else found.matches
                 on_it[kind] += (on_overlay(points[a][rows[:, 0]]) & on_overlay(points[b][rows[:, 1]])).sum()
-    assert on_it["verified"] == 0
-    assert on_it["matched"] <= 2  # of thousands: one letter with another, in a pair where nothing stands still
+    assert on_it == {"matched": 0, "verified": 0}
 
 
 def test_a_fisheye_is_really_undistorted(tiepoint: Any, cases_dir: Path, tmp_path: Path) -> None:

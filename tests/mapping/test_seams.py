@@ -103,5 +103,5 @@ def test_a_photograph_that_hangs_on_a_few_matches_is_named(tmp_path: Path) -> No
     with Store.open(tmp_path / "world.db") as store:
         told = assess(model, store, store.verified_pairs(), 8)
     assert told.verdict == "doubtful"
-    assert "1 of its photographs hang on the others by" in str(told)
-    assert "7.jpg" in str(told)
+    assert "only 14 matches, between 7.jpg and 0.jpg, " in str(told)
+    assert "hold 1 of its photographs to the others" in str(told)

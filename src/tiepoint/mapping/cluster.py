@@ -47,6 +47,7 @@ from ..io.files import make_folder, scratch_folder
 from ..io.folders import mask_of
 from ..matchers import Matcher
 from ..types import Features
+from .overlays import Overlays
 from .progress import Report, silent
 from .shards import Arrays, digest_of, make, outcome_arrays, read_outcomes, read_results, result_arrays
 from .steps import verify as verification
@@ -253,7 +254,7 @@ def match_on_ray(
         batches = list(run.batches(at, at + size))
         ids = np.unique(np.concatenate(batches)).tolist()
         which = {image_id: run.cameras[image_id] for image_id in ids}
-        return path_of(at), sent, verify, workers.cores_each, batches, which, *map(features, ids)
+        return path_of(at), sent, verify, workers.cores_each, batches, which, run.overlays, *map(features, ids)
 
     report(run.progress())
     for at in workers.in_order(_match_shard, shards, task_of):
@@ -350,6 +351,7 @@ def _match_shard(
     threads: int,
     batches: list[NDArray[np.int32]],
     cameras: dict[int, Any],
+    overlays: Overlays,
     *features: Features,
 ) -> None:
     """Match some batches of pairs, on a worker; ``features`` are those of the images that ``cameras`` names."""
@@ -357,10 +359,10 @@ def _match_shard(
 
     def arrays() -> Arrays:
         with stopping(ThreadPoolExecutor(threads)) as pool:
-            found = [match_batch(matcher, pairs.tolist(), held, cameras, pool, verify) for pairs in batches]
+            found = [match_batch(matcher, pairs.tolist(), held, cameras, overlays, pool, verify) for pairs in batches]
             return result_arrays([(future.result(), stop_layer) for future, stop_layer in chain.from_iterable(found)])
 
-    made_of = [camera.todict() for camera in cameras.values()]
+    made_of = [*(camera.todict() for camera in cameras.values()), *chain(*overlays.places.items())]
     make(path, digest_of(*made_of, *chain(*(feature_arrays(f).values() for f in features))), arrays)
 
 

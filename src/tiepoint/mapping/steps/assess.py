@@ -152,8 +152,8 @@ def _loose_parts(found: Sequence[Seam], names: Mapping[int, str]) -> list[str]:
     for seam in sorted(found, key=lambda seam: seam.one)[:1]:
         if seam.one < LEAST_SHARED:
             reasons.append(
-                f"{seam.size} of its photographs hang on the others by {seam.one} matches only, between "
-                f"{names[seam.image]} and {names[seam.other]}; take photographs in between"
+                f"only {seam.one} matches, between {names[seam.image]} and {names[seam.other]}, hold {seam.size} of "
+                "its photographs to the others; take photographs in between"
             )
     return reasons
 

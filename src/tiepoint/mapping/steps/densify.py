@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from ...geometry.colmap import Matrix, import_pycolmap, to_colmap
 from ...matchers.base import make_matches
 from ...matchers.nearest import as_vectors, distances
-from ...matchers.overlay import without_overlay
 from ...types import Features
 from ..blocks import FeatureCache, in_blocks
 from ..models import PosedCamera, registered, shared_points
+from ..overlays import Overlays
 from ..store import Store
 
 if TYPE_CHECKING:
@@ -103,11 +103,11 @@ def densify(
     for image in registered(model):
         graph.add_image(image.image_id, image.num_points2D())
     pairs = pairs_that_share_points(model)
-    cache, found = FeatureCache(store), 0
+    cache, overlays, found = FeatureCache(store), Overlays(store), 0
     for done, (a, b) in enumerate(pairs.tolist(), start=1):
         matches = match_along_lines(View.of(model, a, cache[a]), View.of(model, b, cache[b]))
-        scores = np.ones(len(matches), np.float32)
-        matches = without_overlay(make_matches(cache[a], cache[b], matches, scores), cache[a], cache[b], 0).indices
+        table = make_matches(cache[a], cache[b], matches, np.ones(len(matches), np.float32))
+        matches = overlays.without(table, cache[a], cache[b]).indices
         if len(matches):
             geometry = pycolmap.TwoViewGeometry()
             geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED

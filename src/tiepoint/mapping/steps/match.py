@@ -22,9 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import InputError
 from ...matchers import Matcher
-from ...matchers.overlay import without_overlay
 from ...types import Features, Matches
 from ..blocks import CACHE_BYTES, FeatureCache, in_blocks
+from ..overlays import Overlays
 from ..progress import Progress, Report, silent
 from ..store import PairResult, Store, pair_ids
 from ..workers import Commits, cores, stopping, windowed
@@ -144,7 +144,7 @@ def match_into(
         jobs = ((batch, {i: cache[i] for pair in batch for i in pair}) for batch in batches)
 
         def match(job: tuple[list[tuple[int, int]], dict[int, Features]]) -> list[FutureResult]:
-            return match_batch(matcher, *job, run.cameras, verifying, verify)
+            return match_batch(matcher, *job, run.cameras, run.overlays, verifying, verify)
 
         for _, results in windowed(matching, match, jobs, BATCHES_AHEAD):
             for future, stop_layer in results:
@@ -167,6 +167,8 @@ class MatchRun:
     ----------
     cameras : dict
         Image id -> camera, of all images of the store.
+    overlays : Overlays
+        Of all images of the store.
     ordered : int32 array (Q, 2)
         Each pair once, see `in_blocks`.
     todo : bool array (Q,)
@@ -196,6 +198,7 @@ class MatchRun:
         self.matched_before = self.ordered[usable & ~self.todo]
         self.already, self.total = len(self.matched_before), int(usable.sum())
         self.batch_size = BATCH.get(matcher.device.type, SMALL_BATCH)
+        self.overlays = Overlays(store)
         self.layers: int | None = getattr(getattr(matcher, "config", None), "layers", None)
         self.matched = self.verified = self.unrelated = self.early = 0
 
@@ -241,6 +244,7 @@ def match_batch(
     pairs: list[tuple[int, int]],
     features: Mapping[int, Features],
     cameras: Mapping[int, pycolmap.Camera],
+    overlays: Overlays,
     pool: Executor,
     verify: bool,
 ) -> list[FutureResult]:
@@ -252,10 +256,7 @@ def match_batch(
         With the layer after which the matcher stopped.
     """
     both = [(features[a], features[b]) for a, b in pairs]
-    found = [
-        without_overlay(matches, *pair, least_moving=0)
-        for pair, matches in zip(both, matcher.match_many(both), strict=True)
-    ]
+    found = [overlays.without(matches, *pair) for pair, matches in zip(both, matcher.match_many(both), strict=True)]
     finish = verification.verify if verify else _unverified
     return [
         (pool.submit(finish, a, b, cameras[a], cameras[b], matches), matches.stop_layer)

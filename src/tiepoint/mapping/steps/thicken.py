@@ -14,8 +14,8 @@ import numpy as np
 
 from ...effort.along_lines import match_along
 from ...matchers.base import joined, make_matches
-from ...matchers.overlay import without_overlay
 from ..blocks import FeatureCache, in_blocks
+from ..overlays import Overlays
 from ..progress import Progress, Report, silent
 from ..store import Store
 from .verify import LEAST_INLIERS, verify
@@ -82,7 +82,7 @@ def thicken(store: Store, images: Collection[int], report: Report = silent) -> i
     ranking = sorted(verified, key=lambda pair: (-verified[pair], pair))
     chosen = {pair for image in images for pair in [pair for pair in ranking if image in pair][:PARTNERS]}
     cameras = {image.image_id: image.camera for image in store.images()}
-    cache, gained = FeatureCache(store), 0
+    cache, overlays, gained = FeatureCache(store), Overlays(store), 0
     for done, (a, b) in enumerate(in_blocks(sorted(chosen)).tolist()):
         report(Progress("matching along lines", done, len(chosen)))
         stored = store.matches(a, b)
@@ -92,7 +92,7 @@ def thicken(store: Store, images: Collection[int], report: Report = silent) -> i
         new = match_along(both, before, (both[0].first(KEYPOINTS), both[1].first(KEYPOINTS)), (_PIXELS, _PIXELS))
         if new is None:
             continue
-        matches = without_overlay(joined(*both, before, new), *both, 0)
+        matches = overlays.without(joined(*both, before, new), *both)
         matches = replace(matches, overlaps=stored.overlaps)
         result = verify(a, b, cameras[a], cameras[b], matches)
         more = 0 if result.inliers is None else int(result.inliers.sum()) - verified[a, b]
