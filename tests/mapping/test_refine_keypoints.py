@@ -102,12 +102,17 @@ def test_photographs_that_cannot_be_used_are_named(noisy: SyntheticScene, photog
 def test_sampling_is_bilinear_and_counts_from_the_corner() -> None:
     y, x = np.mgrid[:20, :30].astype(np.float32)
     pixels = np.array([[0.5, 0.5], [10.25, 7.75], [29.5, 19.5], [0.4, 5.0], [29.6, 5.0]])
-    values, twice = refinement._sample(torch.from_numpy(np.stack([3 * x + 5 * y, 6 * x + 10 * y])), pixels[:, None])[
-        ..., 0
-    ]
+    layers = torch.from_numpy(np.stack([3 * x + 5 * y, 6 * x + 10 * y]))
+    here = np.zeros((len(pixels), len(refinement.OFFSETS), 2), np.float32)
+    values, twice = refinement._sample(layers, pixels, here)[..., 0]
     np.testing.assert_allclose(values[:3], (3 * (pixels[:3, 0] - 0.5) + 5 * (pixels[:3, 1] - 0.5)), rtol=1e-6)
     assert np.isnan(values[3:]).all()
     np.testing.assert_allclose(twice, 2 * values, rtol=1e-6)
+    # A patch of 13 x 13 pixels that leaves the picture by a part of a pixel is no patch.
+    square = np.broadcast_to(refinement.OFFSETS, (2, *refinement.OFFSETS.shape)).astype(np.float32)
+    fits, leaves = refinement._sample(layers, np.array([[6.5, 10], [6.4, 10]]), square)[0]
+    np.testing.assert_allclose(fits, 3 * (6 + square[0, :, 0]) + 5 * (9.5 + square[0, :, 1]), rtol=1e-5, atol=1e-4)
+    assert np.isnan(leaves).all()
 
 
 def test_alignment_undoes_a_known_warp(texture: np.ndarray) -> None:
@@ -121,11 +126,12 @@ def test_alignment_undoes_a_known_warp(texture: np.ndarray) -> None:
     true = corners @ A.T + t + 0.5
     inside = (true > 15) & (true < (width - 15, height - 15)) & (corners > 12) & (corners < (width - 12, height - 12))
     corners, true = corners[inside.all(axis=1)] + 0.5, true[inside.all(axis=1)]
-    patches = refinement._normalise(
-        refinement._sample(torch.from_numpy(grey[None]), corners[:, None] + refinement.OFFSETS)[0]
-    )[0]
+    shape = len(true), *refinement.OFFSETS.shape
+    square, offsets = (
+        np.broadcast_to(x, shape).astype(np.float32) for x in (refinement.OFFSETS, refinement.OFFSETS @ A.T)
+    )
+    patches = refinement._normalise(refinement._sample(torch.from_numpy(grey[None]), corners, square)[0])[0]
     start = true + np.random.default_rng(0).uniform(-1.2, 1.2, true.shape)
-    offsets = np.broadcast_to(refinement.OFFSETS @ A.T, (len(true), *refinement.OFFSETS.shape))
     found, good = refinement._align(refinement._with_slopes(warped), start, offsets, patches)
     errors = np.linalg.norm(found - true, axis=1)[good]
     assert len(true) > 40

@@ -55,7 +55,6 @@ def adjust(
     options.refine_extra_params = refine_cameras
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.solver_options.num_threads = threads
-    options.ceres.solver_options.function_tolerance = 1e-5  # as in GLOMAP; less takes longer and changes no digit
     config = pycolmap.BundleAdjustmentConfig()
     for image in registered(model):
         config.add_image(image.image_id)
@@ -67,6 +66,8 @@ def adjust(
         if not len(errors):
             return
         options.ceres.loss_function_scale = max(2 * float(np.median(errors)), 0.01)
+        # 1e-5 as in GLOMAP; less takes longer and changes no digit. The first only has to come near.
+        options.ceres.solver_options.function_tolerance = 1e-3 if number == 0 else 1e-5
         if number == 1 and principal_points and refine_cameras:
             _free_principal_points(model, options, config, float(np.median(errors)))
         # What pycolmap.bundle_adjustment does, which logs at any level.
@@ -78,7 +79,7 @@ def adjust(
 
 def reprojection_errors(model: pycolmap.Reconstruction, image: pycolmap.Image) -> NDArray[np.float64]:
     """Return by how many pixels each observation of an image misses its point."""
-    seen = [point for point in image.points2D if point.has_point3D()]
+    seen = image.get_observation_points2D()
     if not seen:
         return np.zeros(0)
     points = np.array([model.points3D[point.point3D_id].xyz for point in seen])

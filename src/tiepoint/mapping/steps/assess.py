@@ -233,7 +233,7 @@ def _median_angle(model: pycolmap.Reconstruction) -> float:
 def _coverage(model: pycolmap.Reconstruction, image: pycolmap.Image) -> float:
     camera = model.cameras[image.camera_id]
     cell = max(camera.width, camera.height) / CELLS
-    seen = np.array([point.xy for point in image.points2D if point.has_point3D()]).reshape(-1, 2)
+    seen = np.array([point.xy for point in image.get_observation_points2D()]).reshape(-1, 2)
     cells = int(np.ceil(camera.width / cell)) * int(np.ceil(camera.height / cell))
     return len(np.unique((seen // cell).astype(int), axis=0)) / cells
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +35,8 @@ RATIO = 0.85
 PARTNERS = 20  # photographs that each is matched with, those it shares most points with
 LEAST_SHARED = 5  # points that such a pair has in the model
 LEAST_SINE = 0.02  # of the angle between a ray and the baseline; on the baseline nothing can be triangulated
-BLOCK = 256  # keypoints looked at together, neighbours around the baseline
+VIEWS = 64  # that are in memory, beside the cache of features
+BLOCK = 128  # keypoints looked at together, neighbours around the baseline
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +106,13 @@ def densify(
         graph.add_image(image.image_id, image.num_points2D())
     pairs = pairs_that_share_points(model)
     cache, overlays, found = FeatureCache(store), Overlays(store), 0
+
+    @lru_cache(maxsize=VIEWS)
+    def view(image_id: int) -> View:
+        return View.of(model, image_id, cache[image_id])
+
     for done, (a, b) in enumerate(pairs.tolist(), start=1):
-        matches = match_along_lines(View.of(model, a, cache[a]), View.of(model, b, cache[b]))
+        matches = match_along_lines(view(a), view(b))
         table = make_matches(cache[a], cache[b], matches, np.ones(len(matches), np.float32))
         matches = overlays.without(table, cache[a], cache[b]).indices
         if len(matches):
@@ -224,20 +231,21 @@ def _search(side: _Side, other: _Side, sign: int) -> tuple[NDArray[np.int64], Ma
     # A full turn is no distance: beyond the half-turn the other side goes on with its other end.
     turns = np.arange(-1, 2)[:, None] * 2 * np.pi
     around, place = (other.azimuth + turns).ravel(), np.tile(np.arange(len(other.rows)), 3)
-    for begin in range(0, len(side.rows), BLOCK):
-        some = slice(begin, begin + BLOCK)
-        azimuth, slack = side.azimuth[some, None], side.slack[some, None]
-        low, high = np.searchsorted(around, [(azimuth - slack).min(), (azimuth + slack).max()])
-        if low == high:
+    slack, polar, own_polar = other.slack[place], sign * other.polar[place], sign * side.polar
+    begins = np.arange(0, len(side.rows), BLOCK)
+    low = np.searchsorted(around, np.minimum.reduceat(side.azimuth - side.slack, begins))
+    high = np.searchsorted(around, np.maximum.reduceat(side.azimuth + side.slack, begins))
+    for begin, first, last in zip(begins, low, high, strict=True):
+        if first == last:
             continue
-        there = place[low:high]
-        near = np.abs(azimuth - around[low:high]) < np.minimum(slack, other.slack[there])
-        near &= sign * (other.polar[there] - side.polar[some, None]) > 0
-        similarity = side.vectors[some] @ other.vectors[torch.from_numpy(there)].T
-        similarity = torch.where(torch.from_numpy(near), similarity, -torch.inf)
-        values, columns = similarity.topk(min(2, similarity.shape[1]), dim=1)
+        some, those = slice(begin, begin + BLOCK), slice(first, last)
+        near = np.abs(side.azimuth[some, None] - around[those]) < np.minimum(side.slack[some, None], slack[those])
+        near &= polar[those] > own_polar[some, None]
+        similarity = side.vectors[some] @ other.vectors[place[those]].T
+        similarity.masked_fill_(torch.from_numpy(~near), -torch.inf)
+        values, columns = similarity.topk(min(2, last - first), dim=1)
         has, rows = np.isfinite(values[:, 0].numpy()), side.rows[some]
-        nearest[rows[has]] = other.rows[there[columns[:, 0].numpy()[has]]]
+        nearest[rows[has]] = other.rows[place[those][columns[:, 0].numpy()[has]]]
         best[rows] = values[:, 0].numpy()
         if values.shape[1] == 2:
             second[rows] = values[:, 1].numpy()

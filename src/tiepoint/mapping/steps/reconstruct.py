@@ -464,7 +464,7 @@ def _colour(model: pycolmap.Reconstruction, folder: Path, bands: Sequence[int] |
         except InputError as error:
             warnings.warn(f"no colours from this photograph: {error}", stacklevel=3)
             continue
-        seen = [point for point in image.points2D if point.has_point3D()]
+        seen = image.get_observation_points2D()
         # COLMAP counts from the corner of the image, so the whole part is the pixel.
         at = np.array([point.xy for point in seen]).reshape(-1, 2).astype(int).clip(0, np.subtract(view.size, 1))
         for point, rgb in zip(seen, view.pixels[at[:, 1], at[:, 0]], strict=True):

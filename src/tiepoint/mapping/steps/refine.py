@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 HALF = 6  # pixels from the middle of a patch to its edge
 BLUR = 0.7  # standard deviation in pixels, so that sampling between pixels does not alias
 STEPS = 8  # of Gauss and Newton; they converge in four or five
+STILL = 0.02  # pixels of a step after which a patch stays where it is
 FURTHEST = 4.0  # pixels that a keypoint may move
 LEAST_CORRELATION = 0.8  # of the patch with its reference
 LARGEST_AREA = 9.0  # of a patch in one image, compared with the other: beyond, one of them is a blur
@@ -42,9 +43,11 @@ Patches = NDArray[np.float32]
 
 _grid = np.arange(-HALF, HALF + 1, dtype=np.float64)
 OFFSETS: Matrix = np.stack(np.meshgrid(_grid, _grid), axis=-1).reshape(-1, 2)
-# The middle counts most: that is the keypoint, and the surface may bend beside it.
-WEIGHTS: Patches = np.exp(-(OFFSETS**2).sum(axis=1) / (2 * (0.6 * HALF) ** 2)).astype(np.float32)
-WEIGHTS /= WEIGHTS.sum()
+CORNERS = [0, 2 * HALF, -1 - 2 * HALF, -1]  # of the offsets
+# The middle counts most: that is the keypoint, and the surface may bend beside it. With these roots every weighted sum
+# over a patch is a dot product.
+ROOTS: Patches = np.exp(-(OFFSETS**2).sum(axis=1) / (4 * (0.6 * HALF) ** 2)).astype(np.float32)
+ROOTS /= np.linalg.norm(ROOTS)
 
 
 def refine_keypoints(
@@ -168,11 +171,13 @@ class _References:
         self.right[rows] = (on_plane((1, 0)) - on_plane((-1, 0))) / 2
         self.down[rows] = (on_plane((0, 1)) - on_plane((0, -1))) / 2
         for some in _chunks(len(rows)):
-            self.patches[rows[some]] = _normalise(_sample(picture, pixels[some, None] + OFFSETS)[0])[0]
+            offsets = np.broadcast_to(OFFSETS.astype(np.float32), (len(some), *OFFSETS.shape))
+            self.patches[rows[some]] = _normalise(_sample(picture, pixels[some], offsets)[0])[0]
 
     def align(self, model: pycolmap.Reconstruction, image: pycolmap.Image, picture: torch.Tensor) -> int:
         """Move the other observations in one image, see `_with_slopes`; return how many could be aligned."""
-        seen = [point for point in image.points2D if point.has_point3D()]
+        points = image.points2D  # get_observation_points2D gives copies
+        seen = [points[k] for k in image.get_observation_point2D_idxs()]
         rows = np.array([self.rows[point.point3D_id] for point in seen], np.int64)
         pixels = np.array([point.xy for point in seen]).reshape(-1, 2)
         posed, middle = PosedCamera.of(model, image), self.middle[rows]
@@ -185,7 +190,8 @@ class _References:
         moved = 0
         for some in _chunks(len(chosen)):
             part = chosen[some]
-            aligned, good = _align(picture, pixels[part], OFFSETS @ warps[part], self.patches[rows[part]])
+            offsets = (OFFSETS @ warps[part]).astype(np.float32)
+            aligned, good = _align(picture, pixels[part], offsets, self.patches[rows[part]])
             for number in np.flatnonzero(good):
                 seen[part[number]].xy = aligned[number]
             moved += int(good.sum())
@@ -193,7 +199,7 @@ class _References:
 
 
 def _align(
-    picture: torch.Tensor, pixels: Matrix, offsets: Matrix, patches: Patches
+    picture: torch.Tensor, pixels: Matrix, offsets: Patches, patches: Patches
 ) -> tuple[Matrix, NDArray[np.bool_]]:
     """Find the shift under which a picture looks like the patches, by Gauss and Newton.
 
@@ -206,7 +212,7 @@ def _align(
         From `_with_slopes`.
     pixels : array (N, 2)
         Where to begin.
-    offsets : array (N, P, 2)
+    offsets : float32 array (N, P, 2)
         Where the patches' pixels lie around it.
     patches : float32 array (N, P)
         Normalised.
@@ -217,43 +223,63 @@ def _align(
     good : bool array (N,)
         Whether it converged nearby, to something at least as similar as it was at first.
     """
-    place, step = pixels.copy(), np.zeros_like(pixels)
-    first = correlation = np.zeros(len(pixels), np.float32)
+    place = pixels.copy()
+    first, correlation = (np.full(len(pixels), np.nan, np.float32) for _ in range(2))
+    still = np.zeros(len(pixels), bool)
+    moving = np.arange(len(pixels))
     with np.errstate(all="ignore"):  # patches that leave the picture become nan, and are not good
         for number in range(STEPS):
-            values, x, y = _sample(picture, place[:, None] + offsets)
+            values, x, y = _sample(picture, place[moving], offsets[moving])
             seen, contrast = _normalise(values)
-            correlation = (WEIGHTS * seen * patches).sum(axis=1)
-            first = correlation if number == 0 else first
+            wanted = patches[moving]
+            correlation[moving] = _dot(seen, wanted)
+            if number == 0:
+                first[:] = correlation
             # Derivatives of the normalised patch: without the part that only changes its mean or contrast.
-            x, y = ((d - (WEIGHTS * d).sum(axis=1, keepdims=True)) / contrast for d in (x, y))
-            x, y = (d - (WEIGHTS * d * seen).sum(axis=1, keepdims=True) * seen for d in (x, y))
+            x, y = (_across(seen, _across(ROOTS, d * ROOTS)) / contrast for d in (x, y))
             xx, xy, yy, xr, yr = (
-                (WEIGHTS * a * b).sum(axis=1)
-                for a, b in ((x, x), (x, y), (y, y), (x, patches - seen), (y, patches - seen))
+                _dot(a, b)[:, None] for a, b in ((x, x), (x, y), (y, y), (x, wanted - seen), (y, wanted - seen))
             )
-            step = np.stack([yy * xr - xy * yr, xx * yr - xy * xr], axis=1) / (xx * yy - xy * xy)[:, None]
-            place = place + step.clip(-1, 1)
-        still = np.linalg.norm(step, axis=1) < 0.02
+            step = np.hstack([yy * xr - xy * yr, xx * yr - xy * xr]) / (xx * yy - xy * xy)
+            place[moving] += step.clip(-1, 1)
+            far = np.linalg.norm(step, axis=1) >= STILL
+            still[moving] = np.isfinite(step).all(axis=1) & ~far
+            moving = moving[far]
         near = np.linalg.norm(place - pixels, axis=1) < FURTHEST
     return place, still & near & (correlation > LEAST_CORRELATION) & (correlation >= first - 1e-4)
 
 
-def _sample(layers: torch.Tensor, pixels: Matrix) -> Patches:
-    """Return layers (C, H, W) at pixels (N, P, 2), counted from the corner as COLMAP does: (C, N, P), nan outside."""
+def _sample(layers: torch.Tensor, pixels: Matrix, offsets: Patches) -> Patches:
+    """Return layers (C, H, W) at offsets (N, P, 2) from pixels (N, 2), counted from the corner as COLMAP does.
+
+    Returns
+    -------
+    float32 array (C, N, P)
+        All of a patch is nan that leaves the picture.
+    """
     last = np.array([layers.shape[2] - 1, layers.shape[1] - 1])
     at = from_colmap(pixels)
-    inside = np.asarray(((at >= 0) & (at <= last)).all(axis=-1))
-    grid = np.where(inside[..., None], 2 * at / last - 1, 0).astype(np.float32)  # -1 and 1 are the outermost pixels
+    corners = at[:, None] + offsets[:, CORNERS]
+    grid = (2 * at / last - 1).astype(np.float32)[:, None] + offsets * (2 / last).astype(np.float32)
     values = F.grid_sample(layers[None], torch.from_numpy(grid[None]), align_corners=True)[0].numpy()
-    return np.where(inside, values, np.float32(np.nan))
+    values[:, ~((corners >= 0) & (corners <= last)).all(axis=(1, 2))] = np.nan
+    return values
 
 
 def _normalise(patches: Patches) -> tuple[Patches, Patches]:
-    """Return patches of weighted mean 0 and weighted norm 1, and the norms (N, 1) they had."""
-    patches = patches - (WEIGHTS * patches).sum(axis=1, keepdims=True)
-    contrast = np.maximum(np.sqrt((WEIGHTS * patches**2).sum(axis=1, keepdims=True)), np.float32(1e-3))
+    """Return patches times `ROOTS`, with weighted mean 0 and norm 1, and the norms (N, 1) that they had."""
+    patches = _across(ROOTS, patches * ROOTS)
+    contrast = np.sqrt(_dot(patches, patches))[:, None].clip(1e-3)
     return patches / contrast, contrast
+
+
+def _dot(a: Patches, b: Patches) -> Patches:
+    return np.asarray(np.einsum("np,np->n", a, b))
+
+
+def _across(unit: Patches, patches: Patches) -> Patches:
+    """Return the part of patches (N, P) that is orthogonal to unit vectors, one (P,) or one for each (N, P)."""
+    return patches - np.einsum("...p,...p->...", patches, unit)[:, None] * unit
 
 
 def _chunks(n: int) -> list[NDArray[np.int64]]:
