@@ -231,7 +231,7 @@ def match_on_ray(
     --------
     See `cluster`.
     """
-    run = MatchRun(store, pairs, matcher)
+    run = MatchRun(store, pairs, matcher, verify)
     workers = _Workers(matcher.device)
     if verify and run.already:
         verification.verify_into(store, run.matched_before, report=report)

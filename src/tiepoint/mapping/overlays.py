@@ -17,8 +17,8 @@ class Overlays:
 
     Parameters
     ----------
-    store : Store
-        Holds the features; a few images' are read.
+    store : Store, optional
+        Holds the features; a few images' are read. Without one, nothing is known of the collection.
 
     Attributes
     ----------
@@ -31,17 +31,20 @@ class Overlays:
         Features are damaged.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store | None = None) -> None:
+        self.places: dict[tuple[int, int], NDArray[np.float32]] = {}
+        if store is None:
+            return
         ids: dict[tuple[int, int], list[int]] = {}
         usable = store.has_features()
         for image in store.images():
             if image.image_id in usable:
                 ids.setdefault(image.size, []).append(image.image_id)
-        samples = {size: np.unique(np.linspace(0, len(some) - 1, SAMPLE, dtype=int)) for size, some in ids.items()}
-        found = {size: overlay_of([store.features(ids[size][n]) for n in sample]) for size, sample in samples.items()}
-        self.places: dict[tuple[int, int], NDArray[np.float32]] = {
-            size: places for size, places in found.items() if len(places)
-        }
+        for size, same_size in ids.items():
+            sample = np.unique(np.linspace(0, len(same_size) - 1, SAMPLE, dtype=int))
+            places = overlay_of([store.features(same_size[n]) for n in sample])
+            if len(places):
+                self.places[size] = places
 
     def without(self, matches: Matches, features0: Features, features1: Features) -> Matches:
         """Return the matches of a pair without those of an overlay, be it one of the collection or of this pair."""

@@ -26,7 +26,6 @@ LEAST_STILL = 5
 NEAR = 1 / 20  # of the longer side: what begins and ends so near to an overlay is taken for a part of it
 LEAST_MOVING = 15  # matches that prove that the camera moved, where nothing else does
 KEYPOINTS = 1024  # of an image, the best, that tell where a collection has overlays: 10 ms a pair
-LEAST_PAIRS = 3  # in which an overlay of a collection stands still at the same place; chance and horizons do not
 
 NONE_KNOWN = np.zeros((0, 2), np.float32)
 
@@ -113,7 +112,7 @@ def _without_part(matches: Matches, features0: Features, features1: Features, le
 
 
 def overlay_of(images: Sequence[Features]) -> NDArray[np.float32]:
-    """Return where images of one size have an overlay: where the same keypoints stand still in several pairs.
+    """Return where images of one size have an overlay: where the same keypoints stand still in half of the pairs.
 
     A pair alone shows an overlay by matches that stand still. Where a matcher finds none of those, but takes a letter
     for another one, only the other pairs tell.
@@ -148,7 +147,7 @@ def overlay_of(images: Sequence[Features]) -> NDArray[np.float32]:
     places, pair = np.concatenate(found), np.repeat(np.arange(len(found)), [len(one) for one in found])
     i, j = near_points(places, places, STILL)
     seen = np.unique(np.stack([i, pair[j]], axis=1), axis=0)[:, 0]
-    return np.unique(places[np.bincount(seen, minlength=len(places)) >= LEAST_PAIRS].round(), axis=0)
+    return np.unique(places[2 * np.bincount(seen, minlength=len(places)) >= len(found)].round(), axis=0)
 
 
 def _reach(features: Features) -> float:

@@ -129,7 +129,7 @@ def match_into(
             ids = [image.image_id for image in store.images()]
             match_into(store, pairs.exhaustive(ids), tiepoint.matchers.load("nearest", "sift"))
     """
-    run = MatchRun(store, pairs, matcher)
+    run = MatchRun(store, pairs, matcher, verify)
     if verify and run.already:
         verification.verify_into(store, run.matched_before, cache_bytes=cache_bytes, workers=workers, report=report)
     cache = FeatureCache(store, cache_bytes, most=most)
@@ -162,13 +162,15 @@ class MatchRun:
     store : Store
     pairs : ints (P, 2), or any iterable of two image ids
     matcher : Matcher
+    verify : bool
+        See `match_into`. If not, each pair is matched for itself, whatever else the store holds.
 
     Attributes
     ----------
     cameras : dict
         Image id -> camera, of all images of the store.
     overlays : Overlays
-        Of all images of the store.
+        Of the images of the store.
     ordered : int32 array (Q, 2)
         Each pair once, see `in_blocks`.
     todo : bool array (Q,)
@@ -184,7 +186,9 @@ class MatchRun:
         A pair names an image that the store does not have.
     """
 
-    def __init__(self, store: Store, pairs: ArrayLike | Iterable[tuple[int, int]], matcher: Matcher) -> None:
+    def __init__(
+        self, store: Store, pairs: ArrayLike | Iterable[tuple[int, int]], matcher: Matcher, verify: bool
+    ) -> None:
         self.begin = time.monotonic()
         self.cameras = {image.image_id: image.camera for image in store.images()}
         self.ordered = in_blocks(pairs)
@@ -198,7 +202,7 @@ class MatchRun:
         self.matched_before = self.ordered[usable & ~self.todo]
         self.already, self.total = len(self.matched_before), int(usable.sum())
         self.batch_size = BATCH.get(matcher.device.type, SMALL_BATCH)
-        self.overlays = Overlays(store)
+        self.overlays = Overlays(store if verify else None)
         self.layers: int | None = getattr(getattr(matcher, "config", None), "layers", None)
         self.matched = self.verified = self.unrelated = self.early = 0
 
