@@ -177,9 +177,9 @@ def test_overlay_rules(rng: np.random.Generator) -> None:
 def test_what_a_pair_hides_of_an_overlay_other_pairs_tell(rng: np.random.Generator) -> None:
     scene, clock = rng.uniform(0, 1, (300, 2)) * (420, 440), np.array([580.0, 440]) + rng.uniform(0, 30, (12, 2))
 
-    def frame(shift: float, size: tuple[int, int] = (640, 480)) -> Features:
+    def frame(shift: float) -> Features:
         points = torch.tensor(np.vstack([clock, scene + np.array([shift, shift / 4])]), dtype=torch.float32)
-        return Features(points, torch.ones(312), torch.eye(312), size, "sift")
+        return Features(points, torch.ones(312), torch.eye(312), (640, 480), "sift")
 
     film = [frame(20 * n) for n in range(5)]
     known = overlay_of(film)

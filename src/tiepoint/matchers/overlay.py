@@ -133,8 +133,8 @@ def overlay_of(images: Sequence[Features]) -> NDArray[np.float32]:
     >>> rng = np.random.default_rng(0)
     >>> scene, clock = rng.uniform(0, 420, (100, 2)), 600 + np.arange(10)[:, None] * np.ones(2)
     >>> points = [torch.tensor(np.vstack([scene + (20 * n, 5), clock]), dtype=torch.float32) for n in range(3)]
-    >>> films = [Features(x, torch.ones(110), torch.eye(110), (640, 640), "sift") for x in points]
-    >>> overlay_of(films)[:, 0].tolist()
+    >>> frames = [Features(x, torch.ones(110), torch.eye(110), (640, 640), "sift") for x in points]
+    >>> overlay_of(frames)[:, 0].tolist()
     [600.0, 601.0, 602.0, 603.0, 604.0, 605.0, 606.0, 607.0, 608.0, 609.0]
     """
     if len(images) < 3:

@@ -170,7 +170,7 @@ class MatchRun:
     cameras : dict
         Image id -> camera, of all images of the store.
     overlays : Overlays
-        Of the images of the store.
+        Of the images of the store; unknown where no pair is left to match.
     ordered : int32 array (Q, 2)
         Each pair once, see `in_blocks`.
     todo : bool array (Q,)
@@ -202,7 +202,7 @@ class MatchRun:
         self.matched_before = self.ordered[usable & ~self.todo]
         self.already, self.total = len(self.matched_before), int(usable.sum())
         self.batch_size = BATCH.get(matcher.device.type, SMALL_BATCH)
-        self.overlays = Overlays(store if verify else None)
+        self.overlays = Overlays(store if verify and self.todo.any() else None)
         self.layers: int | None = getattr(getattr(matcher, "config", None), "layers", None)
         self.matched = self.verified = self.unrelated = self.early = 0
 
