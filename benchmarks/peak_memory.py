@@ -1,4 +1,7 @@
-"""Peak memory of what people run: each command in a process of its own, and the most memory that this process held.
+"""Peak memory of what people run: each command in a process of its own.
+
+A command that starts processes counts with the largest of them. Linux counts what the parent held when it started a
+command as the command's, so nothing large is imported here before the last one has ended.
 
 ``python benchmarks/peak_memory.py``; two photographs of ``sacre_coeur`` and the eleven of ``sceaux``.
 """
@@ -9,7 +12,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +19,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mapping_quality import DATA
-from tiepoint.devices import environment
-
 HERE = Path(__file__).parent
+DATA = HERE.parents[1] / "shared" / "data"
 COLMAP = """
 import sys, pathlib
 sys.path.insert(0, sys.argv[1])
@@ -86,10 +86,10 @@ def main(
             table.add_row(name, f"{memory:.0f}", f"{seconds:.1f}")
             lines.append(f"| {name} | {memory:.0f} | {seconds:.1f} |")
     Console(width=100).print(table)
+    from tiepoint.devices import environment
+
     where = ", ".join(f"{key} {value}" for key, value in environment().items())
-    output.write_text(
-        "\n".join(lines) + f"\n\nTwo photographs, eleven in a map. {where}; {time.strftime('%Y-%m-%d')}.\n", "utf-8"
-    )
+    output.write_text("\n".join(lines) + f"\n\nTwo photographs, eleven in a map. {where}.\n", "utf-8")
 
 
 if __name__ == "__main__":
