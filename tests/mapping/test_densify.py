@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tiepoint.features import ExtractorOptions
 from tiepoint.geometry import fundamental_from_pose, relative_pose, symmetric_epipolar_error
 from tiepoint.mapping import NewImage, Store
 from tiepoint.mapping.plan import Plan
+from tiepoint.mapping.quality import PRESETS
 from tiepoint.mapping.steps import densify as second_pass
 from tiepoint.mapping.steps.densify import View, densify, match_along_lines, pairs_that_share_points
 from tiepoint.mapping.steps.reconstruct import Quality
@@ -143,7 +145,7 @@ def test_qualities_of_a_map(photographs: Path, tmp_path: Path, tiepoint: Any) ->
         assert ran.code == 0, ran.err
         assert f"quality {quality}: 5 photographs, 10 pairs" in ran.err
         assert "estimated" in ran.err and ", model " in ran.err
-        assert "where these leave a doubt" not in ran.err  # nearest neighbours match all keypoints at once
+        assert "where these leave a doubt" not in ran.err  # that is a network's
         assert f"ns-train splatfacto --data {tmp_path / quality}/undistorted" in ran.out.splitlines()[-1]
         reports[quality] = json.loads((tmp_path / quality / "report.json").read_text())
     fast, balanced, dense = (reports[quality]["models"][0] for quality in ("fast", "balanced", "dense"))
@@ -152,7 +154,8 @@ def test_qualities_of_a_map(photographs: Path, tmp_path: Path, tiepoint: Any) ->
     assert balanced["error"] < 1.15 * fast["error"] < 0.15  # weaker keypoints, but refined
     assert dense["error"] < 1.1 * balanced["error"]
     assert reports["balanced"]["plan"]["chosen"] == {
-        **{"max_keypoints": 10240, "long_side": 1600, "effort": "fast", "refine": True, "second_pass": True}
+        **{"max_keypoints": 10240, "long_side": 1600, "effort": "fast", "refine": True},
+        **{"first_pass": 4096, "second_pass": True},
     }
     ran = tiepoint("map", photographs, "-o", tmp_path / "few", *options[:-2], "-k", "200", "--no-refine", "--json")
     assert json.loads(ran.out)["plan"]["chosen"].keys() == {"long_side", "effort", "second_pass"}
@@ -181,6 +184,27 @@ def test_a_network_matches_the_best_keypoints_first(photographs: Path, tmp_path:
     assert again["models"][0]["points"] == pytest.approx(report["models"][0]["points"], rel=0.02)
 
 
+def test_nearest_neighbours_match_the_best_keypoints_first(
+    photographs: Path, tmp_path: Path, tiepoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second pass finds the others; without one, all are matched at once, also more than the quality chooses."""
+    for quality in ("fast", "balanced"):
+        few = replace(PRESETS[quality], nearest_first_pass=150 if quality == "balanced" else None, max_keypoints=200)
+        monkeypatch.setitem(PRESETS, quality, few)
+    highest = {}
+    for quality in ("fast", "balanced"):
+        options = ["-f", "sift", "-m", "nearest", "--focal", "260", "--workers", "0", "--quality", quality, "-k", "400"]
+        ran = tiepoint("map", photographs, "-o", tmp_path / quality, *options)
+        assert ran.code == 0 and ("first pass 150" in ran.err) == (quality == "balanced"), ran.err
+        with Store.open(tmp_path / quality / "database.db") as store:
+            pairs = [store.matches(a, b) for a, b in store.verified_pairs()]
+            highest[quality] = max(found.indices.max() for found in pairs if found is not None)
+    assert highest["balanced"] < 150 < 200 < highest["fast"]
+    model = pycolmap.Reconstruction(tmp_path / "balanced/sparse/0")
+    used = [track.point2D_idx for point in model.points3D.values() for track in point.track.elements]
+    assert max(used) >= 150
+
+
 def test_slow_exhaustive_pairs_are_named() -> None:
     """A plan of 100 photographs with 20 s a pair says what to use instead; one of 2 s a pair does not."""
     slow, quick = (Plan("balanced", {}, 100, 4950, 2000, (60.0, 4950 * each, 200.0)).lines() for each in (20.0, 0.1))
@@ -190,11 +214,12 @@ def test_slow_exhaustive_pairs_are_named() -> None:
 
 def test_options_of_the_extractor_are_those_of_the_quality() -> None:
     from tiepoint.errors import ArgumentError
-    from tiepoint.mapping.quality import PRESETS, preset_of
+    from tiepoint.mapping.quality import preset_of
 
     assert [one.max_keypoints for one in PRESETS.values()] == sorted(one.max_keypoints for one in PRESETS.values())
     for preset in PRESETS.values():
-        assert preset.first_pass <= preset.max_keypoints
+        if preset.second_pass:
+            assert preset.first_pass <= preset.nearest_first_pass <= preset.max_keypoints
         ExtractorOptions(max_keypoints=preset.max_keypoints, long_side=preset.long_side)
     with pytest.raises(ArgumentError, match="fast, balanced, dense"):
         preset_of("best")

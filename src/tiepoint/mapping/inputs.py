@@ -25,11 +25,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import features as extractors
 from .. import pipeline
 from ..errors import ArgumentError, InputError
 from ..io.files import check_output_folder, read_json
 from ..io.folders import mask_of
 from ..io.images import check_bands
+from ..names import split
 from .quality import preset_of
 from .store import FileFingerprints, Fingerprint, NewImage, Store
 
@@ -212,8 +214,7 @@ def settle(
         if have and features == "auto":  # a database that somebody brought along
             features = store.features(min(have), descriptors=False).extractor
         features, matcher, choice = pipeline.choose(features, asked.matcher)
-        # Nearest neighbours need no limit; features that somebody brought along may not be sorted.
-        first_pass = None if have or matcher == "nearest" else asked.first_pass
+        first_pass = None if have else _first_pass(asked, features, matcher)  # what was brought along may be unsorted
         settings = {**_extraction(asked), "features": features, "matcher": matcher, "first_pass": first_pass}
     else:
         other = [key for key, value in _extraction(asked).items() if value not in ("auto", begun.get(key))]
@@ -282,6 +283,16 @@ def check_inputs_survive(output: Path, source: Path, others: Sequence[Path]) -> 
 def _outputs(output: Path, source: Path) -> list[Path]:
     """Return what a map writes; key frames are no one's photographs only where they were made of this video."""
     return [output / name for name in (*OUTPUTS, *(("frames",) if source.is_file() else ()))]
+
+
+def _first_pass(asked: MapSettings, features: str, matcher: str) -> int | None:
+    """Return how many keypoints of each photograph are matched in the first pass, the best; None is all."""
+    if len(split(features, extractors.names())) > 1:
+        return None  # the keypoints of an ensemble stand one member after the other, so that the first are not the best
+    most = asked.preset.nearest_first_pass if matcher == "nearest" else asked.preset.first_pass
+    if most is None or asked.max_keypoints is None:
+        return most
+    return most if most < asked.max_keypoints else None
 
 
 def _extraction(asked: MapSettings) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..features import Extractor
 from ..io.folders import mask_of
 from ..matchers import Matcher
-from ..matchers.best_first import BEST
+from ..matchers.best_first import BEST, BestFirst
 from ..types import Features
 from .pairs.choose import SIMILAR, expected_pairs
 from .quality import Quality
@@ -58,8 +58,8 @@ class Plan:
     def lines(self) -> list[str]:
         """Return the plan in words, a line each."""
         words = {name: _word(value) for name, value in self.chosen.items()}
-        if "first_pass" in words and self.chosen["second_pass"]:
-            words["first_pass"] = f"{BEST}, {words['first_pass']} where these leave a doubt"
+        if "best_first" in words:
+            words["first_pass"] = f"{words.pop('best_first')}, {words['first_pass']} where these leave a doubt"
         chosen = ", ".join(f"{name.replace('_', ' ')} {word}" for name, word in words.items())
         what = f"{self.photographs} photographs, {'' if self.fewer_pairs else 'up to '}{self.pairs} pairs"
         lines = [f"quality {self.quality}: {what}{'; ' if chosen else ''}{chosen}"]
@@ -118,8 +118,10 @@ def make_plan(
             one, pair, keypoints = seconds_of_one(extract, matcher, first_pass)
             at_once = 1 if extractor.is_network else min(asked.workers or cores(), count // IMAGES_PER_PROCESS)
             seconds = one * count / max(1, at_once), pair * pairs, MODEL * keypoints * count
-    chosen = asked.chosen if first_pass is None else {**asked.chosen, "first_pass": first_pass}
-    chosen = {**chosen, "second_pass": asked.preset.second_pass}
+    chosen = dict(asked.chosen)
+    if first_pass is not None:
+        chosen |= {"first_pass": first_pass} | ({"best_first": BEST} if isinstance(matcher, BestFirst) else {})
+    chosen["second_pass"] = asked.preset.second_pass
     return Plan(asked.quality, chosen, count, pairs, min(pairs, count * SIMILAR) if all_pairs else 0, seconds)
 
 

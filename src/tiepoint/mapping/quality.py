@@ -1,6 +1,6 @@
 """``tiepoint map --quality``: what each quality stands for.
 
-A network matches the best keypoints of each photograph, which tells what shows the same place, and gives poses. All
+The best keypoints of each photograph are matched first, which tells what shows the same place, and gives poses. All
 other keypoints then cost little: they are matched along epipolar lines (`tiepoint.mapping.steps.densify`).
 """
 
@@ -18,7 +18,7 @@ QUALITIES: tuple[Quality, ...] = get_args(Quality)
 
 @dataclass(frozen=True)
 class Preset:
-    """What a quality chooses; the fields but the last two are options of a map, which win if they are given.
+    """What a quality chooses; the first four fields are options of a map, which win if they are given.
 
     Attributes
     ----------
@@ -28,19 +28,22 @@ class Preset:
         For pairs that one pass does not solve.
     refine : bool
         Align the keypoints of each point to a fraction of a pixel.
-    first_pass : int
-        Keypoints that a network matches, the best; without a network all are matched. With a second pass these are only
-        for pairs about which the best 512 leave a doubt (`tiepoint.matchers.best_first`).
-    second_pass : bool
-        Match all keypoints along epipolar lines.
+    first_pass, nearest_first_pass : int or None
+        Keypoints that a network, and nearest neighbours, match: the best of each photograph. A network gets only the
+        best 512 of pairs that these leave no doubt about (`tiepoint.matchers.best_first`). None is all.
     """
 
     max_keypoints: int
     long_side: int
     effort: Effort
     refine: bool
-    first_pass: int
-    second_pass: bool
+    first_pass: int | None
+    nearest_first_pass: int | None
+
+    @property
+    def second_pass(self) -> bool:
+        """Whether all keypoints are then matched along epipolar lines."""
+        return self.first_pass is not None
 
     def options(self) -> dict[str, Any]:
         """Return the options of a map that it chooses."""
@@ -48,9 +51,10 @@ class Preset:
 
 
 PRESETS: dict[Quality, Preset] = {
-    "fast": Preset(1024, 1024, effort="fast", refine=False, first_pass=1024, second_pass=False),
-    "balanced": Preset(10240, 1600, effort="fast", refine=True, first_pass=1536, second_pass=True),
-    "dense": Preset(32768, 3200, effort="auto", refine=True, first_pass=2048, second_pass=True),
+    "fast": Preset(1024, 1024, effort="fast", refine=False, first_pass=None, nearest_first_pass=None),
+    # With 3,072 for nearest neighbours lund, a walk along a street, falls apart.
+    "balanced": Preset(10240, 1600, effort="fast", refine=True, first_pass=1536, nearest_first_pass=4096),
+    "dense": Preset(32768, 3200, effort="auto", refine=True, first_pass=2048, nearest_first_pass=8192),
 }
 
 

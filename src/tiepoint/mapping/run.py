@@ -290,7 +290,7 @@ def map_photographs(
         with log.lap("plan"):
             names = [image.name for image in photos.images]
             most = settings["first_pass"]
-            first = pairer if most is None or not asked.preset.second_pass else BestFirst(pairer)
+            first = pairer if most is None or settings["matcher"] == "nearest" else BestFirst(pairer)
             plan = make_plan(store, asked, photos.folder, names, photos.video is not None, extractor, first, most)
             report(Progress("planning", 1, 1, note="\n".join(plan.lines())))
         with log.lap("features"):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .. import effort as ladder
@@ -38,8 +37,6 @@ class MapSettings:
         What the quality stands for.
     chosen : dict
         The arguments that it filled in.
-    first_pass : int or None
-        Keypoints of each photograph that a network matches; None is all.
     """
 
     photographs: Path
@@ -74,23 +71,18 @@ class MapSettings:
     seed: int
     preset: Preset
     chosen: dict[str, Any]
-    first_pass: int | None
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> MapSettings:
         """Take the arguments of `map_photographs`, with paths, bands and "no limit" in one form."""
         preset = preset_of(arguments["quality"])
         options = preset.options()
-        first_pass: int | None = preset.first_pass
-        if len(names.split(arguments["features"], extractors.names())) > 1:
-            # The keypoints of an ensemble stand one member after the other, so that the first are not the best.
-            options["max_keypoints"], first_pass = preset.first_pass, None
+        if len(names.split(arguments["features"], extractors.names())) > 1:  # an ensemble matches all in one pass
+            options["max_keypoints"] = preset.first_pass or preset.max_keypoints
         chosen = {name: value for name, value in options.items() if arguments[name] is None}
         values = {one.name: arguments[one.name] for one in fields(cls) if one.name in arguments} | chosen
         values |= {name: values[name] or None for name in ("max_keypoints", "long_side")}
-        if first_pass is not None and first_pass >= (values["max_keypoints"] or np.inf):
-            first_pass = None
-        values |= {"preset": preset, "chosen": chosen, "first_pass": first_pass}
+        values |= {"preset": preset, "chosen": chosen}
         values |= {"photographs": Path(values["photographs"]), "output": Path(values["output"])}
         values |= {"bands": check_bands(values["bands"])}
         return cls(**{**values, "masks": None if values["masks"] is None else Path(values["masks"])})
