@@ -88,12 +88,12 @@ def make_plan(
     matcher: Matcher,
     first_pass: int | None,
 ) -> Plan:
-    """Make the plan of a map; where nothing was done yet, measure on two photographs how long it takes.
+    """Make the plan of a map; where nothing was done yet, extract two photographs to see how long it takes.
 
     Parameters
     ----------
     store : Store
-        Nothing was done yet if it holds no features.
+        Holds the photographs. Nothing was done yet if it holds no features; it then gets those of the two.
     asked : MapSettings
     folder : path
         Of the photographs.
@@ -109,10 +109,14 @@ def make_plan(
     pairs, all_pairs = expected_pairs(asked.pairs, count, is_video)
     seconds = None
     if not store.has_features():
+        images = {image.name: image for image in store.images()}
 
         def extract(number: int) -> Features:
-            name = names[number * (count - 1) // 2]  # the first, and one from the middle
-            return extractor(folder / name, mask_of(asked.masks, name))
+            image = images[names[number * count // 2]]  # the first, and one from the middle
+            features = extractor(folder / image.name, mask_of(asked.masks, image.name))
+            if features.image_size == image.size:  # else it has changed since it was registered
+                store.write_features([(image.image_id, features)])
+            return features
 
         with suppress(InputError):  # such a photograph is named when its turn comes
             one, pair, keypoints = seconds_of_one(extract, matcher, first_pass)

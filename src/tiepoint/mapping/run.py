@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -289,12 +289,15 @@ def map_photographs(
             _follow_photographs(store, asked, photos, settings["own_cameras"], log)
         with log.lap("plan"):
             names = [image.name for image in photos.images]
-            most = settings["first_pass"]
+            most, had = settings["first_pass"], len(store.has_features())
             first = pairer if most is None or settings["matcher"] == "nearest" else BestFirst(pairer)
             plan = make_plan(store, asked, photos.folder, names, photos.video is not None, extractor, first, most)
             report(Progress("planning", 1, 1, note="\n".join(plan.lines())))
         with log.lap("features"):
             extraction = extract(store, photos.folder, extractor, masks=asked.masks, report=report)
+            # The plan extracted two of them.
+            extracted = extraction.extracted + extraction.already - had
+            extraction = replace(extraction, extracted=extracted, already=had)
         with log.lap("matches"):
             chosen = choose_pairs(store, photos.folder, pairs, photos.video is not None, report)
             match_pairs = partial(match, store, matcher=first, most=most, report=report)

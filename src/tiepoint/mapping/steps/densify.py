@@ -160,16 +160,15 @@ def match_along_lines(view0: View, view1: View) -> NDArray[np.int64]:
     if length == 0 or not len(view0.rays) or not len(view1.rays):
         return np.zeros((0, 2), np.int64)
     sides = _Side.of(view0, axis / length), _Side.of(view1, axis / length)
-    nearest0, best0, second0 = _search(sides[0], sides[1], 1)
-    nearest1, _, second1 = _search(sides[1], sides[0], -1)
-    rows = np.flatnonzero(nearest0 >= 0)
-    rows = rows[nearest1[nearest0[rows]] == rows]
-    columns = nearest0[rows]
-    nearest, rival = (
-        distances(torch.from_numpy(similarity), view0.features).numpy()
-        for similarity in (best0[rows], np.maximum(second0[rows], second1[columns]))
-    )
-    return np.stack([rows, columns], axis=1)[nearest < RATIO * rival]
+    best0, best1 = _search(*sides)
+    mutual = best1.candidate[best0.candidate] == torch.arange(len(best0.candidate))
+    rows = torch.nonzero(mutual & best0.similarity[0].isfinite())[:, 0]
+    columns = best0.candidate[rows]
+    rivals = torch.maximum(best0.similarity[1, rows], best1.similarity[1, columns])
+    nearest, rival = (distances(similarity, view0.features) for similarity in (best0.similarity[0, rows], rivals))
+    kept = (nearest < RATIO * rival).numpy()
+    found = np.stack([sides[0].rows[rows.numpy()[kept]], sides[1].rows[columns.numpy()[kept]]], axis=1)
+    return found[np.argsort(found[:, 0])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +184,6 @@ class _Side:
     polar : array (U,)
         Angle between the ray and the baseline.
     vectors : tensor (U, D)
-    count : int
-        Of all keypoints of the view.
     """
 
     rows: NDArray[np.int64]
@@ -194,7 +191,6 @@ class _Side:
     slack: Matrix
     polar: Matrix
     vectors: torch.Tensor
-    count: int
 
     @classmethod
     def of(cls, view: View, axis: Matrix) -> _Side:
@@ -210,28 +206,49 @@ class _Side:
         rows = rows[np.argsort(azimuth[rows], kind="stable")]
         vectors = as_vectors(view.features)[torch.from_numpy(rows)]
         slack = BAND / (view.focal * sine[rows])
-        return cls(rows, azimuth[rows], slack, np.arctan2(sine, along)[rows], vectors, len(view.rays))
+        return cls(rows, azimuth[rows], slack, np.arctan2(sine, along)[rows], vectors)
 
 
-def _search(side: _Side, other: _Side, sign: int) -> tuple[NDArray[np.int64], Matrix, Matrix]:
-    """Find for each keypoint of one side its two most similar candidates of the other.
+@dataclass(frozen=True, eq=False)
+class _Best:
+    """The most similar candidates of each keypoint of a side.
 
-    ``sign`` is 1 if the baseline leads from ``side`` to ``other``: rays that meet in front of both cameras then enclose
-    a larger angle with it at the other end.
-
-    Returns
-    -------
-    nearest : int64 array (N,)
-        Row of the other's keypoint, -1 without candidates.
-    best, second : arrays (N,)
-        Similarities of the nearest two, see `as_vectors`; -inf where there is none.
+    Attributes
+    ----------
+    candidate : int64 tensor (U,)
+        The most similar keypoint of the other side, by its place there.
+    similarity : tensor (2, U)
+        Of the best two, see `as_vectors`; -inf where there is none.
     """
-    nearest = np.full(side.count, -1)
-    best, second = (np.full(side.count, -np.inf) for _ in range(2))
+
+    candidate: torch.Tensor
+    similarity: torch.Tensor
+
+    @classmethod
+    def none(cls, count: int) -> _Best:
+        return cls(torch.zeros(count, dtype=torch.int64), torch.full((2, count), -torch.inf))
+
+    def add(self, keypoints: torch.Tensor, candidates: torch.Tensor, similarity: torch.Tensor) -> None:
+        """Compare K keypoints with C more candidates; ``similarity`` is (K, C), -inf for a pair that is none."""
+        values, columns = similarity.topk(min(2, len(candidates)), dim=1)
+        known = self.similarity[:, keypoints]
+        self.candidate[keypoints] = torch.where(
+            values[:, 0] > known[0], candidates[columns[:, 0]], self.candidate[keypoints]
+        )
+        self.similarity[:, keypoints] = torch.cat([known, values.T]).topk(2, dim=0).values
+
+
+def _search(side: _Side, other: _Side) -> tuple[_Best, _Best]:
+    """Find for each keypoint of two views its two most similar candidates of the other.
+
+    The baseline leads from ``side`` to ``other``: rays that meet in front of both cameras enclose a larger angle with
+    it at the other end.
+    """
+    best, others = _Best.none(len(side.rows)), _Best.none(len(other.rows))
     # A full turn is no distance: beyond the half-turn the other side goes on with its other end.
     turns = np.arange(-1, 2)[:, None] * 2 * np.pi
     around, place = (other.azimuth + turns).ravel(), np.tile(np.arange(len(other.rows)), 3)
-    slack, polar, own_polar = other.slack[place], sign * other.polar[place], sign * side.polar
+    slack, polar = other.slack[place], other.polar[place]
     begins = np.arange(0, len(side.rows), BLOCK)
     low = np.searchsorted(around, np.minimum.reduceat(side.azimuth - side.slack, begins))
     high = np.searchsorted(around, np.maximum.reduceat(side.azimuth + side.slack, begins))
@@ -240,13 +257,10 @@ def _search(side: _Side, other: _Side, sign: int) -> tuple[NDArray[np.int64], Ma
             continue
         some, those = slice(begin, begin + BLOCK), slice(first, last)
         near = np.abs(side.azimuth[some, None] - around[those]) < np.minimum(side.slack[some, None], slack[those])
-        near &= polar[those] > own_polar[some, None]
-        similarity = side.vectors[some] @ other.vectors[place[those]].T
+        near &= polar[those] > side.polar[some, None]
+        keypoints, candidates = torch.arange(len(side.rows))[some], torch.from_numpy(place[those])
+        similarity = side.vectors[some] @ other.vectors[candidates].T
         similarity.masked_fill_(torch.from_numpy(~near), -torch.inf)
-        values, columns = similarity.topk(min(2, last - first), dim=1)
-        has, rows = np.isfinite(values[:, 0].numpy()), side.rows[some]
-        nearest[rows[has]] = other.rows[place[those][columns[:, 0].numpy()[has]]]
-        best[rows] = values[:, 0].numpy()
-        if values.shape[1] == 2:
-            second[rows] = values[:, 1].numpy()
-    return nearest, best, second
+        best.add(keypoints, candidates, similarity)
+        others.add(candidates, keypoints, similarity.T)
+    return best, others
