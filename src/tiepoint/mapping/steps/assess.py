@@ -184,22 +184,23 @@ def _explained_by_rotation(
     x0: NDArray[np.float64], x1: NDArray[np.float64], camera0: pycolmap.Camera, camera1: pycolmap.Camera
 ) -> float:
     """Return the largest share of matches that one rotation, with some focal length, explains."""
-    best = 0.0
-    for factor in FOCAL_FACTORS if not (camera0.is_spherical() or camera1.is_spherical()) else (1.0,):
-        rays0, rays1 = _rays(camera0, x0, factor), _rays(camera1, x1, factor)
-        good = np.isfinite(rays0).all(axis=1) & np.isfinite(rays1).all(axis=1)
-        if good.sum() < 3:
-            continue
-        rays0, rays1 = rays0[good], rays1[good]
-        limit = np.mean([_pixel_angle(camera, factor) for camera in (camera0, camera1)]) * TURNED_PIXELS
-        weights = np.ones(len(rays0))
-        for _ in range(5):  # Wahba's problem by Kabsch's solution, with the weights of Cauchy's loss
-            U, _, Vt = np.linalg.svd((rays1 * weights[:, None]).T @ rays0)
-            R = U @ np.diag([1, 1, np.sign(np.linalg.det(U @ Vt))]) @ Vt
-            errors = np.linalg.norm(rays0 @ R.T - rays1, axis=1)
-            weights = 1 / (1 + (errors / limit) ** 2)
-        best = max(best, float((errors < limit).sum() / len(x0)))
-    return best
+    factors = FOCAL_FACTORS if not (camera0.is_spherical() or camera1.is_spherical()) else (1.0,)
+    rays0, rays1 = (  # (factors, N, 3)
+        np.stack([_rays(camera, pixels, factor) for factor in factors])
+        for camera, pixels in ((camera0, x0), (camera1, x1))
+    )
+    angles = [[_pixel_angle(camera, factor) for camera in (camera0, camera1)] for factor in factors]
+    limits = np.mean(angles, axis=1, keepdims=True) * TURNED_PIXELS
+    good = np.isfinite(rays0).all(axis=2) & np.isfinite(rays1).all(axis=2)
+    rays0[~good] = rays1[~good] = 0
+    weights = good.astype(float)
+    for _ in range(5):  # Wahba's problem by Kabsch's solution, with the weights of Cauchy's loss
+        U, _, Vt = np.linalg.svd((rays1 * weights[..., None]).swapaxes(1, 2) @ rays0)
+        U[..., 2] *= np.sign(np.linalg.det(U @ Vt))[:, None]
+        errors = np.linalg.norm(rays0 @ (U @ Vt).swapaxes(1, 2) - rays1, axis=2)
+        weights = good / (1 + (errors / limits) ** 2)
+    explained = (good & (errors < limits)).sum(axis=1)
+    return float(explained[good.sum(axis=1) >= 3].max(initial=0) / len(x0))
 
 
 def _rays(camera: pycolmap.Camera, pixels: NDArray[np.float64], factor: float) -> NDArray[np.float64]:

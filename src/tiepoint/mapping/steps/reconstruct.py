@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import ArgumentError, InputError
 from ...geometry.colmap import import_pycolmap
@@ -457,7 +456,7 @@ class _Collection:
 
 def _colour(model: pycolmap.Reconstruction, folder: Path, bands: Sequence[int] | None) -> None:
     """Give each point the mean colour of the pixels that observe it."""
-    sums: dict[int, NDArray[np.float64]] = {}
+    ids, colours = [np.zeros(0, np.int64)], [np.zeros((0, 3), np.uint8)]
     for image in registered(model):
         try:
             view = read_image(folder / image.name, bands=bands)
@@ -467,11 +466,13 @@ def _colour(model: pycolmap.Reconstruction, folder: Path, bands: Sequence[int] |
         seen = image.get_observation_points2D()
         # COLMAP counts from the corner of the image, so the whole part is the pixel.
         at = np.array([point.xy for point in seen]).reshape(-1, 2).astype(int).clip(0, np.subtract(view.size, 1))
-        for point, rgb in zip(seen, view.pixels[at[:, 1], at[:, 0]], strict=True):
-            total = sums.setdefault(point.point3D_id, np.zeros(4))
-            total += (*rgb, 1)
-    for point_id, total in sums.items():
-        model.points3D[point_id].color = np.rint(total[:3] / total[3]).astype(np.uint8)
+        ids.append(np.array([point.point3D_id for point in seen], np.int64))
+        colours.append(view.pixels[at[:, 1], at[:, 0]])
+    points, rows = np.unique(np.concatenate(ids), return_inverse=True)
+    sums = [np.bincount(rows, band, len(points)) for band in np.concatenate(colours).T]
+    means = np.rint(np.stack(sums, axis=1) / np.bincount(rows, minlength=len(points))[:, None]).astype(np.uint8)
+    for point, colour in zip(points.tolist(), means, strict=True):
+        model.points3D[point].color = colour
 
 
 @contextmanager
