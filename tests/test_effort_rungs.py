@@ -169,6 +169,22 @@ def test_zoom_does_not_apply_where_all_is_common(texture: NDArray[np.uint8]) -> 
     assert effort.zoom(nothing) is nothing
 
 
+def test_one_plane_does_not_replace_a_scene() -> None:
+    """A second pass, which follows one wall, finds more matches there and none on the other."""
+    full = begin(view(0.0), view(0.7))
+    errors = [
+        reprojection_error(wall_homography(z, 0.7), full.matches.points0, full.matches.points1) for z in (4.0, 2.6)
+    ]
+    far, near = errors[0] < errors[1], errors[1] < errors[0]
+    more = ladder.Found(full.matches[near], evidence=1e4)
+    rung = ladder._rung("one wall", stronger="replace", weaker="drop")(lambda _: [more])
+    scene, plane = thinned(full, 80), replace(full, matches=full.matches[far], sources=np.zeros(far.sum(), np.int64))
+    assert ladder.is_scene(scene) and not ladder.is_scene(plane)
+    joined, replaced = rung(scene), rung(plane)
+    assert joined.attempts[0].kept > 10 and len(joined.matches) >= near.sum() and ladder.is_scene(joined)
+    assert replaced.attempts[0].kept == 0 and len(replaced.matches) == near.sum()
+
+
 def test_a_crop_shows_the_points_and_some_more() -> None:
     points = np.random.default_rng(0).uniform([100, 50], [200, 80], (200, 2))
     warp, size = cropped((640, 480), points, 640)

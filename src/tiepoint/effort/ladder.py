@@ -119,7 +119,8 @@ def _rung(name: str, stronger: Merge, weaker: Merge) -> Callable[[Callable[[Stat
 
     What it found replaces the earlier matches, joins them or is dropped: ``stronger`` if its evidence is at least that
     of the state, else ``weaker``. A try that sees no overlap does not join others that do: it would add chance
-    agreements.
+    agreements. A try that sees one plane does not replace matches of a scene, but joins them: a plane alone hardly
+    gives a pose.
     """
 
     def decorate(find: Callable[[State], Sequence[Found]]) -> Rung:
@@ -134,7 +135,10 @@ def _rung(name: str, stronger: Merge, weaker: Merge) -> Callable[[Callable[[Stat
             how = stronger if evidence >= state.evidence else weaker
             if how == "join" and state.matches.overlaps and all(part.matches.overlaps is False for part in found):
                 how = "drop"
-            return merge(state, name, found, begin, how)
+            after = merge(state, name, found, begin, how)
+            if how == "replace" and is_scene(state) and not is_scene(after):
+                return merge(state, name, found, begin, "join")
+            return after
 
         return rung
 
