@@ -85,6 +85,25 @@ def test_the_camera_may_move_ahead() -> None:
     assert (true_errors(poses[0], poses[1], p0, p1) < 2).mean() > 0.9
 
 
+def test_keypoints_without_a_line(features: list[Features]) -> None:
+    """Of rays along the baseline, or of a lens that has none, nothing is matched; of one keypoint, that one."""
+    model = model_of(features, POSES)
+    views = [View.of(model, i + 1, features[i]) for i in (0, 1)]
+    axis = views[1].centre - views[0].centre
+    on_the_baseline = np.broadcast_to(axis / np.linalg.norm(axis), views[0].rays.shape)
+    for rays in (on_the_baseline, np.full_like(views[0].rays, np.nan)):
+        nowhere = replace(views[0], rays=rays)
+        assert match_along_lines(nowhere, views[1]).shape == match_along_lines(views[1], nowhere).shape == (0, 2)
+        assert match_along_lines(nowhere, replace(nowhere, centre=views[1].centre)).shape == (0, 2)
+    row, column = match_along_lines(*views)[7].tolist()
+    only = [
+        View(view.centre, view.rays[[i]], view.focal, view.features.select(torch.tensor([i])))
+        for view, i in zip(views, (row, column), strict=True)
+    ]
+    assert match_along_lines(only[0], only[1]).tolist() == match_along_lines(only[1], only[0]).tolist() == [[0, 0]]
+    assert [column] in match_along_lines(only[0], views[1])[:, 1:].tolist()
+
+
 def test_binary_descriptors(features: list[Features]) -> None:
     room, orb = Room(), tp.features.load("orb", max_keypoints=1000)
     both = [orb(room.photograph(pose)) for pose in POSES[:2]]

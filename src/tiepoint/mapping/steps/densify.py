@@ -161,8 +161,8 @@ def match_along_lines(view0: View, view1: View) -> NDArray[np.int64]:
         return np.zeros((0, 2), np.int64)
     sides = _Side.of(view0, axis / length), _Side.of(view1, axis / length)
     best0, best1 = _search(*sides)
-    mutual = best1.candidate[best0.candidate] == torch.arange(len(best0.candidate))
-    rows = torch.nonzero(mutual & best0.similarity[0].isfinite())[:, 0]
+    rows = torch.nonzero(best0.similarity[0].isfinite())[:, 0]
+    rows = rows[best1.candidate[best0.candidate[rows]] == rows]
     columns = best0.candidate[rows]
     rivals = torch.maximum(best0.similarity[1, rows], best1.similarity[1, columns])
     nearest, rival = (distances(similarity, view0.features) for similarity in (best0.similarity[0, rows], rivals))
