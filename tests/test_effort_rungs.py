@@ -176,13 +176,19 @@ def test_one_plane_does_not_replace_a_scene() -> None:
         reprojection_error(wall_homography(z, 0.7), full.matches.points0, full.matches.points1) for z in (4.0, 2.6)
     ]
     far, near = errors[0] < errors[1], errors[1] < errors[0]
-    more = ladder.Found(full.matches[near], evidence=1e4)
-    rung = ladder._rung("one wall", stronger="replace", weaker="drop")(lambda _: [more])
+    more, far_more = (
+        [ladder.Found(full.matches[near], evidence=times * full.evidence)] for times in (2, 2 * ladder.FLATTER)
+    )
+    rung, strong = (
+        ladder._rung("one wall", stronger="replace", weaker="drop")(lambda _, found=found: found)
+        for found in (more, far_more)
+    )
     scene, plane = thinned(full, 80), replace(full, matches=full.matches[far], sources=np.zeros(far.sum(), np.int64))
     assert ladder.is_scene(scene) and not ladder.is_scene(plane)
-    joined, replaced = rung(scene), rung(plane)
+    joined = rung(scene)
     assert joined.attempts[0].kept > 10 and len(joined.matches) >= near.sum() and ladder.is_scene(joined)
-    assert replaced.attempts[0].kept == 0 and len(replaced.matches) == near.sum()
+    for replaced in (rung(plane), strong(scene)):
+        assert replaced.attempts[0].kept == 0 and len(replaced.matches) == near.sum()
 
 
 def test_a_crop_shows_the_points_and_some_more() -> None:
