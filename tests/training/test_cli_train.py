@@ -308,17 +308,13 @@ def test_a_run_without_weights_or_with_a_damaged_checkpoint(
 
 def test_a_full_disk_is_an_error_of_ours(tiepoint, images: Path, tmp_path: Path) -> None:
     """No file may grow beyond 1 MB: pairs fit, the checkpoint does not."""
-    import resource
-
-    argv = ["train", "matcher", "--images", images, "-o", tmp_path / "run", "--workers", "0"]
+    argv = ["train", "matcher", "--images", str(images), "-o", str(tmp_path / "run"), "--workers", "0"]
     assert tiepoint(*argv, "--dry-run").code == 0  # the photographs are decoded
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
-    try:
-        ran = tiepoint(*argv)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert ran.code == 3 and "checkpoint.pt: cannot be written: File too large" in ran.err, ran.err
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+    script = limit + SCRIPT.format(tests=str(Path(__file__).parent), argv=argv, distinct=2).replace("100_000", "2")
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 3 and "checkpoint.pt: cannot be written: File too large" in ran.stderr, ran.stderr
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 
 
@@ -394,8 +390,7 @@ def test_training_goes_on_from_given_weights(tiepoint, images: Path, finished: P
         )
         still = replace(MINIATURE, fit=fit, model=model)
         patch.setitem(presets.MATCHER_PRESETS, "tiny", still)
-        start = ("--start", weights_file, "--workers", 0)
-        ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "on", *start)
+        ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "on", "--start", weights_file)
     assert ran.code == 0, ran.err
     (before, was), (after, became) = map(weights.load, (weights_file, tmp_path / "on" / "weights.safetensors"))
     assert before.keys() == after.keys() and was["match_threshold"] == became["match_threshold"] != 0.7
@@ -405,7 +400,7 @@ def test_training_goes_on_from_given_weights(tiepoint, images: Path, finished: P
     with pytest.MonkeyPatch.context() as patch:
         wider = replace(MINIATURE, model=LightGlueConfig(dim=96, heads=2, layers=2))
         patch.setitem(presets.MATCHER_PRESETS, "tiny", wider)
-        ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "wider", *start)
+        ran = tiepoint("train", "matcher", "--images", images, "-o", tmp_path / "wider", "--start", weights_file)
     assert ran.code == 2 and "dim is 64 there, 96 here" in ran.err
 
 

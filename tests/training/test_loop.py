@@ -162,9 +162,8 @@ def test_stopped_on_request_and_resumed_equals_never_stopped(tmp_path: Path) -> 
         fit(LightGlueObjective(make_net()), fresh, FIT, parts, {}, stop=stop)
     assert torch.load(parts / "checkpoint.pt", weights_only=True)["step"] == 7
     fit(LightGlueObjective(make_net(nearest=False)), fresh, FIT, parts, {})
-    expected, found = state_of(whole), state_of(parts)
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
+    for name, tensor in state_of(whole).items():
+        assert torch.equal(tensor, state_of(parts)[name]), name
     finals = [weights.load(folder / "weights.safetensors")[0] for folder in (whole, parts)]
     assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
     assert fit(LightGlueObjective(make_net()), fresh, FIT, parts, {}) == {}, "a finished run stays as it is"
@@ -233,9 +232,8 @@ def test_killed_and_resumed_equals_never_killed(tmp_path: Path) -> None:
     (tmp_path / "killed" / "metrics.jsonl").open("a").write('{"step": 4, "los')  # killed while writing
     fit(LightGlueObjective(make_net()), fresh, FIT, tmp_path / "killed", {})
     fit(LightGlueObjective(make_net()), fresh, FIT, tmp_path / "whole", {})
-    expected, found = state_of(tmp_path / "whole"), state_of(tmp_path / "killed")
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
+    for name, tensor in state_of(tmp_path / "whole").items():
+        assert torch.equal(tensor, state_of(tmp_path / "killed")[name]), name
     rows = [
         [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
         for folder in ("whole", "killed")

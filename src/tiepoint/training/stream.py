@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.util import Finalize
 from typing import TypeVar
 
 import torch
@@ -63,13 +61,7 @@ class _Items(Dataset["T | TiepointError"]):
 
 
 def _start_worker(_: int) -> None:
-    """Use one core for each worker, and leave Ctrl-C and a cluster's SIGTERM to the process that trains.
-
-    A worker that is stopped may still be sending a result. Python ends the thread that sends it inside torch's C++
-    code, which aborts the process. So the worker leaves without taking the interpreter down, after all else that
-    multiprocessing does at its end (negative priorities run last).
-    """
-    Finalize(None, os._exit, args=(0,), exitpriority=-100)
+    """Use one core for each worker, and leave Ctrl-C and a cluster's SIGTERM to the process that trains."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

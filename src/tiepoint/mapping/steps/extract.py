@@ -71,7 +71,7 @@ def extract_into(
         Folder of masks, as COLMAP has them: black in ``masks/a/b.jpg.png`` means "no keypoints here". An image without
         a mask file is used whole.
     workers : int, optional
-        Processes for handcrafted extractors, 0 for none; by default one for each core, fewer or none for few images.
+        Processes for handcrafted extractors, 0 for none; by default one for each core, fewer for a few images.
         Networks use their device, and this many threads to decode photographs. The features do not depend on it.
     report : callable
         Gets a `Progress` after each image.
@@ -100,8 +100,6 @@ def extract_into(
     run = ExtractionRun(store, folder, extractor, report)
     if workers is None:
         workers = cores() if extractor.is_network else min(cores(), len(run.todo) // IMAGES_PER_PROCESS)
-        if workers == 1:  # alone it would do what this process can, and import torch first
-            workers = 0
     masks = None if masks is None else Path(masks)
     with Commits(store.write_features) as commits:
         for image, outcome in _outcomes(extractor, run.todo, run.folder, masks, workers):
