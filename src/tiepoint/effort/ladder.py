@@ -42,8 +42,8 @@ LATER = 3.0
 # the error of graf's homographies (evidence 16 to 210); those of kodak (205 to 306) get better by 0.01 to 0.05 pixels.
 EASY, SOLVED = 300.0, 60.0
 HOMOGRAPHY_THRESHOLD = 6.0  # working pixels: loose, because a scene is seldom a plane
-# Evidence of a plane, relative to that of a scene found before, that replaces it: the scene was chance. Six pairs of
-# 7scenes have up to 3 where both are right; a tilted texture of the tests has 14 where the scene is chance.
+# A plane with this many times the evidence of a scene replaces it, because such a scene is made of chance agreements.
+# Where both are right (six pairs of 7scenes) the plane has at most 3 times; beside a chance scene of the tests, 14.
 FLATTER = 5.0
 CLOSER = 1.25  # a zoom that enlarges neither photograph by as much is not worth its cost
 COARSE_SIDE, COARSE_KEYPOINTS = 512, 256  # of the views that only vote
